@@ -1,0 +1,1 @@
+"""The daemon of one node: tracks its volumes, backs them up and restores them."""

@@ -1,0 +1,1 @@
+"""The service of one cluster, and the command line that speaks to it."""

@@ -1,0 +1,1 @@
+"""The protocol between the processes, and the code generated from it."""

@@ -1,0 +1,1 @@
+"""Packages of the protocol, one folder per version."""
