@@ -1,0 +1,52 @@
+"""The checkout itself: its package names, its lock, and what its CI requires."""
+
+import re
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+LOCK = (CHECKOUT / "requirements.lock").read_text()
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+
+# Kinds of tests that need a server the CI machine may lack.
+MAY_SKIP = {"integration"}
+
+
+@pytest.mark.parametrize("package", ["agent", "coordinator", "proto", "repository"])
+def test_no_other_distribution_owns_our_package(package: str) -> None:
+    owners = packages_distributions().get(package, [])
+
+    assert set(owners) <= {"tidemark-backup"}
+
+
+def test_packages_in_the_wheel_are_the_ones_the_contracts_cover() -> None:
+    shipped = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+
+    assert shipped == PROJECT["tool"]["importlinter"]["root_packages"]
+
+
+def test_lock_names_no_address() -> None:
+    assert not re.search(r"://|--(extra-)?index-url|--find-links|--trusted-host", LOCK)
+
+
+def test_lock_pins_every_package_with_a_hash() -> None:
+    pinned = re.split(r"\n(?=\S)", re.sub(r"^ *#.*\n", "", LOCK, flags=re.MULTILINE).strip())
+
+    unhashed = [entry for entry in pinned if "==" not in entry or "--hash=sha256:" not in entry]
+
+    assert pinned
+    assert not unhashed
+
+
+def test_ci_requires_every_kind_of_test_there_is() -> None:
+    required = re.search(r"REQUIRE_TESTS=([\w,-]+)", (CHECKOUT / ".ci/run").read_text())
+    kinds = {
+        path.relative_to(CHECKOUT / "tests").parts[0]
+        for path in (CHECKOUT / "tests").glob("*/**/test_*.py")
+    }
+
+    assert required
+    assert set(required[1].split(",")) == kinds - MAY_SKIP
