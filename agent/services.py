@@ -1,0 +1,219 @@
+"""What a task is given to work with: types only, so that backup and restore know no gRPC.
+
+session.py and upload.py fulfil `CoordinatorClient`; daemon.py puts the bundle together. Nothing
+here does anything.
+"""
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+from typing_extensions import Buffer
+
+from agent.state import State
+from repository.errors import TidemarkError
+from repository.keys import SigningKey
+
+
+class Phase(enum.IntEnum):
+    """How a task ended, in the protocol's numbers."""
+
+    COMPLETED = 3
+    PARTIALLY_FAILED = 4
+    FAILED = 5
+    CANCELED = 6
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """A directory tree or a file that the agent protects."""
+
+    volume_id: bytes
+    name: str
+    path: bytes
+    source: str = "path"
+
+
+class PathProblem(msgspec.Struct, frozen=True):
+    """One path, relative to the volume or target, and what is the matter with it."""
+
+    path: bytes
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class BackupTask:
+    """One backup of one volume."""
+
+    task_id: str
+    job_id: str
+    volume: Volume
+    excludes: frozenset[tuple[int, int]] = frozenset()
+    """Device and inode of directories that are never read as volume data."""
+
+
+@dataclass(frozen=True)
+class RestoreTask:
+    """One restore of one snapshot to one target."""
+
+    task_id: str
+    job_id: str
+    snapshot_id: str
+    target: bytes
+    """Absolute, to be opened beneath one of the agent's restore roots."""
+    paths: Sequence[bytes] = ()
+    """What to restore of the snapshot; nothing named means everything."""
+
+
+@dataclass
+class BackupStatistics:
+    """What a backup did, in the words of the command line; it is filled while the backup runs.
+
+    Times, phase and identities are the coordinator's to say.
+    """
+
+    files_new: int = 0
+    files_changed: int = 0
+    files_removed: int = 0
+    files_unmodified: int = 0
+    total_files_processed: int = 0
+    total_bytes_processed: int = 0
+    bytes_read: int = 0
+    data_added: int = 0
+    data_added_packed: int = 0
+    fuzzy_files: int = 0
+    warnings: list[PathProblem] = field(default_factory=list)
+    errors: list[PathProblem] = field(default_factory=list)
+    errors_total: int = 0
+
+
+@dataclass
+class RestoreStatistics:
+    """What a restore did; it is filled while the restore runs."""
+
+    files_restored: int = 0
+    bytes_restored: int = 0
+    bytes_written: int = 0
+    bytes_fetched: int = 0
+    warnings: list[PathProblem] = field(default_factory=list)
+    errors: list[PathProblem] = field(default_factory=list)
+    errors_total: int = 0
+
+
+@dataclass(frozen=True)
+class Session:
+    """The right to write one snapshot of one volume."""
+
+    session_id: bytes
+    fencing_token: int
+    writer_keys: bytes
+    """repository.layout.WriterKeys, encoded."""
+    head_root: bytes
+    """The volume's last committed root object; empty before the first."""
+    head_sequence: int
+    lease_seconds: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The coordinator's answer to a commit."""
+
+    snapshot_id: str
+    sequence: int
+    phase: Phase
+    root: bytes
+    """The countersigned root object."""
+
+
+@dataclass(frozen=True)
+class BackupOutcome:
+    """How a backup ended. Without `committed` there is no snapshot, and `error` says why."""
+
+    statistics: BackupStatistics
+    committed: Committed | None = None
+    error: TidemarkError | None = None
+
+
+@dataclass(frozen=True)
+class RestoreOutcome:
+    """How a restore ended."""
+
+    statistics: RestoreStatistics
+    phase: Phase
+    error: TidemarkError | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a task has come. Totals are None while unknown."""
+
+    activity: str
+    files_done: int = 0
+    files_total: int | None = None
+    bytes_done: int = 0
+    bytes_total: int | None = None
+
+
+class Clock(Protocol):
+    """Time, as an argument."""
+
+    def now_ns(self) -> int:
+        """Return wall-clock nanoseconds since 1970: a label, never compared."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that only ever grow."""
+        ...
+
+
+class CoordinatorClient(Protocol):
+    """What a task asks of the coordinator.
+
+    Every call has a deadline and is cancellable. Errors: CoordinatorError where the coordinator
+    refused, UnreachableError (retryable) where it could not be asked. Calls are tried again
+    inside, for as long as the session's lease may live, so a lost connection need not end a task.
+    """
+
+    async def open_session(self, task_id: str, sealed_data_key: bytes) -> Session:
+        """Begin the right to write. Asked twice for a task, the first session is fenced."""
+        ...
+
+    async def upload_pack(
+        self, session: Session, name: str, buffers: Sequence[Buffer], size_bytes: int
+    ) -> None:
+        """Store a pack: the buffers joined. Returns once it is durable and was checked.
+
+        Idempotent: the same name with the same content may be sent again. At most two are in
+        flight at once, over all tasks; more callers wait. The buffers must not change meanwhile.
+        """
+        ...
+
+    async def commit(
+        self,
+        session: Session,
+        signed_root: bytes,
+        refs: Iterable[bytes],
+        statistics: BackupStatistics,
+    ) -> Committed:
+        """Make the snapshot. Idempotent for a session; `refs` is iterated once per attempt."""
+        ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """All that a task may use."""
+
+    node_id: bytes
+    signing_key: SigningKey
+    state: State
+    coordinator: CoordinatorClient
+    workers: Executor
+    """Small thread pool for batches of hashing, compressing, sealing, reading, writing."""
+    clock: Clock
+    progress: Callable[[Progress], None]
+    """Cheap; may be called often and from any thread. Only the newest is sent, now and then."""
+    log: Callable[[str, str], None]
+    """(level, message) for the job's own log: "info", "warning" or "error"."""

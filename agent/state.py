@@ -1,0 +1,377 @@
+"""What an agent keeps between backups: one SQLite database below its state directory.
+
+Per volume it holds the head (the newest countersigned root and where its manifest begins), the
+nodes of that manifest, and how often each frame is referenced from it. For all volumes together it
+holds where the chunks lie that this node has stored. All of it can be lost: that costs a re-read of
+the volumes, never a re-upload and never a snapshot. So it must never be trusted beyond what the
+coordinator confirms at commit.
+
+Exactly one connection writes, in a thread of its own. Every other thread that reads gets a
+connection of its own, which cannot write. Methods that change something are coroutines and return
+once the change is done; methods that read block for microseconds and may be called anywhere.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Self, TypeVar, cast
+
+import apsw
+
+from agent.errors import StateError
+
+_T = TypeVar("_T")
+
+# Raised with every change of the tables below: an older database is begun anew, not migrated,
+# since a re-read is all that its loss costs.
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE volumes (
+    volume    INTEGER PRIMARY KEY,
+    volume_id BLOB NOT NULL UNIQUE,
+    root      BLOB NOT NULL,
+    sequence  INTEGER NOT NULL,
+    manifest  BLOB NOT NULL
+) STRICT;
+CREATE TABLE nodes (
+    node    INTEGER PRIMARY KEY,      -- in the order of insertion, which is nearly that of keys
+    volume  INTEGER NOT NULL,
+    node_id BLOB NOT NULL,
+    data    BLOB NOT NULL,
+    UNIQUE (volume, node_id)
+) STRICT;
+CREATE TABLE packs (
+    pack  INTEGER PRIMARY KEY,
+    nonce BLOB NOT NULL UNIQUE
+) STRICT;
+CREATE TABLE chunks (
+    chunk_id BLOB PRIMARY KEY,
+    pack     INTEGER NOT NULL,
+    frame    INTEGER NOT NULL,
+    number   INTEGER NOT NULL,
+    length   INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE frames (
+    volume     INTEGER NOT NULL,
+    pack       INTEGER NOT NULL,
+    frame      INTEGER NOT NULL,
+    refs       INTEGER NOT NULL,
+    live_bytes INTEGER NOT NULL,
+    PRIMARY KEY (volume, pack, frame)
+) STRICT, WITHOUT ROWID;
+"""
+# Page cache of one connection. Half a dozen threads read; together they stay below 32 MiB.
+_CACHE_KIB = 4096
+# A reader waits so long for the writer's checkpoint before it gives up.
+_BUSY_MILLISECONDS = 10_000
+
+
+class Head(NamedTuple):
+    """The last committed snapshot of a volume."""
+
+    root: bytes
+    """The countersigned root object, as the coordinator answered it."""
+    sequence: int
+    manifest: bytes
+    """The encoded pointer to the manifest's root node."""
+
+
+class Location(NamedTuple):
+    """Where a chunk lies: a frame's constant identity, and the chunk's number in that frame."""
+
+    pack_nonce: bytes
+    frame: int
+    number: int
+    length: int
+
+
+class FrameCount(NamedTuple):
+    """How many extents of a volume's manifest point into a frame, and for how many bytes."""
+
+    refs: int
+    live_bytes: int
+
+
+class FrameChange(NamedTuple):
+    """The new count of a frame. Without references it is forgotten."""
+
+    pack_nonce: bytes
+    frame: int
+    refs: int
+    live_bytes: int
+
+
+class State:
+    """The database. Open it once; it may be used from every thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._readers: list[apsw.Connection] = []
+        self._readers_lock = threading.Lock()
+        self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="state-writer")
+        self._writer = self._writer_thread.submit(_open_writer, path).result()
+
+    def __enter__(self) -> Self:
+        """Return itself; leaving closes."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Finish what is being written, and close every connection."""
+        self._writer_thread.submit(self._writer.close).result()
+        self._writer_thread.shutdown()
+        with self._readers_lock:
+            for reader in self._readers:
+                reader.close()
+            self._readers.clear()
+
+    # Reading.
+
+    def head(self, volume_id: bytes) -> Head | None:
+        """Return the last committed head of a volume, or None if none is known here."""
+        query = "SELECT root, sequence, manifest FROM volumes WHERE volume_id = ?"
+        for row in self._rows(query, (volume_id,)):
+            return Head(*cast("tuple[bytes, int, bytes]", row))
+        return None
+
+    def load_node(self, volume_id: bytes, node_id: bytes) -> bytes | None:
+        """Return a manifest node of a volume's head, or None."""
+        return self.load_nodes(volume_id, (node_id,)).get(node_id)
+
+    def load_nodes(self, volume_id: bytes, node_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return those of the nodes that are here."""
+        query = (
+            "SELECT node_id, data FROM nodes WHERE node_id IN carray(?)"
+            " AND volume = (SELECT volume FROM volumes WHERE volume_id = ?)"
+        )
+        rows = self._rows(query, (apsw.carray(tuple(node_ids)), volume_id)) if node_ids else ()
+        return dict(cast("Iterable[tuple[bytes, bytes]]", rows))
+
+    def known(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
+        """Return the places of those chunks that this node has stored. Best in large batches."""
+        if not chunk_ids:
+            return {}
+        query = (
+            "SELECT chunk_id, nonce, frame, number, length FROM chunks JOIN packs USING (pack)"
+            " WHERE chunk_id IN carray(?)"
+        )
+        rows = cast(
+            "Iterable[tuple[bytes, bytes, int, int, int]]",
+            self._rows(query, (apsw.carray(tuple(chunk_ids)),)),
+        )
+        return {row[0]: Location(*row[1:]) for row in rows}
+
+    def frame_counts(
+        self, volume_id: bytes, frames: Iterable[tuple[bytes, int]]
+    ) -> dict[tuple[bytes, int], FrameCount]:
+        """Return the counts of those (pack nonce, frame) that the volume's head refers to."""
+        query = (
+            "SELECT refs, live_bytes FROM frames"
+            " WHERE volume = (SELECT volume FROM volumes WHERE volume_id = ?)"
+            " AND pack = (SELECT pack FROM packs WHERE nonce = ?) AND frame = ?"
+        )
+        counts = {}
+        for nonce, frame in frames:
+            for row in self._rows(query, (volume_id, nonce, frame)):
+                counts[nonce, frame] = FrameCount(*cast("tuple[int, int]", row))
+        return counts
+
+    def all_frames(self, volume_id: bytes) -> Iterator[FrameChange]:
+        """Yield every frame that the volume's head refers to, with its count."""
+        query = (
+            "SELECT nonce, frame, refs, live_bytes FROM frames JOIN packs USING (pack)"
+            " WHERE volume = (SELECT volume FROM volumes WHERE volume_id = ?)"
+        )
+        for row in self._rows(query, (volume_id,)):
+            yield FrameChange(*cast("tuple[bytes, int, int, int]", row))
+
+    # Writing.
+
+    async def remember_chunks(self, rows: Iterable[tuple[bytes, Location]]) -> None:
+        """Record where chunks lie. Call it once the coordinator has acknowledged their pack.
+
+        The newest place of a chunk wins. May be lost in a power failure, which costs an upload.
+        """
+        # Neighbours in the tree are written together: many times faster for a large batch.
+        chunks = sorted(rows)
+
+        def write(db: apsw.Connection) -> None:
+            packs = _pack_numbers(db, {location.pack_nonce for _, location in chunks})
+            db.executemany(
+                "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?)",
+                ((id_, packs[at.pack_nonce], *at[1:]) for id_, at in chunks),
+            )
+
+        await self._write(write, durable=False)
+
+    async def forget_packs(self, pack_nonces: Iterable[bytes]) -> None:
+        """Forget the chunks of packs that the coordinator no longer has."""
+        nonces = [(nonce,) for nonce in pack_nonces]
+
+        def write(db: apsw.Connection) -> None:
+            db.executemany(
+                "DELETE FROM chunks WHERE pack = (SELECT pack FROM packs WHERE nonce = ?)", nonces
+            )
+
+        await self._write(write, durable=True)
+
+    async def commit(
+        self,
+        volume_id: bytes,
+        head: Head,
+        new_nodes: Mapping[bytes, bytes],
+        removed_node_ids: Iterable[bytes],
+        frame_changes: Iterable[FrameChange],
+        *,
+        replace: bool = False,
+    ) -> None:
+        """Make a snapshot the volume's head, durably and in one transaction.
+
+        The manifest becomes what it was, less the removed nodes, plus the new ones; likewise the
+        counts. With `replace` nothing of what it was remains, as after a backup that began anew.
+        """
+        removed = list(removed_node_ids)
+        changes = list(frame_changes)
+
+        def write(db: apsw.Connection) -> None:
+            volume = _volume_number(db, volume_id, head)
+            if replace:
+                db.execute("DELETE FROM nodes WHERE volume = ?", (volume,))
+                db.execute("DELETE FROM frames WHERE volume = ?", (volume,))
+            db.executemany(
+                "DELETE FROM nodes WHERE volume = ? AND node_id = ?",
+                ((volume, node_id) for node_id in removed),
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO nodes (volume, node_id, data) VALUES (?, ?, ?)",
+                ((volume, node_id, data) for node_id, data in new_nodes.items()),
+            )
+            _change_frames(db, volume, changes)
+
+        await self._write(write, durable=True)
+
+    async def forget_volume(self, volume_id: bytes) -> None:
+        """Forget a volume's head, manifest and counts. Its chunks stay known."""
+
+        def write(db: apsw.Connection) -> None:
+            for table in ("nodes", "frames", "volumes"):
+                db.execute(
+                    f"DELETE FROM {table}"  # noqa: S608 - a name from the line above
+                    " WHERE volume = (SELECT volume FROM volumes WHERE volume_id = ?)",
+                    (volume_id,),
+                )
+
+        await self._write(write, durable=True)
+
+    # Connections.
+
+    async def _write(self, change: Callable[[apsw.Connection], None], *, durable: bool) -> None:
+        def run() -> None:
+            with _translated(self._path):
+                # FULL waits for the disk at every commit; in WAL mode NORMAL cannot corrupt.
+                self._writer.pragma("synchronous", "FULL" if durable else "NORMAL")
+                with self._writer:
+                    change(self._writer)
+
+        await asyncio.wrap_future(self._writer_thread.submit(run))
+
+    def _rows(self, query: str, bindings: tuple[object, ...]) -> Iterable[object]:
+        reader: apsw.Connection | None = getattr(self._local, "reader", None)
+        with _translated(self._path):
+            if reader is None:
+                reader = _open_reader(self._path)
+                self._local.reader = reader
+                with self._readers_lock:
+                    self._readers.append(reader)
+            return list(reader.execute(query, cast("apsw.Bindings", bindings)))
+
+
+def _open_writer(path: Path) -> apsw.Connection:
+    """Open the database for writing; begin anew where it is damaged or of another version."""
+    with _translated(path), contextlib.suppress(apsw.CorruptError, apsw.NotADBError):
+        db = _connect(path)
+        version = db.pragma("user_version")
+        if version == _SCHEMA_VERSION:
+            return db
+        db.close()
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    with _translated(path):
+        db = _connect(path)
+        with db:
+            db.execute(_SCHEMA)
+            db.pragma("user_version", _SCHEMA_VERSION)
+        return db
+
+
+def _connect(path: Path) -> apsw.Connection:
+    db = apsw.Connection(str(path))
+    db.set_busy_timeout(_BUSY_MILLISECONDS)
+    db.pragma("journal_mode", "wal")
+    db.pragma("cache_size", -_CACHE_KIB)
+    return db
+
+
+def _open_reader(path: Path) -> apsw.Connection:
+    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    db.set_busy_timeout(_BUSY_MILLISECONDS)
+    db.pragma("query_only", 1)
+    db.pragma("cache_size", -_CACHE_KIB)
+    return db
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except apsw.FullError as error:
+        raise StateError(
+            f"no space left for the agent's state in {path.parent}",
+            hint="free some space on that filesystem; nothing that was stored is lost",
+        ) from error
+    except apsw.Error as error:
+        raise StateError(
+            f"the agent's database {path} is unusable: {error}",
+            hint="stop the agent and remove the file: volumes are read again, nothing is lost",
+        ) from error
+
+
+def _volume_number(db: apsw.Connection, volume_id: bytes, head: Head) -> int:
+    return cast(
+        "int",
+        db.execute(
+            "INSERT INTO volumes (volume_id, root, sequence, manifest) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (volume_id) DO UPDATE SET root = excluded.root,"
+            " sequence = excluded.sequence, manifest = excluded.manifest RETURNING volume",
+            (volume_id, head.root, head.sequence, head.manifest),
+        ).get,
+    )
+
+
+def _pack_numbers(db: apsw.Connection, nonces: Iterable[bytes]) -> dict[bytes, int]:
+    numbers = {}
+    for nonce in nonces:
+        db.execute("INSERT OR IGNORE INTO packs (nonce) VALUES (?)", (nonce,))
+        numbers[nonce] = cast(
+            "int", db.execute("SELECT pack FROM packs WHERE nonce = ?", (nonce,)).get
+        )
+    return numbers
+
+
+def _change_frames(db: apsw.Connection, volume: int, changes: Sequence[FrameChange]) -> None:
+    packs = _pack_numbers(db, {change.pack_nonce for change in changes})
+    db.executemany(
+        "INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)",
+        ((volume, packs[c.pack_nonce], c.frame, c.refs, c.live_bytes) for c in changes if c.refs),
+    )
+    db.executemany(
+        "DELETE FROM frames WHERE volume = ? AND pack = ? AND frame = ?",
+        ((volume, packs[c.pack_nonce], c.frame) for c in changes if not c.refs),
+    )

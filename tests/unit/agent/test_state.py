@@ -1,0 +1,150 @@
+import os
+from pathlib import Path
+
+import apsw
+import pytest
+
+from agent.errors import StateError
+from agent.state import FrameChange, FrameCount, Head, Location, State
+
+VOLUME = b"v" * 16
+OTHER = b"o" * 16
+HEAD = Head(b"root", 7, b"pointer")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.db"
+
+
+def test_a_new_state_knows_nothing(path: Path) -> None:
+    with State(path) as state:
+        assert state.head(VOLUME) is None
+        assert state.load_node(VOLUME, b"n" * 32) is None
+        assert state.known([b"c" * 32]) == {}
+        assert state.known([]) == {}
+
+
+@pytest.mark.asyncio
+async def test_a_commit_is_still_there_after_a_start(path: Path) -> None:
+    with State(path) as state:
+        await state.commit(VOLUME, HEAD, {b"a": b"A", b"b": b"B"}, [], [])
+
+    with State(path) as state:
+        assert state.head(VOLUME) == HEAD
+        assert state.load_nodes(VOLUME, [b"a", b"b", b"c"]) == {b"a": b"A", b"b": b"B"}
+
+
+@pytest.mark.asyncio
+async def test_a_commit_edits_the_manifest_of_its_volume_only(path: Path) -> None:
+    with State(path) as state:
+        await state.commit(VOLUME, HEAD, {b"a": b"A", b"b": b"B"}, [], [])
+        await state.commit(OTHER, HEAD, {b"a": b"A"}, [], [])
+
+        await state.commit(VOLUME, Head(b"next", 8, b"p"), {b"c": b"C"}, [b"a"], [])
+
+        assert state.head(VOLUME) == Head(b"next", 8, b"p")
+        assert state.load_nodes(VOLUME, [b"a", b"b", b"c"]) == {b"b": b"B", b"c": b"C"}
+        assert state.load_node(OTHER, b"a") == b"A"
+
+
+@pytest.mark.asyncio
+async def test_a_commit_that_replaces_leaves_nothing_of_what_was(path: Path) -> None:
+    with State(path) as state:
+        await state.commit(VOLUME, HEAD, {b"a": b"A"}, [], [FrameChange(b"p", 0, 1, 10)])
+
+        await state.commit(VOLUME, HEAD, {b"b": b"B"}, [], [], replace=True)
+
+        assert state.load_node(VOLUME, b"a") is None
+        assert list(state.all_frames(VOLUME)) == []
+
+
+@pytest.mark.asyncio
+async def test_frames_are_counted_per_volume_and_forgotten_at_zero(path: Path) -> None:
+    changes = [FrameChange(b"p", 0, 2, 20), FrameChange(b"q", 1, 1, 10)]
+    with State(path) as state:
+        await state.commit(VOLUME, HEAD, {}, [], changes)
+        await state.commit(OTHER, HEAD, {}, [], [FrameChange(b"p", 0, 5, 50)])
+
+        await state.commit(VOLUME, HEAD, {}, [], [FrameChange(b"q", 1, 0, 0)])
+
+        asked = [(b"p", 0), (b"q", 1), (b"unknown", 0)]
+        assert state.frame_counts(VOLUME, asked) == {(b"p", 0): FrameCount(2, 20)}
+        assert state.frame_counts(OTHER, asked) == {(b"p", 0): FrameCount(5, 50)}
+
+
+@pytest.mark.asyncio
+async def test_chunks_are_known_until_their_pack_is_forgotten(path: Path) -> None:
+    ids = [os.urandom(32) for _ in range(1000)]
+    rows = [(id_, Location(b"pq"[n % 2 :][:1], n, 0, 5)) for n, id_ in enumerate(ids)]
+    with State(path) as state:
+        await state.remember_chunks(rows)
+        assert state.known([*ids, b"x" * 32]) == dict(rows)
+
+        await state.forget_packs([b"p"])
+
+        assert state.known(ids) == dict(rows[1::2])
+
+
+@pytest.mark.asyncio
+async def test_the_newest_place_of_a_chunk_wins(path: Path) -> None:
+    with State(path) as state:
+        await state.remember_chunks([(b"c", Location(b"p", 0, 0, 5))])
+        await state.remember_chunks([(b"c", Location(b"q", 1, 2, 5))])
+
+        assert state.known([b"c"]) == {b"c": Location(b"q", 1, 2, 5)}
+
+
+@pytest.mark.asyncio
+async def test_a_forgotten_volume_is_gone_but_its_chunks_stay(path: Path) -> None:
+    with State(path) as state:
+        await state.remember_chunks([(b"c", Location(b"p", 0, 0, 5))])
+        await state.commit(VOLUME, HEAD, {b"a": b"A"}, [], [])
+
+        await state.forget_volume(VOLUME)
+
+        assert state.head(VOLUME) is None
+        assert state.load_node(VOLUME, b"a") is None
+        assert state.known([b"c"])
+
+
+@pytest.mark.parametrize(
+    "content", [b"no database at all" * 100, b"SQLite format 3\0" + b"x" * 999]
+)
+def test_a_damaged_database_is_begun_anew(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+    with State(path) as state:
+        assert state.head(VOLUME) is None
+
+
+def test_a_database_of_another_version_is_begun_anew(path: Path) -> None:
+    with apsw.Connection(str(path)) as other:
+        other.execute("CREATE TABLE volumes (something)")
+        other.pragma("user_version", 99)
+    other.close()
+
+    with State(path) as state:
+        assert state.head(VOLUME) is None
+
+
+@pytest.mark.asyncio
+async def test_a_failed_commit_changes_nothing(path: Path) -> None:
+    with State(path) as state:
+        await state.commit(VOLUME, HEAD, {b"a": b"A"}, [], [])
+
+        with pytest.raises(StateError, match="unusable"):
+            await state.commit(
+                VOLUME,
+                Head(b"next", 8, b"p"),
+                {b"b": None},
+                [],
+                [],  # type: ignore[dict-item]
+            )
+
+        assert state.head(VOLUME) == HEAD
+
+
+def test_a_state_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="unusable"):
+        State(tmp_path / "absent" / "state.db")
