@@ -40,9 +40,11 @@ $(STAMP): requirements.lock pyproject.toml
 	fi
 	@awk '/^[^ #]/ {wanted = /^uv==/} wanted' requirements.lock > $(VENV)/uv.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock || { \
-		echo "note: uv could not install the packages; trying pip" >&2; \
-		$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock; \
+	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --require-hashes \
+			-r requirements.lock || { \
+		echo "note: uv could not install the packages; pip tries, which takes about a minute" >&2; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+			-r requirements.lock; \
 	}
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -50,8 +52,8 @@ $(STAMP): requirements.lock pyproject.toml
 
 .PHONY: lock
 lock: $(STAMP) ## rewrite requirements.lock from pyproject.toml (UPGRADE=--upgrade for newer versions)
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		$(UPGRADE) --group dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 \
+		--generate-hashes --no-header $(UPGRADE) --group dev pyproject.toml -o requirements.lock
 
 # Writes the code made from $(PROTOS) below the directory $(1).
 define generate
