@@ -22,6 +22,8 @@ from typing import NamedTuple, Self, TypeVar, cast
 import apsw
 
 from agent.errors import StateError
+from repository.frames import Location
+from repository.ids import PackNonce
 
 _T = TypeVar("_T")
 
@@ -77,15 +79,6 @@ class Head(NamedTuple):
     sequence: int
     manifest: bytes
     """The encoded pointer to the manifest's root node."""
-
-
-class Location(NamedTuple):
-    """Where a chunk lies: a frame's constant identity, and the chunk's number in that frame."""
-
-    pack_nonce: bytes
-    frame: int
-    number: int
-    length: int
 
 
 class FrameCount(NamedTuple):
@@ -166,7 +159,7 @@ class State:
             "Iterable[tuple[bytes, bytes, int, int, int]]",
             self._rows(query, (apsw.carray(tuple(chunk_ids)),)),
         )
-        return {row[0]: Location(*row[1:]) for row in rows}
+        return {row[0]: Location(PackNonce(row[1]), *row[2:]) for row in rows}
 
     def frame_counts(
         self, volume_id: bytes, frames: Iterable[tuple[bytes, int]]
@@ -203,10 +196,10 @@ class State:
         chunks = sorted(rows)
 
         def write(db: apsw.Connection) -> None:
-            packs = _pack_numbers(db, {location.pack_nonce for _, location in chunks})
+            packs = _pack_numbers(db, {location.nonce for _, location in chunks})
             db.executemany(
                 "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?)",
-                ((id_, packs[at.pack_nonce], *at[1:]) for id_, at in chunks),
+                ((id_, packs[at.nonce], *at[1:]) for id_, at in chunks),
             )
 
         await self._write(write, durable=False)

@@ -1,11 +1,14 @@
 import os
 from pathlib import Path
+from typing import cast
 
 import apsw
 import pytest
 
 from agent.errors import StateError
-from agent.state import FrameChange, FrameCount, Head, Location, State
+from agent.state import FrameChange, FrameCount, Head, State
+from repository.frames import Location
+from repository.ids import PackNonce
 
 VOLUME = b"v" * 16
 OTHER = b"o" * 16
@@ -76,7 +79,7 @@ async def test_frames_are_counted_per_volume_and_forgotten_at_zero(path: Path) -
 @pytest.mark.asyncio
 async def test_chunks_are_known_until_their_pack_is_forgotten(path: Path) -> None:
     ids = [os.urandom(32) for _ in range(1000)]
-    rows = [(id_, Location(b"pq"[n % 2 :][:1], n, 0, 5)) for n, id_ in enumerate(ids)]
+    rows = [(id_, Location(PackNonce(b"pq"[n % 2 :][:1]), n, 0, 5)) for n, id_ in enumerate(ids)]
     with State(path) as state:
         await state.remember_chunks(rows)
         assert state.known([*ids, b"x" * 32]) == dict(rows)
@@ -89,16 +92,16 @@ async def test_chunks_are_known_until_their_pack_is_forgotten(path: Path) -> Non
 @pytest.mark.asyncio
 async def test_the_newest_place_of_a_chunk_wins(path: Path) -> None:
     with State(path) as state:
-        await state.remember_chunks([(b"c", Location(b"p", 0, 0, 5))])
-        await state.remember_chunks([(b"c", Location(b"q", 1, 2, 5))])
+        await state.remember_chunks([(b"c", Location(PackNonce(b"p"), 0, 0, 5))])
+        await state.remember_chunks([(b"c", Location(PackNonce(b"q"), 1, 2, 5))])
 
-        assert state.known([b"c"]) == {b"c": Location(b"q", 1, 2, 5)}
+        assert state.known([b"c"]) == {b"c": Location(PackNonce(b"q"), 1, 2, 5)}
 
 
 @pytest.mark.asyncio
 async def test_a_forgotten_volume_is_gone_but_its_chunks_stay(path: Path) -> None:
     with State(path) as state:
-        await state.remember_chunks([(b"c", Location(b"p", 0, 0, 5))])
+        await state.remember_chunks([(b"c", Location(PackNonce(b"p"), 0, 0, 5))])
         await state.commit(VOLUME, HEAD, {b"a": b"A"}, [], [])
 
         await state.forget_volume(VOLUME)
@@ -130,17 +133,12 @@ def test_a_database_of_another_version_is_begun_anew(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_failed_commit_changes_nothing(path: Path) -> None:
+    refused = cast("dict[bytes, bytes]", {b"b": None})
     with State(path) as state:
         await state.commit(VOLUME, HEAD, {b"a": b"A"}, [], [])
 
         with pytest.raises(StateError, match="unusable"):
-            await state.commit(
-                VOLUME,
-                Head(b"next", 8, b"p"),
-                {b"b": None},
-                [],
-                [],  # type: ignore[dict-item]
-            )
+            await state.commit(VOLUME, Head(b"next", 8, b"p"), refused, [], [])
 
         assert state.head(VOLUME) == HEAD
 
