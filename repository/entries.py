@@ -1,0 +1,181 @@
+"""Entries: what a manifest says of one name in a volume.
+
+An entry's key is its path's components joined by zero bytes, the volume's top being the empty key:
+byte order of keys is then the order of a walk that visits sorted names before it goes on. Entries
+are msgpack arrays with their fields in fixed order, each with one encoding only.
+"""
+
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+from repository.errors import FormatError
+from repository.frames import Location
+from repository.ids import CHUNK_ID_BYTES, ID_BYTES, ChunkId, PackNonce
+
+SEPARATOR: Final = b"\x00"
+ROOT_KEY: Final = b""
+# PATH_MAX is a limit of system calls, not of trees; this one bounds what a reader accepts.
+KEY_BYTES_MAX: Final = 1024 * 1024
+
+
+class EntryType(IntEnum):
+    """What kind of thing a name stands for."""
+
+    DIRECTORY = 1
+    FILE = 2
+    SYMLINK = 3
+    FIFO = 4
+    SOCKET = 5
+    CHARACTER_DEVICE = 6
+    BLOCK_DEVICE = 7
+
+
+class ChunkClass(IntEnum):
+    """How a file's content is cut into chunks; sticky, since another cut would store it anew."""
+
+    SMALL = 1
+    GENERAL = 2
+    PAGED = 3
+
+
+class Flag(IntEnum):
+    """Bits of `Entry.flags`: what must be known of a content that isn't one moment's."""
+
+    FUZZY = 1  # it kept changing while it was read
+    STALE = 2  # it could not be read; this is its previous content
+
+
+class Pointer(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where a manifest node or list node lies: its id, frame, place in the frame, and length."""
+
+    id: ChunkId
+    nonce: PackNonce
+    frame: int
+    chunk: int
+    length: int
+
+    @staticmethod
+    def at(chunk_id: ChunkId, place: Location) -> "Pointer":
+        """A pointer to a chunk that lies there."""
+        return Pointer(chunk_id, place.nonce, place.frame, place.chunk, place.length)
+
+
+class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`length` bytes of a file: a chunk from `skip` on, or a hole where the nonce is empty."""
+
+    nonce: PackNonce
+    frame: int
+    chunk: int
+    skip: int
+    length: int
+    id: ChunkId
+
+    @property
+    def is_hole(self) -> bool:
+        """Whether these bytes are zero and stored nowhere."""
+        return not self.nonce
+
+    @staticmethod
+    def at(chunk_id: ChunkId, place: Location) -> "Extent":
+        """The whole of a chunk that lies there."""
+        return Extent(place.nonce, place.frame, place.chunk, 0, place.length, chunk_id)
+
+    @staticmethod
+    def hole(length: int) -> "Extent":
+        """Zeros."""
+        return Extent(PackNonce(b""), 0, 0, 0, length, ChunkId(b""))
+
+
+class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A file's bytes in order: extents here, or a tree of list nodes where there are many."""
+
+    chunking: ChunkClass
+    extents: list[Extent]
+    list: Pointer | None
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One name. Times in nanoseconds since the epoch, sizes in bytes; inode 0 means unknown."""
+
+    type: EntryType
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int
+    inode: int
+    ctime_ns: int
+    links: int
+    flags: int
+    device: int
+    target: bytes | None
+    xattrs: Pointer | list[tuple[bytes, bytes]] | None
+    content: Content | None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The one encoding of an entry."""
+    return _encode(entry)
+
+
+def decode_entry(encoded: bytes | memoryview | msgspec.Raw) -> Entry:
+    """An entry; FormatError where the bytes are not one, or not its one encoding."""
+    try:
+        entry = _decode(encoded)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise FormatError("an entry does not decode") from error
+    if _encode(entry) != bytes(encoded):
+        raise FormatError("an entry is not encoded as entries are")
+    _check(entry)
+    return entry
+
+
+def decode_own_entry(encoded: bytes | memoryview | msgspec.Raw) -> Entry:
+    """An entry that this process' own state vouches for: no second look."""
+    return _decode(encoded)
+
+
+def _check(entry: Entry) -> None:
+    """FormatError for what no writer of ours makes, whoever signed it."""
+    if not 0 <= entry.mode <= 0o7777 or entry.size < 0:
+        raise FormatError("an entry has an impossible mode or size")
+    if (entry.type is EntryType.SYMLINK) != (entry.target is not None):
+        raise FormatError("an entry is a symbolic link without a target, or the reverse")
+    if entry.content is None:
+        return
+    if entry.type is not EntryType.FILE:
+        raise FormatError("an entry has content and is no file")
+    if entry.content.extents and entry.content.list is not None:
+        raise FormatError("an entry has its content twice")
+    for extent in entry.content.extents:
+        check_extent(extent)
+
+
+def check_extent(extent: Extent) -> None:
+    """FormatError for an extent that can't be read."""
+    lengths = (len(extent.nonce), len(extent.id))
+    if lengths not in {(ID_BYTES, CHUNK_ID_BYTES), (0, 0)} or extent.length <= 0 or extent.skip < 0:
+        raise FormatError("an extent is impossible")
+
+
+def key_of(path: bytes) -> bytes:
+    """The key of a path relative to the volume, `/` between components."""
+    return path.strip(b"/").replace(b"/", SEPARATOR)
+
+
+def path_of(key: bytes) -> bytes:
+    """The path of a key; FormatError for one that would leave the place where it belongs."""
+    if key and any(part in {b"", b".", b".."} or b"/" in part for part in key.split(SEPARATOR)):
+        raise FormatError("an entry's name is not one that a file may have")
+    return key.replace(SEPARATOR, b"/")
+
+
+def subtree(key: bytes) -> tuple[bytes, bytes | None]:
+    """[first, end) of the keys at and beneath a key; end is None where nothing follows."""
+    return (key, key + b"\x01") if key else (key, None)

@@ -1,0 +1,65 @@
+"""Identities: what names a thing for ever.
+
+A chunk's identity is its content under a key: BLAKE3-256 keyed per repository and per type of
+object, so that the bytes of a file can never pass for a manifest node, and so that nobody without
+the keys can tell whether a known file is stored.
+"""
+
+from enum import IntEnum
+from typing import NewType
+
+import msgspec
+from blake3 import blake3
+
+RepositoryId = NewType("RepositoryId", bytes)
+NodeId = NewType("NodeId", bytes)
+VolumeId = NewType("VolumeId", bytes)
+SessionId = NewType("SessionId", bytes)
+PackNonce = NewType("PackNonce", bytes)
+SnapshotId = NewType("SnapshotId", bytes)
+ChunkId = NewType("ChunkId", bytes)
+
+ID_BYTES = 16  # 128 random or hashed bits: no collision in any fleet
+CHUNK_ID_BYTES = 32
+
+# What any reader of the repository relies on being different from all other uses of BLAKE3.
+_VOLUME_CONTEXT = "tidemark 0 volume identity"
+
+
+class ObjectType(IntEnum):
+    """Which kind of object a chunk holds; part of a frame's associated data and of its id's key."""
+
+    DATA = 1
+    NODE = 2
+    LIST = 3
+
+
+class IdKeys(msgspec.Struct, frozen=True, array_like=True):
+    """The keys, 32 bytes each, under which chunks of each type get their ids."""
+
+    data: bytes
+    node: bytes
+    list: bytes
+
+    def key(self, kind: ObjectType) -> bytes:
+        """The key of one type of object."""
+        match kind:
+            case ObjectType.DATA:
+                return self.data
+            case ObjectType.NODE:
+                return self.node
+            case ObjectType.LIST:
+                return self.list
+
+    def chunk_id(self, kind: ObjectType, content: bytes | memoryview | bytearray) -> ChunkId:
+        """The id of a chunk of this type and content."""
+        return ChunkId(blake3(content, key=self.key(kind)).digest())
+
+
+def volume_id(node: NodeId, engine: str, name: str) -> VolumeId:
+    """Identity of a volume outside Kubernetes: the node, what provides it, and its name there."""
+    hasher = blake3(derive_key_context=_VOLUME_CONTEXT)
+    for part in (node, engine.encode(), name.encode()):
+        hasher.update(len(part).to_bytes(4, "big"))
+        hasher.update(part)
+    return VolumeId(hasher.digest(ID_BYTES))

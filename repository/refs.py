@@ -1,0 +1,69 @@
+"""Refs: which frames a snapshot added to and dropped from its volume, with live bytes per frame.
+
+A delta names the frames whose number of references changed since the volume's previous snapshot;
+zero live bytes mean that the snapshot no longer needs the frame. A base names all frames that it
+needs. Collection reads these and never walks a manifest.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from blake3 import blake3
+
+from repository.errors import FormatError
+from repository.frames import FrameIdentity
+from repository.ids import ID_BYTES, PackNonce
+
+# More than a base of the largest volume that one commit may bring (4 million frames, 4 TiB).
+REFS_BYTES_MAX: Final = 64 * 1024 * 1024
+
+
+class Refs(msgspec.Struct, frozen=True, array_like=True):
+    """Live bytes by frame number, by pack nonce; sorted, so that it has one encoding."""
+
+    base: bool
+    packs: list[tuple[PackNonce, list[tuple[int, int]]]]
+
+    @staticmethod
+    def of(live: Mapping[FrameIdentity, int], *, base: bool) -> "Refs":
+        """From live bytes by frame."""
+        packs: dict[PackNonce, list[tuple[int, int]]] = {}
+        for identity, live_bytes in sorted(live.items()):
+            packs.setdefault(identity.nonce, []).append((identity.number, live_bytes))
+        return Refs(base, list(packs.items()))
+
+    def live(self) -> dict[FrameIdentity, int]:
+        """Live bytes by frame."""
+        return {
+            FrameIdentity(nonce, number): live_bytes
+            for nonce, frames in self.packs
+            for number, live_bytes in frames
+        }
+
+    def encode(self) -> bytes:
+        """The one encoding."""
+        return msgspec.msgpack.encode(self)
+
+
+_refs = msgspec.msgpack.Decoder(Refs)
+
+
+def decode_refs(encoded: bytes) -> Refs:
+    """Refs; FormatError for anything else."""
+    try:
+        refs = _refs.decode(encoded)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise FormatError("refs do not decode") from error
+    numbers = [number for _, frames in refs.packs for number, _ in frames]
+    live = [live_bytes for _, frames in refs.packs for _, live_bytes in frames]
+    if any(len(nonce) != ID_BYTES for nonce, _ in refs.packs) or min(numbers + live, default=0) < 0:
+        raise FormatError("refs name an impossible frame")
+    if Refs.of(refs.live(), base=refs.base).encode() != encoded:
+        raise FormatError("refs are not encoded as refs are")
+    return refs
+
+
+def refs_hash(encoded: bytes) -> bytes:
+    """What the root holds of the refs: 32 bytes."""
+    return blake3(encoded).digest()

@@ -1,0 +1,175 @@
+"""Walking manifests: scan a range, look one key up, compare two trees.
+
+Readers do no I/O themselves (`needs.py`) and look at no more nodes than the answer takes.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Generator
+from typing import Final, NamedTuple
+
+import msgspec
+
+from repository.entries import Entry, Pointer, decode_entry, decode_own_entry
+from repository.needs import Answer, Need, Reading
+from repository.tree import Node, children, decode_node, decode_pointer
+
+Batch = list[tuple[bytes, Entry]]
+
+
+def _read(pointers: list[Pointer], level: int | None) -> Generator[Need, Answer | None, list[Node]]:
+    encoded = yield Need(pointers)
+    assert encoded is not None
+    return [decode_node(node, level) for node in encoded]
+
+
+def scan(
+    root: Pointer, first: bytes = b"", end: bytes | None = None, *, own: bool = False
+) -> Reading[Batch]:
+    """Entries with first <= key < end in order, a batch per node.
+
+    `own` skips the second look at encodings, for nodes from the agent's own state.
+    """
+    decode = decode_own_entry if own else decode_entry
+    pending = yield from _read([root], None)
+    pending.reverse()
+    while pending:
+        node = pending.pop()
+        keys = [key for key, _ in node.items]
+        low = bisect_left(keys, first)
+        high = len(keys) if end is None else bisect_left(keys, end)
+        if node.level == 0:
+            if low < high:
+                yield [(key, decode(raw)) for key, raw in node.items[low:high]]
+            continue
+        # The child before the first key that is not below `first` may hold it too.
+        low = max(0, bisect_right(keys, first) - 1)
+        wanted = [decode_pointer(raw) for _, raw in node.items[low:high]]
+        if wanted:
+            pending += reversed((yield from _read(wanted, node.level - 1)))
+
+
+def lookup(root: Pointer, key: bytes) -> Reading[Entry]:
+    """The entry of a key; nothing where there is none."""
+    (node,) = yield from _read([root], None)
+    while True:
+        index = bisect_right(node.items, key, key=lambda item: item[0]) - 1
+        if index < 0:
+            return
+        found, raw = node.items[index]
+        if node.level == 0:
+            if found == key:
+                yield decode_entry(raw)
+            return
+        (node,) = yield from _read([decode_pointer(raw)], node.level - 1)
+
+
+def node_pointers(root: Pointer) -> Reading[list[Pointer]]:
+    """The pointers of all nodes, a batch per node of the level above, the root first."""
+    yield [root]
+    pending = yield from _read([root], None)
+    while pending:
+        node = pending.pop()
+        if node.level > 0:
+            pointers = children(node)
+            yield pointers
+            if node.level > 1:
+                pending += yield from _read(pointers, node.level - 1)
+
+
+class Difference(NamedTuple):
+    """A key whose entry differs: None on the side that has none."""
+
+    key: bytes
+    before: Entry | None
+    after: Entry | None
+
+
+class _Subtree(NamedTuple):
+    """What comes next on one side of a comparison, unread."""
+
+    key: bytes
+    level: int
+    pointer: Pointer
+
+
+_Side = list["_Subtree | tuple[bytes, msgspec.Raw]"]
+
+
+def diff(before: Pointer | None, after: Pointer | None) -> Reading[list[Difference]]:
+    """What differs, in order of keys. Subtrees that both sides share are never read."""
+    if before is not None and after is not None and before.id == after.id:
+        return
+    left = [] if before is None else _stacked((yield from _read([before], None))[0])
+    right = [] if after is None else _stacked((yield from _read([after], None))[0])
+    found: list[Difference] = []
+    while left or right:
+        unread = _to_read(left, right)
+        for side in unread:
+            subtree = side.pop()
+            assert isinstance(subtree, _Subtree)
+            side.extend(_stacked((yield from _read([subtree.pointer], subtree.level))[0]))
+        if unread:
+            continue
+        difference = _step(left, right)
+        if difference is not None:
+            found.append(difference)
+        if len(found) >= _DIFFERENCES_BATCH:
+            yield found
+            found = []
+    if found:
+        yield found
+
+
+_DIFFERENCES_BATCH: Final = 256
+
+
+def _stacked(node: Node) -> _Side:
+    """A node's items with the first on top."""
+    if node.level == 0:
+        return list(reversed(node.items))
+    below = node.level - 1
+    return [_Subtree(key, below, decode_pointer(raw)) for key, raw in reversed(node.items)]
+
+
+def _to_read(left: _Side, right: _Side) -> list[_Side]:
+    """Which sides must be read before the next step can be taken."""
+    if not left or not right:
+        return [side for side in (left, right) if side and isinstance(side[-1], _Subtree)]
+    mine, theirs = left[-1], right[-1]
+    if isinstance(mine, _Subtree) and isinstance(theirs, _Subtree):
+        return _unshared(left, mine, right, theirs)
+    # An entry that comes before an unread subtree needs no look into it.
+    if isinstance(mine, _Subtree) and mine.key <= theirs[0]:
+        return [left]
+    if isinstance(theirs, _Subtree) and theirs.key <= mine[0]:
+        return [right]
+    return []
+
+
+def _unshared(left: _Side, mine: _Subtree, right: _Side, theirs: _Subtree) -> list[_Side]:
+    if mine.pointer.id == theirs.pointer.id:
+        return []
+    if (mine.level, mine.key) == (theirs.level, theirs.key):
+        return [left, right]
+    # The higher one, since the other may be part of it; of equals the one that comes first.
+    first = mine.level > theirs.level or (mine.level == theirs.level and mine.key < theirs.key)
+    return [left if first else right]
+
+
+def _step(left: _Side, right: _Side) -> Difference | None:
+    """Take what comes next: an entry from one side, or the same key or subtree from both."""
+    if left and right and left[-1][0] == right[-1][0]:
+        mine, theirs = left.pop(), right.pop()
+        if isinstance(mine, _Subtree) or isinstance(theirs, _Subtree) or mine[1] == theirs[1]:
+            return None
+        return Difference(mine[0], decode_entry(mine[1]), decode_entry(theirs[1]))
+    if not right or (left and left[-1][0] < right[-1][0]):
+        key, raw = _entry(left.pop())
+        return Difference(key, decode_entry(raw), None)
+    key, raw = _entry(right.pop())
+    return Difference(key, None, decode_entry(raw))
+
+
+def _entry(item: "_Subtree | tuple[bytes, msgspec.Raw]") -> tuple[bytes, msgspec.Raw]:
+    assert not isinstance(item, _Subtree)
+    return item
