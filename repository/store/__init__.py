@@ -1,0 +1,1 @@
+"""Where a repository's objects lie. One interface, one file per kind of place."""

@@ -1,0 +1,83 @@
+"""What every store promises; `tests/contract/test_store.py` holds each to it.
+
+Names are `/`-separated ASCII. An object is written whole or not at all, is durable when the call
+returns, and is never replaced. Errors are those of `repository.errors`; a listing that fails
+raises, and never falls short silently.
+"""
+
+import re
+from collections.abc import AsyncIterator, Awaitable
+from types import TracebackType
+from typing import Final, NamedTuple, Protocol, Self
+
+from repository.errors import UsageError
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9][a-z0-9._-]*)*")
+NAME_LENGTH_MAX: Final = 512
+
+
+class ObjectInfo(NamedTuple):
+    """An object as a listing shows it."""
+
+    name: str
+    size: int
+
+
+class ObjectWriter(Protocol):
+    """Writes one object piece by piece. Left without `commit`, nothing stays."""
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append. StoreFullError or StoreUnavailableError; the object can then only be aborted."""
+        ...
+
+    async def commit(self) -> None:
+        """Make it durable and visible; ObjectExistsError where the name is taken."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Store(Protocol):
+    """A place of objects."""
+
+    def writer(self, name: str) -> ObjectWriter:
+        """Begin an object; used as `async with`."""
+        ...
+
+    def put(self, name: str, data: bytes) -> Awaitable[None]:
+        """Write an object at once."""
+        ...
+
+    def get(self, name: str) -> Awaitable[bytes]:
+        """The whole object; ObjectMissingError where there is none."""
+        ...
+
+    def get_range(self, name: str, offset: int, length: int) -> Awaitable[bytes]:
+        """Exactly these bytes; DamagedError where the object is shorter."""
+        ...
+
+    def head(self, name: str) -> Awaitable[ObjectInfo]:
+        """Name and size; ObjectMissingError where there is none."""
+        ...
+
+    def list_objects(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """All objects whose name begins with `prefix`, which ends with `/` or is empty, sorted."""
+        ...
+
+    def delete(self, name: str) -> Awaitable[None]:
+        """Remove an object; ObjectMissingError where there is none."""
+        ...
+
+
+def check_name(name: str) -> str:
+    """The name; UsageError where no object can be called so."""
+    if len(name) > NAME_LENGTH_MAX or not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a name for an object")
+    return name

@@ -1,0 +1,226 @@
+"""A directory as a store.
+
+An object is written to a temporary file beside the others, flushed to disk, linked to its name
+(which fails where the name is taken, unlike a rename), and the directory is flushed: after a power
+cut it is there whole or not at all. Calls run in threads, so a slow disk stalls no event loop.
+"""
+
+import asyncio
+import errno
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from typing_extensions import override
+
+from repository.errors import (
+    DamagedError,
+    ObjectExistsError,
+    ObjectMissingError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+from repository.store.interface import ObjectInfo, ObjectWriter, Store, check_name
+
+# Starts with a character that no object's name does.
+_TEMPORARY: Final = ".tmp"
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """Operating system errors as the store's own."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ObjectMissingError(f"the repository has no object {name}") from error
+    except FileExistsError as error:
+        raise ObjectExistsError(f"the repository has an object {name} already") from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreFullError(
+                f"the repository's disk is full: cannot write {name}",
+                hint="free space on the repository's disk or move the repository, then try again",
+            ) from error
+        raise StoreUnavailableError(
+            f"the repository's disk failed at {name}: {error.strerror}",
+            hint="check the disk that holds the repository",
+        ) from error
+
+
+class LocalStore(Store):
+    """Objects as files below one directory, which must exist."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, name: str) -> Path:
+        """Where an object lies."""
+        return self._directory / check_name(name)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a crash left half written. Only while nobody writes."""
+        with _translated(_TEMPORARY), suppress(FileNotFoundError):
+            for leftover in sorted((self._directory / _TEMPORARY).iterdir()):
+                leftover.unlink()
+
+    @override
+    def writer(self, name: str) -> ObjectWriter:
+        temporary = self._directory / _TEMPORARY / secrets.token_hex(16)
+        return _LocalWriter(name, temporary, self.path(name), self._directory)
+
+    @override
+    async def put(self, name: str, data: bytes) -> None:
+        async with self.writer(name) as writer:
+            await writer.write(data)
+            await writer.commit()
+
+    @override
+    async def get(self, name: str) -> bytes:
+        def read() -> bytes:
+            with _translated(name):
+                return self.path(name).read_bytes()
+
+        return await asyncio.to_thread(read)
+
+    @override
+    async def get_range(self, name: str, offset: int, length: int) -> bytes:
+        data = await asyncio.to_thread(self._read_range, name, offset, length)
+        if len(data) != length:
+            raise DamagedError(
+                f"{name} is shorter than it should be",
+                hint="run tidemark verify to see what it affects",
+            )
+        return data
+
+    def _read_range(self, name: str, offset: int, length: int) -> bytes:
+        with _translated(name), self.path(name).open("rb", buffering=0) as file:
+            file.seek(offset)
+            pieces: list[bytes] = []
+            while length > 0 and (piece := file.read(length)):
+                pieces.append(piece)
+                length -= len(piece)
+            return b"".join(pieces)
+
+    @override
+    async def head(self, name: str) -> ObjectInfo:
+        def stat() -> int:
+            with _translated(name):
+                return self.path(name).stat().st_size
+
+        return ObjectInfo(name, await asyncio.to_thread(stat))
+
+    @override
+    async def list_objects(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        for info in await asyncio.to_thread(self._list, prefix):
+            yield info
+
+    def _list(self, prefix: str) -> list[ObjectInfo]:
+        found: list[ObjectInfo] = []
+        pending = [self._directory / prefix]
+        while pending:
+            directory = pending.pop()
+            with _translated(prefix), suppress(FileNotFoundError), os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending += [Path(entry.path)] if entry.name != _TEMPORARY else []
+                    elif entry.is_file(follow_symlinks=False):
+                        name = str(Path(entry.path).relative_to(self._directory))
+                        found.append(ObjectInfo(name, entry.stat(follow_symlinks=False).st_size))
+        return sorted(found)
+
+    @override
+    async def delete(self, name: str) -> None:
+        def remove() -> None:
+            with _translated(name):
+                self.path(name).unlink()
+                _flush_directory(self.path(name).parent)
+
+        await asyncio.to_thread(remove)
+
+
+class _LocalWriter(ObjectWriter):
+    """An object on its way to disk."""
+
+    def __init__(self, name: str, temporary: Path, final: Path, top: Path) -> None:
+        self._name = name
+        self._temporary = temporary
+        self._final = final
+        self._top = top
+        self._descriptor = -1
+
+    @override
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._open)
+        return self
+
+    def _open(self) -> None:
+        if not self._top.is_dir():
+            raise StoreUnavailableError(
+                f"the repository's directory {self._top} is gone",
+                hint="mount the disk that holds it, or restore it from a replica",
+            )
+        with _translated(self._name):
+            self._temporary.parent.mkdir(exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._descriptor = os.open(self._temporary, flags, 0o600)
+
+    @override
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        await asyncio.to_thread(self._write, memoryview(data))
+
+    def _write(self, data: memoryview) -> None:
+        with _translated(self._name):
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+
+    @override
+    async def commit(self) -> None:
+        await asyncio.to_thread(self._commit)
+
+    def _commit(self) -> None:
+        with _translated(self._name):
+            os.fsync(self._descriptor)
+            _make_directories(self._final.parent, self._top)
+            # A link, unlike a rename, fails where the name is taken.
+            self._final.hardlink_to(self._temporary)
+            _flush_directory(self._final.parent)
+
+    @override
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            with _translated(self._name), suppress(FileNotFoundError):
+                self._temporary.unlink()
+
+
+def _make_directories(directory: Path, top: Path) -> None:
+    """Make missing directories durable, from the top down."""
+    missing = []
+    while directory != top and not directory.exists():
+        missing.append(directory)
+        directory = directory.parent
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        _flush_directory(each.parent)
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
