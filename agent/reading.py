@@ -1,0 +1,228 @@
+"""The stable read: the bytes of a regular file as they were at one moment, or the word that not.
+
+A read counts as stable when the file's stat before and after are equal and as many bytes came as
+that stat says. What kept changing for twenty tries is handed over all the same, and marked fuzzy.
+Bytes that were not read are never made up: a file that shrank is as long as what was read of it.
+Nothing here blocks on a FIFO or a device, since nothing but a regular file is ever opened.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Self
+
+from agent.beneath import Tree
+from agent.errors import SourceError
+
+# At 1 kHz a writer always leaves a gap within so many tries; at 5 kHz it never does.
+TRIES = 20
+# Kernels before 6.13 stamp files with a clock that moves every 1 to 10 ms: what changes twice
+# within a tick has the same stamp. So a stamp younger than this proves nothing yet.
+_TICK_NS = 20_000_000
+_VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EINVAL})
+
+
+class VanishedError(SourceError):
+    """The file is gone, or no longer a regular file. That is a change, not a failure."""
+
+
+class Content(NamedTuple):
+    """A file's whole content."""
+
+    data: bytes
+    stat: os.stat_result
+    fuzzy: bool
+    """It changed while it was read, every time."""
+    settled: bool
+    """Later changes will show in its times. If not, its entry must make the next sweep read it."""
+    bytes_read: int
+    """Retries included."""
+
+
+def read_small(
+    tree: Tree, key: bytes, size_bytes_max: int, now_ns: Callable[[], int] = time.time_ns
+) -> Content | None:
+    """Read a file as a whole; None if it is larger than that, or grew while it was read.
+
+    Raises VanishedError, or SourceError for this path.
+    """
+    with _translated(key):
+        descriptor, before = tree.open_regular(key)
+        try:
+            return _read_stable(descriptor, before, size_bytes_max, now_ns)
+        finally:
+            os.close(descriptor)
+
+
+def _read_stable(
+    descriptor: int, before: os.stat_result, size_bytes_max: int, now_ns: Callable[[], int]
+) -> Content | None:
+    bytes_read = 0
+    data = b""
+    for attempt in range(TRIES):
+        if before.st_size > size_bytes_max:
+            return None
+        if attempt:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        data = _read_whole(descriptor, before.st_size, size_bytes_max)
+        bytes_read += len(data)
+        read_at = now_ns()
+        after = os.fstat(descriptor)
+        if len(data) == before.st_size and is_same(before, after):
+            return Content(
+                data,
+                after,
+                fuzzy=False,
+                settled=is_settled(after, read_at),
+                bytes_read=bytes_read,
+            )
+        before = after
+    if len(data) > size_bytes_max:
+        return None
+    return Content(data, before, fuzzy=True, settled=False, bytes_read=bytes_read)
+
+
+def _read_whole(descriptor: int, size: int, size_bytes_max: int) -> bytes:
+    # One byte more than there should be: the end of the file shows in the same call.
+    data = os.read(descriptor, size + 1)
+    if len(data) == size:
+        return data
+    parts = [data]
+    total = len(data)
+    while parts[-1] and total <= size_bytes_max:
+        parts.append(os.read(descriptor, size_bytes_max + 1 - total))
+        total += len(parts[-1])
+    return b"".join(parts)
+
+
+def is_same(before: os.stat_result, after: os.stat_result) -> bool:
+    """Tell whether nothing was written to the file between the two."""
+    return (
+        before.st_mtime_ns == after.st_mtime_ns
+        and before.st_ctime_ns == after.st_ctime_ns
+        and before.st_size == after.st_size
+        and before.st_ino == after.st_ino
+    )
+
+
+def is_settled(found: os.stat_result, now_ns: int) -> bool:
+    """Tell whether the file's last change is old enough for a later one to have another stamp."""
+    return not 0 <= now_ns - found.st_ctime_ns < _TICK_NS
+
+
+class LargeFile:
+    """A file read in windows. After the last one, `is_stable` says whether they fit together."""
+
+    def __init__(self, tree: Tree, key: bytes) -> None:
+        """Open it. Raises VanishedError, or SourceError for this path."""
+        self._key = key
+        with _translated(key):
+            self._descriptor, self.stat = tree.open_regular(key)
+        self.bytes_read = 0
+        self.size = 0
+        """Where the last complete pass over the file met its end."""
+
+    def __enter__(self) -> Self:
+        """Return itself; leaving closes."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def begin(self) -> None:
+        """Begin a pass over the file: from now on it must not change."""
+        with _translated(self._key):
+            self.stat = os.fstat(self._descriptor)
+        self.size = 0
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill the buffer from there; fewer bytes than it holds mean the file ends there."""
+        filled = 0
+        with _translated(self._key):
+            while filled < len(buffer):
+                count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
+                if not count:
+                    break
+                filled += count
+        self.bytes_read += filled
+        return filled
+
+    def windows(self, take: Callable[[], memoryview]) -> Iterator[tuple[int, memoryview]]:
+        """Begin a pass, and yield (offset, bytes) to the file's end, never an empty window.
+
+        Each window lies in a buffer that `take` gave. A file that grows without end is read as
+        far as it was long when the pass began.
+        """
+        self.begin()
+        offset = 0
+        while offset < self.stat.st_size:
+            buffer = take()[: self.stat.st_size - offset]
+            filled = self.read_into(buffer, offset)
+            if filled:
+                yield offset, buffer[:filled]
+            offset += filled
+            if filled < len(buffer):
+                break
+        self.size = offset
+
+    def is_stable(self) -> bool:
+        """Tell whether the file is what it was when the pass began, and was read completely."""
+        with _translated(self._key):
+            after = os.fstat(self._descriptor)
+        return self.size == self.stat.st_size and is_same(self.stat, after)
+
+    def data_ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, end) of what is no hole, so that a sparse giant costs what it holds."""
+        offset = 0
+        with _translated(self._key):
+            while offset < self.stat.st_size:
+                try:
+                    begin = os.lseek(self._descriptor, offset, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno == errno.ENXIO:  # only a hole is left
+                        return
+                    raise
+                end = os.lseek(self._descriptor, begin, os.SEEK_HOLE)
+                yield begin, end
+                offset = end
+
+
+class _translated:  # noqa: N801 - reads as the phrase it is
+    """Turn an OSError into what it means for a path of a volume."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno in _VANISHED:
+            raise VanishedError(f"gone while it was backed up: {reason.lower()}") from error
+        raise source_error(error) from error
+
+
+def source_error(error: OSError) -> SourceError:
+    """Say what an OSError means for the path of a volume that it happened to."""
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            return SourceError("permission denied", hint="let the agent's user read it")
+        case errno.EIO:
+            return SourceError("the disk could not read it", hint="check the disk of the volume")
+        case errno.EMFILE | errno.ENFILE:
+            return SourceError("too many open files", hint="raise the limit (ulimit -n)")
+        case _:
+            return SourceError(f"cannot read it: {(error.strerror or str(error)).lower()}")

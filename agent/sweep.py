@@ -1,0 +1,437 @@
+r"""The sweep: a volume's directories merged with the last manifest, both in the order of keys.
+
+The walk visits sorted names and goes into a directory right after its name. That is the byte order
+of keys: no name holds a zero byte, and zero is the least byte, so that comparing joined components
+is comparing component after component, a directory before what is in it. (`a`, `a\0x`, `a-b`: the
+zero sorts `x` in `a` before `a-b`.) So one pass over both finds what is new, changed and gone.
+
+A name counts as unchanged only if everything that stat says of it equals the manifest, never
+because it is not newer. What cannot be read is an error, and what the manifest held there is kept:
+only a directory that was listed can show that a name is gone. The walk never leaves the volume's
+filesystem, follows no link, and holds few descriptors however deep the volume is.
+"""
+
+import errno
+import heapq
+import itertools
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
+
+from agent.beneath import Tree, open_beneath, open_directory
+from agent.errors import SourceError, VolumeError
+from agent.reading import source_error
+from repository.entries import Entry, EntryType
+
+# A batch is handed on when it has found so much, or looked at so many names.
+_FOUND_PER_BATCH = 512
+_SEEN_PER_BATCH = 16_384
+# Directories whose descriptor the walk keeps; the ones further up are opened anew on the way back.
+_OPEN_LEVELS = 48
+# More names than this are sorted by runs on disk: some 15 MiB of memory for any directory.
+_NAMES_IN_MEMORY = 200_000
+_END: Final = (None, None)
+_RACES = 4  # tries at a name that somebody exchanges while we look
+
+_ENCODING: Final = sys.getfilesystemencoding()
+_ENCODE_ERRORS: Final = sys.getfilesystemencodeerrors()
+
+_GONE = frozenset({errno.ENOENT, errno.ESTALE})
+_EXCHANGED = frozenset({errno.ENOTDIR, errno.ELOOP})
+_TYPES: Final = {
+    stat.S_IFDIR: EntryType.DIRECTORY,
+    stat.S_IFREG: EntryType.FILE,
+    stat.S_IFLNK: EntryType.SYMLINK,
+    stat.S_IFIFO: EntryType.FIFO,
+    stat.S_IFSOCK: EntryType.SOCKET,
+    stat.S_IFCHR: EntryType.CHARACTER_DEVICE,
+    stat.S_IFBLK: EntryType.BLOCK_DEVICE,
+}
+# The type bits of st_mode by EntryType.
+_BITS: Final = [0, *_TYPES]
+
+
+class Found(NamedTuple):
+    """A name that is new (`old` is None) or not what the manifest says."""
+
+    key: bytes
+    stat: os.stat_result
+    old: Entry | None
+
+
+class Removed(NamedTuple):
+    """A name that the manifest has and the volume has no longer."""
+
+    key: bytes
+    old: Entry
+
+
+class Problem(NamedTuple):
+    """A place that could not be read; what the manifest had there is kept."""
+
+    key: bytes
+    error: SourceError
+
+
+class Batch:
+    """What a stretch of the walk has found, each list in key order."""
+
+    __slots__ = (
+        "errors",
+        "found",
+        "kept_bytes",
+        "kept_directories",
+        "kept_files",
+        "removed",
+        "unchanged_bytes",
+        "unchanged_directories",
+        "unchanged_files",
+        "warnings",
+    )
+
+    def __init__(self) -> None:
+        self.found: list[Found] = []
+        self.removed: list[Removed] = []
+        self.errors: list[Problem] = []
+        self.warnings: list[Problem] = []
+        self.unchanged_files = 0
+        """Of anything but directories; so with the bytes."""
+        self.unchanged_bytes = 0
+        self.unchanged_directories = 0
+        self.kept_files = 0
+        """Of what could not be looked at, and stays in the manifest as it was."""
+        self.kept_bytes = 0
+        self.kept_directories = 0
+
+    def is_full(self) -> bool:
+        """Whether it has found enough to be handed on."""
+        return len(self.found) + len(self.removed) >= _FOUND_PER_BATCH
+
+
+def entry_type(mode: int) -> EntryType:
+    """Return the type of thing that st_mode says."""
+    return _TYPES[stat.S_IFMT(mode)]
+
+
+def is_unchanged(found: os.stat_result, old: Entry) -> bool:
+    """Tell whether a name is still what the manifest says.
+
+    What was fuzzy or stale never is: it has to be read again.
+    """
+    return (
+        found.st_ctime_ns == old.ctime_ns
+        and found.st_ino == old.inode
+        and found.st_mtime_ns == old.mtime_ns
+        and found.st_mode == _BITS[old.type] | old.mode
+        and found.st_nlink == old.links
+        and found.st_uid == old.uid
+        and found.st_gid == old.gid
+        # How large a directory is says nothing that its times don't.
+        and (found.st_size == old.size or old.type == EntryType.DIRECTORY)
+        and not old.flags
+    )
+
+
+def sweep(
+    tree: Tree,
+    old: Iterable[tuple[bytes, Entry]],
+    *,
+    excludes: frozenset[tuple[int, int]] = frozenset(),
+    is_canceled: Callable[[], bool] = lambda: False,
+    scratch: str | None = None,
+) -> Iterator[Batch]:
+    """Walk the tree and yield what differs from `old`, which must come in key order.
+
+    Blocks; meant for a worker thread. `excludes` are (device, inode) of directories that are
+    recorded and never listed; `scratch` is a directory for sorting very large ones. It ends early
+    once `is_canceled`. Raises VolumeError if the root itself cannot be read.
+    """
+    walk = _Walk(tree, old, excludes, scratch)
+    if tree.is_file:
+        walk.begin_file()
+    else:
+        walk.begin()
+    while walk.levels:
+        walk.go_on()
+        if is_canceled():
+            walk.close()
+            return
+        yield walk.take_batch()
+    while not walk.finish():
+        yield walk.take_batch()
+    yield walk.take_batch()
+
+
+class _Level:
+    """A directory that the walk is in."""
+
+    __slots__ = ("descriptor", "identity", "key", "names", "prefix")
+
+    def __init__(self, key: bytes, descriptor: int, found: os.stat_result) -> None:
+        self.key = key
+        self.prefix = key + b"\0" if key else b""
+        self.descriptor = descriptor
+        self.identity = (found.st_dev, found.st_ino)
+        self.names: Iterator[bytes] = iter(())
+
+
+class _Walk:
+    """The state of a sweep between two batches."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        old: Iterable[tuple[bytes, Entry]],
+        excludes: frozenset[tuple[int, int]],
+        scratch: str | None,
+    ) -> None:
+        self._tree = tree
+        self._old = iter(old)
+        self._excludes = excludes
+        self._scratch = scratch
+        self._device = 0
+        self._batch = Batch()
+        self._old_key: bytes | None = None
+        self._old_entry: Entry | None = None
+        self._advance()
+        self.levels: list[_Level] = []
+
+    def take_batch(self) -> Batch:
+        batch, self._batch = self._batch, Batch()
+        return batch
+
+    def begin_file(self) -> None:
+        """Look at a volume that is one file."""
+        try:
+            found = self._tree.stat_root()
+        except OSError as error:
+            raise VolumeError(
+                f"the volume's file cannot be read: {(error.strerror or str(error)).lower()}",
+                hint="bring it back; earlier snapshots still restore",
+            ) from error
+        self._compare(b"", found)
+
+    def begin(self) -> None:
+        """Look at the root and list it."""
+        try:
+            found = self._tree.stat_root()
+            descriptor = os.dup(self._tree.root)
+        except OSError as error:
+            raise _unreadable(error) from error
+        self._device = found.st_dev
+        level = _Level(b"", descriptor, found)
+        try:
+            level.names = self._list(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            raise _unreadable(error) from error
+        self._compare(b"", found)
+        self.levels.append(level)
+
+    def finish(self) -> bool:
+        """Remove what the manifest still has after the last name; False if the batch is full."""
+        return self._remove_before(None)
+
+    def close(self) -> None:
+        """Let go of all directories."""
+        for level in self.levels:
+            if level.descriptor >= 0:
+                os.close(level.descriptor)
+        self.levels.clear()
+
+    def go_on(self) -> None:
+        """Walk until a batch is full or the walk has ended."""
+        batch = self._batch
+        seen = 0
+        while self.levels:
+            level = self.levels[-1]
+            if level.descriptor < 0 and not self._return_to(level):
+                continue
+            descended = False
+            prefix = level.prefix
+            for name in level.names:
+                key = prefix + name
+                seen += 1
+                old_key = self._old_key
+                if old_key is not None and old_key < key and not self._remove_before(key):
+                    level.names = itertools.chain((name,), level.names)
+                    return
+                if self._visit(level, name, key):
+                    descended = True
+                    break
+                if seen >= _SEEN_PER_BATCH or batch.is_full():
+                    return
+            if not descended:
+                os.close(level.descriptor)
+                self.levels.pop()
+
+    def _visit(self, level: _Level, name: bytes, key: bytes) -> bool:
+        """Look at one name; True if the walk has gone down into it."""
+        for _ in range(_RACES):
+            try:
+                found = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    self._keep(key, source_error(error))
+                return False
+            if (found.st_mode & 0o170000) != 0o040000:  # S_IFMT, S_IFDIR: a call would cost
+                if found.st_dev == self._device:
+                    self._compare(key, found)
+                else:
+                    self._warn(key, "another filesystem is mounted here; it is not read")
+                return False
+            try:
+                return self._enter(level, name, key, found)
+            except OSError as error:
+                if error.errno in _GONE:
+                    return False
+                if error.errno not in _EXCHANGED:
+                    self._compare(key, found)
+                    self._keep_beneath(key, source_error(error))
+                    return False
+        self._keep(key, SourceError("it is exchanged again and again while we look"))
+        return False
+
+    def _enter(self, level: _Level, name: bytes, key: bytes, found: os.stat_result) -> bool:
+        """Record a directory and go down into it, unless it is not ours to read."""
+        if (found.st_dev, found.st_ino) in self._excludes:
+            self._compare(key, found)
+            return False
+        try:
+            descriptor = open_directory(level.descriptor, name, same_filesystem=True)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self._compare(key, found)
+            self._warn(key, "another filesystem is mounted here; it is not read")
+            return False
+        try:
+            opened = os.fstat(descriptor)
+            if (opened.st_dev, opened.st_ino) != (found.st_dev, found.st_ino):
+                raise OSError(errno.ENOTDIR, "exchanged")  # noqa: TRY301 - as if open had seen it
+            lower = _Level(key, descriptor, found)
+            lower.names = self._list(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._compare(key, found)
+        self.levels.append(lower)
+        if len(self.levels) > _OPEN_LEVELS:
+            upper = self.levels[-_OPEN_LEVELS]
+            if upper.descriptor >= 0:
+                os.close(upper.descriptor)
+                upper.descriptor = -1
+        return True
+
+    def _return_to(self, level: _Level) -> bool:
+        """Open a directory again whose descriptor was given up on the way down."""
+        try:
+            path = level.key.replace(b"\0", b"/")
+            if path:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
+                descriptor = open_beneath(self._tree.root, path, flags, same_filesystem=True)
+            else:
+                descriptor = os.dup(self._tree.root)
+            found = os.fstat(descriptor)
+            if (found.st_dev, found.st_ino) == level.identity:
+                level.descriptor = descriptor
+                return True
+            os.close(descriptor)
+            problem = SourceError("moved while it was read", hint="the next backup reads it again")
+        except OSError as error:
+            problem = source_error(error)
+        self.levels.pop()
+        self._keep_beneath(level.key, problem)
+        return False
+
+    def _list(self, descriptor: int) -> Iterator[bytes]:
+        """Read all names of a directory now, and return them sorted bytewise."""
+        names: list[bytes] = []
+        runs: list[Iterator[bytes]] = []
+        with os.scandir(descriptor) as listing:
+            for found in listing:
+                names.append(found.name.encode(_ENCODING, _ENCODE_ERRORS))
+                if len(names) >= _NAMES_IN_MEMORY:
+                    runs.append(self._run(names))
+                    names = []
+        names.sort()
+        return heapq.merge(*runs, names) if runs else iter(names)
+
+    def _run(self, names: list[bytes]) -> Iterator[bytes]:
+        """Sort names and put them on disk. No name holds a slash, so it can stand for newline."""
+        names.sort()
+        file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - closed by the generator
+        file.writelines(name.replace(b"\n", b"/") + b"\n" for name in names)
+        file.seek(0)
+
+        def read_back() -> Iterator[bytes]:
+            with file:
+                for line in file:
+                    yield line[:-1].replace(b"/", b"\n")
+
+        return read_back()
+
+    # The merge. The old entry at hand is the first that is not yet settled.
+
+    def _compare(self, key: bytes, found: os.stat_result) -> None:
+        old = None
+        if self._old_key == key:
+            old = self._old_entry
+            self._advance()
+        if old is None or not is_unchanged(found, old):
+            self._batch.found.append(Found(key, found, old))
+        elif old.type == EntryType.DIRECTORY:
+            self._batch.unchanged_directories += 1
+        else:
+            self._batch.unchanged_files += 1
+            self._batch.unchanged_bytes += old.size
+
+    def _advance(self) -> None:
+        self._old_key, self._old_entry = next(self._old, _END)
+
+    def _remove_before(self, key: bytes | None) -> bool:
+        """Remove what the manifest has before that key; False if the batch is full before."""
+        while self._old_entry is not None and self._old_key is not None:
+            if key is not None and self._old_key >= key:
+                break
+            if self._batch.is_full():
+                return False
+            self._batch.removed.append(Removed(self._old_key, self._old_entry))
+            self._advance()
+        return True
+
+    def _warn(self, key: bytes, message: str) -> None:
+        self._batch.warnings.append(Problem(key, SourceError(message)))
+
+    def _keep(self, key: bytes, error: SourceError) -> None:
+        """Keep what the manifest has at a name that cannot be looked at, and beneath it."""
+        if self._old_key == key:
+            self._keep_one()
+        self._keep_beneath(key, error)
+
+    def _keep_beneath(self, key: bytes, error: SourceError) -> None:
+        """Keep what the manifest still has beneath a directory that cannot be read further."""
+        self._batch.errors.append(Problem(key, error))
+        prefix = key + b"\0" if key else b""
+        while self._old_key is not None and self._old_key.startswith(prefix):
+            self._keep_one()
+
+    def _keep_one(self) -> None:
+        if self._old_entry is None:
+            return
+        if self._old_entry.type == EntryType.DIRECTORY:
+            self._batch.kept_directories += 1
+        else:
+            self._batch.kept_files += 1
+            self._batch.kept_bytes += self._old_entry.size
+        self._advance()
+
+
+def _unreadable(error: OSError) -> VolumeError:
+    return VolumeError(
+        f"the volume's directory cannot be read: {(error.strerror or str(error)).lower()}",
+        hint="let the agent's user read it; earlier snapshots still restore",
+    )
