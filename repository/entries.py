@@ -111,7 +111,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     flags: int
     device: int
     target: bytes | None
-    xattrs: Pointer | list[tuple[bytes, bytes]] | None
+    xattrs: list[tuple[bytes, bytes]] | None
+    long_xattrs: Pointer | None
     content: Content | None
 
 

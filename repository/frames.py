@@ -63,8 +63,8 @@ class PlainChunk(NamedTuple):
     data: bytes | memoryview
 
 
-class Codec:
-    """A compressor and a decompressor. Not for two threads at once: zstd contexts crash then."""
+class FrameEncoder:
+    """Makes plaintexts of frames. Not for two threads at once: zstd contexts crash then."""
 
     def __init__(self, level: int = 3) -> None:
         self._compressor = zstandard.ZstdCompressor(level=level, write_content_size=True)
@@ -100,6 +100,13 @@ class Codec:
                 hint="check this machine's memory, then back up again",
             )
         return payload
+
+
+class FrameDecoder:
+    """Takes plaintexts of frames apart. Not for two threads at once: zstd contexts crash then."""
+
+    def __init__(self) -> None:
+        self._decompressor = zstandard.ZstdDecompressor()
 
     def decode(self, plaintext: bytes | memoryview) -> "list[tuple[ChunkId, memoryview]]":
         """The chunks of a frame with the ids they claim; FormatError where it does not decode."""
@@ -197,12 +204,12 @@ def checked_chunks(
 
 
 class FrameReader:
-    """Turns sealed frames into checked chunks. Holds a codec, so: one per thread."""
+    """Turns sealed frames into checked chunks. Not for two threads at once."""
 
     def __init__(self, repository: RepositoryId, id_keys: IdKeys) -> None:
         self._cipher = FrameCipher(repository)
         self._id_keys = id_keys
-        self._codec = Codec()
+        self._decoder = FrameDecoder()
 
     def open(
         self,
@@ -213,4 +220,4 @@ class FrameReader:
     ) -> list[memoryview]:
         """The chunks of one frame in order; DamagedError if anything about them is wrong."""
         plaintext = self._cipher.open(sealed, key, identity, kind)
-        return checked_chunks(self._codec.decode(plaintext), kind, self._id_keys)
+        return checked_chunks(self._decoder.decode(plaintext), kind, self._id_keys)
