@@ -57,7 +57,7 @@ class Location(NamedTuple):
 
 
 class PlainChunk(NamedTuple):
-    """A chunk on its way into a frame."""
+    """A chunk on its way into a frame or out of it."""
 
     id: ChunkId
     data: bytes | memoryview
@@ -108,7 +108,7 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._decompressor = zstandard.ZstdDecompressor()
 
-    def decode(self, plaintext: bytes | memoryview) -> "list[tuple[ChunkId, memoryview]]":
+    def decode(self, plaintext: bytes | memoryview) -> list[PlainChunk]:
         """The chunks of a frame with the ids they claim; FormatError where it does not decode."""
         try:
             codec, count, raw_length = _HEADER.unpack_from(plaintext, 0)
@@ -118,13 +118,13 @@ class FrameDecoder:
         if count > CHUNKS_MAX or raw_length > RAW_BYTES_MAX or payload_offset > len(plaintext):
             raise FormatError("a frame's header exceeds what a frame may hold")
         raw = self._expand(codec, memoryview(plaintext)[payload_offset:], raw_length)
-        chunks: list[tuple[ChunkId, memoryview]] = []
+        chunks: list[PlainChunk] = []
         position = 0
         for index in range(count):
             length, chunk_id = _CHUNK.unpack_from(plaintext, _HEADER.size + _CHUNK.size * index)
             if position + length > raw_length:
                 raise FormatError("a frame's chunks are longer than the frame")
-            chunks.append((ChunkId(chunk_id), raw[position : position + length]))
+            chunks.append(PlainChunk(ChunkId(chunk_id), raw[position : position + length]))
             position += length
         if position != raw_length:
             raise FormatError("a frame's chunks are shorter than the frame")
@@ -188,19 +188,14 @@ class FrameCipher(msgspec.Struct, frozen=True):
             ) from error
 
 
-def checked_chunks(
-    chunks: "list[tuple[ChunkId, memoryview]]", kind: ObjectType, keys: IdKeys
-) -> list[memoryview]:
-    """The contents of decoded chunks, each compared with its id."""
-    contents: list[memoryview] = []
+def check_chunks(chunks: list[PlainChunk], kind: ObjectType, keys: IdKeys) -> None:
+    """DamagedError unless each chunk has the content that its id was made of."""
     for claimed, content in chunks:
         if keys.chunk_id(kind, content) != claimed:
             raise DamagedError(
                 f"chunk {claimed.hex()[:16]} does not have the content it was stored with",
                 hint="run tidemark verify to see what it affects",
             )
-        contents.append(content)
-    return contents
 
 
 class FrameReader:
@@ -217,7 +212,9 @@ class FrameReader:
         key: FrameKey,
         identity: FrameIdentity,
         kind: ObjectType,
-    ) -> list[memoryview]:
+    ) -> list[PlainChunk]:
         """The chunks of one frame in order; DamagedError if anything about them is wrong."""
         plaintext = self._cipher.open(sealed, key, identity, kind)
-        return checked_chunks(self._decoder.decode(plaintext), kind, self._id_keys)
+        chunks = self._decoder.decode(plaintext)
+        check_chunks(chunks, kind, self._id_keys)
+        return chunks

@@ -12,14 +12,14 @@ from typing import Final, NamedTuple, Protocol
 from repository.content import read_extents
 from repository.entries import Content, Entry, EntryType, Extent, Pointer, key_of, subtree
 from repository.errors import DamagedError, FormatError
-from repository.frames import FrameIdentity, FrameReader
+from repository.frames import FrameIdentity, FrameReader, PlainChunk
 from repository.ids import ChunkId, ObjectType
 from repository.keys import FrameKey
 from repository.layout import ReaderKeys
 from repository.needs import drive_async
 from repository.walking import Batch, lookup, scan
 
-Chunks = list[memoryview]
+Chunks = list[PlainChunk]
 Run = Callable[[Callable[[], list[Chunks]]], Awaitable[list[Chunks]]]
 
 # Opened frames kept for the next look: a few dozen metadata frames, or eight of data.
@@ -110,7 +110,7 @@ class SnapshotReader:
         """The bytes of an extent that is no hole."""
         identity = FrameIdentity(extent.nonce, extent.frame)
         (chunks,) = await self._frames([identity], ObjectType.DATA)
-        return slice_extent(extent, chunks, self._keys)
+        return slice_extent(extent, chunks)
 
     async def _pointed(
         self, pointers: Sequence[Pointer], kind: ObjectType
@@ -121,7 +121,7 @@ class SnapshotReader:
             identities = [FrameIdentity(pointer.nonce, pointer.frame) for pointer in some]
             frames = await self._frames(identities, kind)
             for pointer, chunks in zip(some, frames, strict=True):
-                found.append(_chunk(pointer.id, pointer.chunk, chunks, kind, self._keys))
+                found.append(pointed_chunk(pointer.id, pointer.chunk, chunks))
         return found
 
     async def _frames(self, identities: Sequence[FrameIdentity], kind: ObjectType) -> list[Chunks]:
@@ -151,31 +151,34 @@ class SnapshotReader:
 
     def _keep(self, identity: FrameIdentity, chunks: Chunks) -> None:
         if identity not in self._opened:
-            self._opened_bytes += sum(map(len, chunks))
+            self._opened_bytes += _size(chunks)
             self._opened[identity] = chunks
         self._opened.move_to_end(identity)
         while self._opened_bytes > CACHE_BYTES and len(self._opened) > 1:
             _, dropped = self._opened.popitem(last=False)
-            self._opened_bytes -= sum(map(len, dropped))
+            self._opened_bytes -= _size(dropped)
 
 
-def slice_extent(extent: Extent, chunks: Chunks, keys: ReaderKeys) -> memoryview:
+def slice_extent(extent: Extent, chunks: Chunks) -> memoryview:
     """The bytes of an extent out of its opened frame; DamagedError where it holds other ones."""
-    chunk = _chunk(extent.id, extent.chunk, chunks, ObjectType.DATA, keys)
+    chunk = pointed_chunk(extent.id, extent.chunk, chunks)
     if extent.skip + extent.length > len(chunk):
         raise FormatError("an extent is longer than its chunk")
     return chunk[extent.skip : extent.skip + extent.length]
 
 
-def _chunk(
-    chunk_id: ChunkId, number: int, chunks: Chunks, kind: ObjectType, keys: ReaderKeys
-) -> memoryview:
+def pointed_chunk(chunk_id: ChunkId, number: int, chunks: Chunks) -> memoryview:
+    """A chunk by its number in a frame; DamagedError where another one stands there."""
     if number >= len(chunks):
         raise FormatError("a chunk's number is higher than its frame has chunks")
-    # The frame's own header vouched for the content; this vouches that it is the one meant here.
-    if keys.ids.chunk_id(kind, chunks[number]) != chunk_id:
+    found, content = chunks[number]
+    if found != chunk_id:
         raise DamagedError(
             f"a frame does not hold chunk {chunk_id.hex()[:16]} where it should",
             hint="run tidemark verify to see what it affects",
         )
-    return chunks[number]
+    return memoryview(content)
+
+
+def _size(chunks: Chunks) -> int:
+    return sum(len(chunk.data) for chunk in chunks)
