@@ -51,6 +51,9 @@ class BackupTask:
     task_id: str
     job_id: str
     volume: Volume
+    repository_id: bytes
+    recovery_public_key: bytes
+    """What the session's data key is sealed to; 32 bytes."""
     excludes: frozenset[tuple[int, int]] = frozenset()
     """Device and inode of directories that are never read as volume data."""
 
