@@ -1,0 +1,86 @@
+"""`tidemark volume`: what is protected, and what is not."""
+
+from collections.abc import Sequence
+
+import click
+
+from coordinator.cli.command import Invocation, noun, verb
+from coordinator.cli.documents import Document, document, documents
+from coordinator.cli.durations import format_duration
+from coordinator.cli.failure import UsageError
+from coordinator.cli.output import Table, fields_table
+from coordinator.cli.times import local_time
+from proto.tidemark.v1.admin_pb2 import ListVolumesRequest
+
+app = noun("volume", "List volumes and their protection.")
+
+
+@verb(app, "list")
+@click.option("--unprotected", is_flag=True, help="Only those that no backup covers.")
+def list_volumes(cli: Invocation, *, unprotected: bool) -> None:
+    """List the volumes and when each was last backed up."""
+    request = ListVolumesRequest(unprotected_only=unprotected)
+    volumes = documents(cli.client.ask(cli.client.admin.ListVolumes, request).volumes)
+    cli.print(volumes, lambda: volumes_table(volumes))
+
+
+@verb(app, "show")
+@click.argument("volume", metavar="VOLUME")
+def show_volume(cli: Invocation, *, volume: str) -> None:
+    """Show one volume: VOLUME is a name, node/name or an id."""
+    answer = cli.client.ask(cli.client.admin.ListVolumes, ListVolumesRequest(volume=volume))
+    if not answer.volumes:
+        raise UsageError(
+            f"no volume is called {volume!r}", hint="`tidemark volume list` shows all"
+        )
+    made = document(answer.volumes[0])
+    cli.print(made, lambda: _table(made))
+
+
+def volumes_table(volumes: Sequence[Document]) -> Table:
+    """One row for each volume."""
+    return Table(
+        titles=("volume", "node", "verdict", "last backup", "age", "last proof", "path"),
+        rows=[
+            (
+                volume["volume"],
+                volume["node"],
+                volume["verdict"],
+                volume["last_phase"] or "none",
+                age(volume),
+                local_time(volume["last_proof_at"]),
+                volume["path"],
+            )
+            for volume in volumes
+        ],
+        right=frozenset({4}),
+        empty="no volumes; `tidemark up --data DIR --protect PATH` protects one",
+    )
+
+
+def age(volume: Document) -> str:
+    """How old the newest Completed snapshot is."""
+    seconds = volume["age_seconds"]
+    return "never" if seconds is None else format_duration(seconds)
+
+
+def _table(volume: Document) -> Table:
+    return fields_table(
+        [
+            ("volume", volume["volume"]),
+            ("id", volume["volume_id"]),
+            ("node", volume["node"]),
+            ("source", volume["source"]),
+            ("path", volume["path"]),
+            ("verdict", volume["verdict"]),
+            ("reason", volume["reason"]),
+            ("policy", volume["policy"] or "none"),
+            ("last backup", volume["last_phase"] or "none"),
+            ("last message", volume["last_message"]),
+            ("last snapshot", volume["last_snapshot_id"] or "none"),
+            ("last completed", local_time(volume["last_completed_at"])),
+            ("age", age(volume)),
+            ("change detection", volume["change_detection"] or "unknown"),
+            ("last proof", local_time(volume["last_proof_at"])),
+        ]
+    )
