@@ -317,8 +317,15 @@ class Tree:
 
     def open_regular(self, key: bytes) -> tuple[int, os.stat_result]:
         """Open a regular file for reading; see the function of that name. Raises OSError."""
-        with self.parent(key) as (directory, name):
-            return open_regular(directory, name)
+        parent, _, name = key.rpartition(b"\0")
+        if not parent:
+            return open_regular(self.root, name or self._file_name or b".")
+        opened = self._borrow(parent)
+        try:
+            return open_regular(opened.descriptor, name)
+        finally:
+            with self._lock:
+                opened.users -= 1
 
     def read_link(self, key: bytes) -> bytes:
         """Return where a symlink points. Raises OSError."""

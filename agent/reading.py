@@ -6,6 +6,7 @@ Bytes that were not read are never made up: a file that shrank is as long as wha
 Nothing here blocks on a FIFO or a device, since nothing but a regular file is ever opened.
 """
 
+import contextlib
 import errno
 import os
 import time
@@ -47,12 +48,14 @@ def read_small(
 
     Raises VanishedError, or SourceError for this path.
     """
-    with _translated(key):
+    try:
         descriptor, before = tree.open_regular(key)
         try:
             return _read_stable(descriptor, before, size_bytes_max, now_ns)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        raise _meaning(error) from error
 
 
 def _read_stable(
@@ -116,8 +119,7 @@ class LargeFile:
 
     def __init__(self, tree: Tree, key: bytes) -> None:
         """Open it. Raises VanishedError, or SourceError for this path."""
-        self._key = key
-        with _translated(key):
+        with _translated():
             self._descriptor, self.stat = tree.open_regular(key)
         self.bytes_read = 0
         self.size = 0
@@ -139,14 +141,14 @@ class LargeFile:
 
     def begin(self) -> None:
         """Begin a pass over the file: from now on it must not change."""
-        with _translated(self._key):
+        with _translated():
             self.stat = os.fstat(self._descriptor)
         self.size = 0
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill the buffer from there; fewer bytes than it holds mean the file ends there."""
         filled = 0
-        with _translated(self._key):
+        with _translated():
             while filled < len(buffer):
                 count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
                 if not count:
@@ -175,14 +177,14 @@ class LargeFile:
 
     def is_stable(self) -> bool:
         """Tell whether the file is what it was when the pass began, and was read completely."""
-        with _translated(self._key):
+        with _translated():
             after = os.fstat(self._descriptor)
         return self.size == self.stat.st_size and is_same(self.stat, after)
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (offset, end) of what is no hole, so that a sparse giant costs what it holds."""
         offset = 0
-        with _translated(self._key):
+        with _translated():
             while offset < self.stat.st_size:
                 try:
                     begin = os.lseek(self._descriptor, offset, os.SEEK_DATA)
@@ -195,24 +197,20 @@ class LargeFile:
                 offset = end
 
 
-class _translated:  # noqa: N801 - reads as the phrase it is
-    """Turn an OSError into what it means for a path of a volume."""
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _meaning(error) from error
 
-    __slots__ = ("_key",)
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError):
-            return
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        if error.errno in _VANISHED:
-            raise VanishedError(f"gone while it was backed up: {reason.lower()}") from error
-        raise source_error(error) from error
+def _meaning(error: OSError) -> SourceError:
+    """Say what an OSError means for a file that was about to be read."""
+    if error.errno in _VANISHED:
+        reason = (error.strerror or str(error)).lower()
+        return VanishedError(f"gone while it was backed up: {reason}")
+    return source_error(error)
 
 
 def source_error(error: OSError) -> SourceError:

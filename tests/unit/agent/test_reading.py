@@ -43,8 +43,8 @@ def after_each_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], o
             happen()
             return count
 
-        monkeypatch.setattr(reading.os, "read", read)
-        monkeypatch.setattr(reading.os, "preadv", preadv)
+        monkeypatch.setattr(os, "read", read)
+        monkeypatch.setattr(os, "preadv", preadv)
 
     return install
 
@@ -99,11 +99,20 @@ def append(file: Path, more: bytes) -> None:
             handle.write(more)
 
 
+def shrink_once(file: Path, size: int) -> Callable[[], None]:
+    sizes = iter([size])
+
+    def shrink() -> None:
+        for to in sizes:
+            os.truncate(file, to)
+
+    return shrink
+
+
 def test_a_file_that_shrinks_is_never_filled_up_with_zeros(
     tree: Tree, file: Path, after_each_read: Install
 ) -> None:
-    sizes = iter([3])
-    after_each_read(lambda: [os.truncate(file, size) for size in [next(sizes, None)] if size])
+    after_each_read(shrink_once(file, 3))
 
     content = read_small(tree, KEY, LIMIT)
 
@@ -166,7 +175,7 @@ def test_an_unreadable_disk_is_an_error_of_that_path(
     def read(_descriptor: int, _size: int) -> bytes:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(reading.os, "read", read)
+    monkeypatch.setattr(os, "read", read)
 
     with pytest.raises(SourceError, match="disk") as caught:
         read_small(tree, KEY, LIMIT)
@@ -203,8 +212,7 @@ def test_a_large_file_that_changed_says_so_and_may_be_read_again(
 def test_a_large_file_that_shrank_ends_where_it_ends(
     tree: Tree, file: Path, after_each_read: Install
 ) -> None:
-    sizes = iter([4])
-    after_each_read(lambda: [os.truncate(file, size) for size in [next(sizes, None)] if size])
+    after_each_read(shrink_once(file, 4))
 
     with LargeFile(tree, KEY) as large:
         assert windows(large) == [(0, b"con"), (3, b"t")]

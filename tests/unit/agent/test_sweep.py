@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent import beneath
 from agent import sweep as module
 from agent.beneath import Tree
 from agent.errors import VolumeError
@@ -122,15 +123,13 @@ def test_an_excluded_directory_is_recorded_and_not_listed(tmp_path: Path) -> Non
 
 @contextlib.contextmanager
 def failing_open(monkeypatch: pytest.MonkeyPatch, victim: bytes, error: OSError) -> Iterator[None]:
-    real = module.open_directory
-
     def open_directory(directory: int, name: bytes, *, same_filesystem: bool = False) -> int:
         if name == victim:
             raise error
-        return real(directory, name, same_filesystem=same_filesystem)
+        return beneath.open_directory(directory, name, same_filesystem=same_filesystem)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "open_directory", open_directory)
+        patch.setattr("agent.sweep.open_directory", open_directory)
         yield
 
 

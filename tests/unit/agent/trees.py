@@ -60,6 +60,7 @@ def entry_of(found: os.stat_result) -> Entry:
         device=0,
         target=b"somewhere" if kind is EntryType.SYMLINK else None,
         xattrs=None,
+        long_xattrs=None,
         content=None,
     )
 
