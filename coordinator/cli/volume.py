@@ -30,9 +30,7 @@ def show_volume(cli: Invocation, *, volume: str) -> None:
     """Show one volume: VOLUME is a name, node/name or an id."""
     answer = cli.client.ask(cli.client.admin.ListVolumes, ListVolumesRequest(volume=volume))
     if not answer.volumes:
-        raise UsageError(
-            f"no volume is called {volume!r}", hint="`tidemark volume list` shows all"
-        )
+        raise UsageError(f"no volume is called {volume!r}", hint="`tidemark volume list` shows all")
     made = document(answer.volumes[0])
     cli.print(made, lambda: _table(made))
 

@@ -1,0 +1,1 @@
+"""`tidemark up`: coordinator and agent as two real processes on one machine."""

@@ -1,0 +1,116 @@
+"""The two processes that `up` starts: real ones, as on a fleet, with their logs in DIR/logs."""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from coordinator.cli.failure import BUSY, FAILED, USAGE, CommandError
+
+# Kept beside the current one, each at most so long.
+_LOG_BYTES_MAX = 16 * 1024 * 1024
+_LOGS_KEPT = 3
+# A child drains its work in this time, or is killed.
+_STOP_SECONDS = 10.0
+# What a child may say by its exit code, and `up` with it: no repository, busy, wrong key.
+_TELLING_CODES = frozenset({USAGE, 10, BUSY, 12})
+_LAST_LINES = 5
+
+
+class Child:
+    """One running process."""
+
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, log: Path, log_begin: int
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._process = process
+        self._log_begin = log_begin
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process.returncode is not None
+
+    async def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """End it: asked first, killed if it does not listen."""
+        if self.ended:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def death(self) -> CommandError:
+        """Why `up` cannot go on without it."""
+        code = self._process.returncode
+        said = self._last_lines()
+        how = (
+            f"was killed by signal {-code}" if code is not None and code < 0 else f"ended ({code})"
+        )
+        return CommandError(
+            f"the {self.name} {how}" + (f": {said}" if said else ""),
+            hint=f"see its log {self.log}",
+            exit_code=code if code in _TELLING_CODES else FAILED,
+        )
+
+    def rotate_log(self) -> None:
+        """Copy a long log aside and empty it; its writer appends, so it goes on at the top."""
+        if self.log.stat().st_size <= _LOG_BYTES_MAX:
+            return
+        for number in range(_LOGS_KEPT, 1, -1):
+            older = self.log.with_name(f"{self.log.name}.{number - 1}")
+            if older.exists():
+                older.replace(self.log.with_name(f"{self.log.name}.{number}"))
+        shutil.copyfile(self.log, self.log.with_name(f"{self.log.name}.1"))
+        os.truncate(self.log, 0)
+        self._log_begin = 0
+
+    def _last_lines(self) -> str:
+        with self.log.open("rb") as file:
+            file.seek(self._log_begin)
+            lines = file.read()[-4096:].decode("utf-8", "backslashreplace").splitlines()
+        return " | ".join(line.strip() for line in lines[-_LAST_LINES:] if line.strip())
+
+
+async def start_child(name: str, arguments: Sequence[str], *, log: Path, inherited: int) -> Child:
+    """Start `python -m name` in this process group; it holds the inherited lock while it lives."""
+    with _open_log(log) as stream:
+        begin = stream.tell()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            # Without it a stranger's ./coordinator in the working directory would run.
+            "-P",
+            "-m",
+            name,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            cwd="/",
+            pass_fds=[inherited],
+        )
+    return Child(name, process, log, begin)
+
+
+def _open_log(log: Path) -> BinaryIO:
+    stream = log.open("ab")
+    log.chmod(0o600)
+    return stream

@@ -1,0 +1,257 @@
+"""The life of `up`: start both processes, say when all is ready, and end them together.
+
+One of them dying ends the other: half a Tidemark looks alive and protects nothing.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from dataclasses import dataclass
+
+from coordinator.cli.client import Client, UnreachableError
+from coordinator.cli.contexts import Context, home_context, read_context
+from coordinator.cli.failure import BUSY, CommandError
+from coordinator.cli.up.children import Child, start_child
+from coordinator.cli.up.directory import Directory, open_processes_lock, processes_gone
+from coordinator.cli.up.endpoints import (
+    Endpoints,
+    former_listen,
+    read_endpoints,
+    write_contexts,
+)
+from coordinator.cli.up.protection import Protected, write_private
+from proto.tidemark.v1.admin_pb2 import (
+    CreateNodeTokenRequest,
+    GetStatusRequest,
+    GetStatusResponse,
+)
+
+# Children end within 5 s of their parent; this is for a slow disk.
+_FORMER_PROCESSES_SECONDS = 15.0
+# A start may have a crash to recover from.
+_START_SECONDS = 300.0
+_CALL_SECONDS = 10.0
+_TOKEN_SECONDS = 600
+_POLL_SECONDS = 0.05
+_LOG_CHECK_SECONDS = 60.0
+
+
+class _SignalledError(Exception):
+    """Somebody asked `up` to end."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `up` was asked for."""
+
+    directory: Directory
+    volumes: list[Protected]
+    every_seconds: int | None
+    # None: the port of the last time if it is free, else any, on loopback.
+    listen: str | None
+
+
+async def supervise(settings: Settings) -> None:
+    """Run until a signal (then return) or until a child dies (then raise)."""
+    children: list[Child] = []
+    failure: BaseException | None = None
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_raise_on(stop), name="signals")
+            group.create_task(_run(settings, children, group), name="up")
+    except* _SignalledError:
+        _say("stopping")
+    except* CommandError as errors:
+        failure = errors.exceptions[0]
+    finally:
+        # The agent first: it may still have something to hand over.
+        for child in reversed(children):
+            await child.stop()
+    # Ctrl-C on a terminal reaches the children too, and they may be quicker.
+    if failure is not None and not stop.is_set():
+        raise failure
+
+
+async def _run(settings: Settings, children: list[Child], group: asyncio.TaskGroup) -> None:
+    lock = await _locked_processes(settings.directory)
+
+    def adopt(child: Child) -> Child:
+        children.append(child)
+        group.create_task(_watch(child), name=f"watch the {child.name}")
+        return child
+
+    directory = settings.directory
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            _say("starting the coordinator")
+            coordinator = adopt(await _start_coordinator(settings, lock))
+            endpoints = await _serving(directory, coordinator)
+            context = write_contexts(directory, endpoints)
+            with contextlib.closing(Client(context)) as client:
+                await _make_token(directory, client)
+                _say("starting the agent")
+                adopt(await _start_agent(settings, endpoints.grpc, lock))
+                status = await _all_announced(settings, client)
+    except TimeoutError as error:
+        raise CommandError(
+            f"not ready after {_START_SECONDS:.0f} seconds",
+            hint=f"see the logs {directory.log('coordinator')} and {directory.log('agent')}",
+        ) from error
+    directory.token.unlink(missing_ok=True)
+    _announce(settings, endpoints, context, status)
+    while True:
+        await asyncio.sleep(_LOG_CHECK_SECONDS)
+        for child in children:
+            child.rotate_log()
+
+
+async def _locked_processes(directory: Directory) -> int:
+    """The lock that the children inherit, once those of a killed `up` have ended."""
+    lock = open_processes_lock(directory)
+    try:
+        async with asyncio.timeout(_FORMER_PROCESSES_SECONDS):
+            told = False
+            while not processes_gone(lock):
+                if not told:
+                    _say("waiting for the processes of a former `up` to end")
+                    told = True
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError as error:
+        raise CommandError(
+            f"processes of a former `up` on {directory.path} do not end",
+            hint=f"fuser {directory.path}/.processes names them; end them, and try again",
+            exit_code=BUSY,
+        ) from error
+    return lock
+
+
+async def _start_coordinator(settings: Settings, lock: int) -> Child:
+    directory = settings.directory
+    listen = settings.listen or former_listen(directory)
+    directory.endpoints.unlink(missing_ok=True)
+    every = "off" if settings.every_seconds is None else f"{settings.every_seconds}s"
+    arguments = [
+        # A fleet's settings on this machine are not meant for the embedded one.
+        *("--config", "/dev/null"),
+        *("--data", str(directory.coordinator)),
+        *("--repository", str(directory.repository)),
+        *("--listen", listen),
+        *("--http", "127.0.0.1:0"),
+        *("--every", every),
+        "--exit-with-parent",
+    ]
+    return await start_child(
+        "coordinator", arguments, log=directory.log("coordinator"), inherited=lock
+    )
+
+
+async def _start_agent(settings: Settings, address: str, lock: int) -> Child:
+    directory = settings.directory
+    arguments = [
+        *("--config", "/dev/null"),
+        *("--state", str(directory.agent)),
+        *("--coordinator", address),
+        *("--token-file", str(directory.token)),
+        *("--http", "127.0.0.1:0"),
+        *("--protect-file", str(directory.protect)),
+        *("--exclude", str(directory.path)),
+        # Whoever runs `up` is master of this machine already.
+        *("--restore-root", "/"),
+        "--exit-with-parent",
+    ]
+    return await start_child("agent", arguments, log=directory.log("agent"), inherited=lock)
+
+
+async def _serving(directory: Directory, coordinator: Child) -> Endpoints:
+    # Another process writes the file, so there is nothing but to look.
+    while (endpoints := read_endpoints(directory, coordinator.pid)) is None:  # noqa: ASYNC110
+        await asyncio.sleep(_POLL_SECONDS)
+    return endpoints
+
+
+async def _make_token(directory: Directory, client: Client) -> None:
+    """A token for the agent, unless it joined before."""
+    if directory.identity.exists():
+        return
+    request = CreateNodeTokenRequest(valid_seconds=_TOKEN_SECONDS)
+    answer = await asyncio.to_thread(
+        client.ask, client.admin.CreateNodeToken, request, timeout_seconds=_CALL_SECONDS
+    )
+    write_private(directory.token, answer.token.encode() + b"\n")
+
+
+async def _all_announced(settings: Settings, client: Client) -> GetStatusResponse:
+    """The status, once the agent is connected and has announced every protected path."""
+    while True:
+        try:
+            status = await asyncio.to_thread(
+                client.ask,
+                client.admin.GetStatus,
+                GetStatusRequest(),
+                timeout_seconds=_CALL_SECONDS,
+            )
+        except UnreachableError:
+            status = GetStatusResponse()
+        if is_ready(status, settings.volumes):
+            return status
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def is_ready(status: GetStatusResponse, volumes: list[Protected]) -> bool:
+    """Whether one connected node announced every one of these paths."""
+    for node in status.nodes:
+        announced = {
+            (volume.volume, volume.path) for volume in status.volumes if volume.node == node.name
+        }
+        if node.state == "connected" and announced >= {(one.name, one.path) for one in volumes}:
+            return True
+    return False
+
+
+async def _raise_on(stop: asyncio.Event) -> None:
+    await stop.wait()
+    raise _SignalledError
+
+
+async def _watch(child: Child) -> None:
+    await child.wait()
+    raise child.death()
+
+
+def _announce(
+    settings: Settings, endpoints: Endpoints, context: Context, status: GetStatusResponse
+) -> None:
+    count = len(settings.volumes)
+    _say(
+        f"{count} volume{'' if count == 1 else 's'} protected, everything in "
+        f"{settings.directory.path}"
+    )
+    _say("try: tidemark status | tidemark backup create --all --wait | tidemark snapshot list")
+    if _speaks_elsewhere(context):
+        _say(f"your own context names another coordinator; say --context {context.path}")
+    if not status.recovery_kit_exported:
+        _say(
+            "WARNING: nobody has the recovery kit; without it a lost machine is lost backups: "
+            "tidemark repo recovery-kit"
+        )
+    sys.stdout.write(
+        f"ready coordinator={endpoints.grpc} context={context.path} "
+        f"metrics=http://{endpoints.http}/metrics\n"
+    )
+    sys.stdout.flush()
+
+
+def _speaks_elsewhere(context: Context) -> bool:
+    try:
+        return read_context(home_context(), named_by="home").address != context.address
+    except CommandError:
+        return True
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"tidemark: {text}\n")
+    sys.stderr.flush()
