@@ -10,6 +10,12 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Examples enough to find what is wrong over many runs, few enough for a quick one; and no deadline,
+# since a busy machine is not a defect.
+settings.register_profile("tidemark", max_examples=60, deadline=None, print_blob=True)
+settings.load_profile("tidemark")
 
 TESTS = Path(__file__).parent
 REQUIRED = [name.strip() for name in os.environ.get("REQUIRE_TESTS", "").split(",") if name.strip()]

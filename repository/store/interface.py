@@ -76,6 +76,15 @@ class Store(Protocol):
         ...
 
 
+def check_prefix(prefix: str) -> str:
+    """The prefix; UsageError for one that no listing has."""
+    if prefix:
+        check_name(prefix.removesuffix("/"))
+    if prefix and not prefix.endswith("/"):
+        raise UsageError(f"{prefix!r} is not a prefix of objects: it does not end with a slash")
+    return prefix
+
+
 def check_name(name: str) -> str:
     """The name; UsageError where no object can be called so."""
     if len(name) > NAME_LENGTH_MAX or not _NAME.fullmatch(name):

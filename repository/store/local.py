@@ -9,6 +9,8 @@ import asyncio
 import errno
 import os
 import secrets
+import stat
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +26,7 @@ from repository.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
-from repository.store.interface import ObjectInfo, ObjectWriter, Store, check_name
+from repository.store.interface import ObjectInfo, ObjectWriter, Store, check_name, check_prefix
 
 # Starts with a character that no object's name does.
 _TEMPORARY: Final = ".tmp"
@@ -32,11 +34,13 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
-def _translated(name: str) -> Iterator[None]:
+def _translated(name: str, top: Path) -> Iterator[None]:
     """Operating system errors as the store's own."""
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        # A disk that was unmounted is not a store that lost its objects.
+        _check_present(top)
         raise ObjectMissingError(f"the repository has no object {name}") from error
     except FileExistsError as error:
         raise ObjectExistsError(f"the repository has an object {name} already") from error
@@ -52,6 +56,14 @@ def _translated(name: str) -> Iterator[None]:
         ) from error
 
 
+def _check_present(top: Path) -> None:
+    if not top.is_dir():
+        raise StoreUnavailableError(
+            f"the repository's directory {top} is gone",
+            hint="mount the disk that holds it, or restore it from a replica",
+        )
+
+
 class LocalStore(Store):
     """Objects as files below one directory, which must exist."""
 
@@ -64,7 +76,7 @@ class LocalStore(Store):
 
     def remove_leftovers(self) -> None:
         """Remove what a crash left half written. Only while nobody writes."""
-        with _translated(_TEMPORARY), suppress(FileNotFoundError):
+        with _translated(_TEMPORARY, self._directory), suppress(FileNotFoundError):
             for leftover in sorted((self._directory / _TEMPORARY).iterdir()):
                 leftover.unlink()
 
@@ -82,7 +94,7 @@ class LocalStore(Store):
     @override
     async def get(self, name: str) -> bytes:
         def read() -> bytes:
-            with _translated(name):
+            with _translated(name, self._directory):
                 return self.path(name).read_bytes()
 
         return await asyncio.to_thread(read)
@@ -98,7 +110,7 @@ class LocalStore(Store):
         return data
 
     def _read_range(self, name: str, offset: int, length: int) -> bytes:
-        with _translated(name), self.path(name).open("rb", buffering=0) as file:
+        with _translated(name, self._directory), self.path(name).open("rb", buffering=0) as file:
             file.seek(offset)
             pieces: list[bytes] = []
             while length > 0 and (piece := file.read(length)):
@@ -108,11 +120,14 @@ class LocalStore(Store):
 
     @override
     async def head(self, name: str) -> ObjectInfo:
-        def stat() -> int:
-            with _translated(name):
-                return self.path(name).stat().st_size
+        def size() -> int:
+            with _translated(name, self._directory):
+                status = self.path(name).stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    raise IsADirectoryError
+                return status.st_size
 
-        return ObjectInfo(name, await asyncio.to_thread(stat))
+        return ObjectInfo(name, await asyncio.to_thread(size))
 
     @override
     async def list_objects(self, prefix: str) -> AsyncIterator[ObjectInfo]:
@@ -121,30 +136,48 @@ class LocalStore(Store):
 
     def _list(self, prefix: str) -> list[ObjectInfo]:
         found: list[ObjectInfo] = []
-        pending = [self._directory / prefix]
-        while pending:
-            directory = pending.pop()
-            with _translated(prefix), suppress(FileNotFoundError), os.scandir(directory) as entries:
-                for entry in entries:
+        pending = [self._directory / check_prefix(prefix)]
+        with _translated(prefix, self._directory):
+            while pending:
+                for entry in _entries(pending.pop()):
                     if entry.is_dir(follow_symlinks=False):
                         pending += [Path(entry.path)] if entry.name != _TEMPORARY else []
-                    elif entry.is_file(follow_symlinks=False):
+                    if not entry.is_file(follow_symlinks=False):
+                        continue
+                    # Deleted since its directory was read: then it is no object any more.
+                    with suppress(FileNotFoundError):
+                        size = entry.stat(follow_symlinks=False).st_size
                         name = str(Path(entry.path).relative_to(self._directory))
-                        found.append(ObjectInfo(name, entry.stat(follow_symlinks=False).st_size))
+                        found.append(ObjectInfo(name, size))
+        # What disappeared while it was listed does not look like an empty store.
+        _check_present(self._directory)
         return sorted(found)
 
     @override
     async def delete(self, name: str) -> None:
         def remove() -> None:
-            with _translated(name):
+            with _translated(name, self._directory):
                 self.path(name).unlink()
                 _flush_directory(self.path(name).parent)
 
         await asyncio.to_thread(remove)
 
 
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    """What a directory holds; nothing where there is none."""
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 class _LocalWriter(ObjectWriter):
-    """An object on its way to disk."""
+    """An object on its way to disk.
+
+    A canceled call's thread runs on for a while; so calls wait for each other, and the descriptor
+    is never closed (and its number given to another file) under a thread that still writes.
+    """
 
     def __init__(self, name: str, temporary: Path, final: Path, top: Path) -> None:
         self._name = name
@@ -152,19 +185,23 @@ class _LocalWriter(ObjectWriter):
         self._final = final
         self._top = top
         self._descriptor = -1
+        self._busy = threading.Lock()
+        self._closed = False
 
     @override
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._open)
+        try:
+            await asyncio.to_thread(self._open)
+        except BaseException:
+            await self._abort()
+            raise
         return self
 
     def _open(self) -> None:
-        if not self._top.is_dir():
-            raise StoreUnavailableError(
-                f"the repository's directory {self._top} is gone",
-                hint="mount the disk that holds it, or restore it from a replica",
-            )
-        with _translated(self._name):
+        with self._busy, _translated(self._name, self._top):
+            if self._closed:
+                return
+            _check_present(self._top)
             self._temporary.parent.mkdir(exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._descriptor = os.open(self._temporary, flags, 0o600)
@@ -174,7 +211,7 @@ class _LocalWriter(ObjectWriter):
         await asyncio.to_thread(self._write, memoryview(data))
 
     def _write(self, data: memoryview) -> None:
-        with _translated(self._name):
+        with self._busy, _translated(self._name, self._top):
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
@@ -183,7 +220,7 @@ class _LocalWriter(ObjectWriter):
         await asyncio.to_thread(self._commit)
 
     def _commit(self) -> None:
-        with _translated(self._name):
+        with self._busy, _translated(self._name, self._top):
             os.fsync(self._descriptor)
             _make_directories(self._final.parent, self._top)
             # A link, unlike a rename, fails where the name is taken.
@@ -197,14 +234,20 @@ class _LocalWriter(ObjectWriter):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.to_thread(self._close)
+        await self._abort()
+
+    async def _abort(self) -> None:
+        # Shielded: a second cancellation must not keep the file open.
+        await asyncio.shield(asyncio.to_thread(self._close))
 
     def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            with _translated(self._name), suppress(FileNotFoundError):
-                self._temporary.unlink()
+        with self._busy, _translated(self._name, self._top):
+            self._closed = True
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+                with suppress(FileNotFoundError):
+                    self._temporary.unlink()
 
 
 def _make_directories(directory: Path, top: Path) -> None:
