@@ -55,7 +55,7 @@ def read_small(
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _meaning(error) from error
+        raise meaning_of(error) from error
 
 
 def _read_stable(
@@ -202,10 +202,10 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _meaning(error) from error
+        raise meaning_of(error) from error
 
 
-def _meaning(error: OSError) -> SourceError:
+def meaning_of(error: OSError) -> SourceError:
     """Say what an OSError means for a file that was about to be read."""
     if error.errno in _VANISHED:
         reason = (error.strerror or str(error)).lower()

@@ -172,6 +172,56 @@ class Clock(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class GrantedPack:
+    """A pack that the restored volume wrote: its key opens all its frames."""
+
+    pack_nonce: bytes
+    name: str
+    wrapped_pack_key: bytes
+    frame_table: bytes
+    """repository.pack.FrameTable, encoded."""
+
+
+@dataclass(frozen=True)
+class GrantedFrame:
+    """A single frame of a pack that another volume wrote."""
+
+    pack_nonce: bytes
+    frame: int
+    name: str
+    wrapped_frame_key: bytes
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a restore may read, and the keys for it, wrapped by the grant key."""
+
+    root: bytes
+    """The countersigned root object."""
+    sealed_grant_key: bytes
+    """Sealed to the one-time key that the restore asked with."""
+    wrapped_reader_keys: bytes
+    packs: Sequence[GrantedPack]
+    frames: Sequence[GrantedFrame]
+
+
+class RestoreClient(Protocol):
+    """What a restore asks of the coordinator; errors and patience as in CoordinatorClient."""
+
+    async def open_restore(self, task_id: str, public_key: bytes) -> Grant:
+        """Ask for the grant of a restore task, with a one-time X25519 key."""
+        ...
+
+    async def read_pack(
+        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
+    ) -> list[memoryview]:
+        """Return (offset, length) ranges of a pack that the grant covers, in this order."""
+        ...
+
+
 class CoordinatorClient(Protocol):
     """What a task asks of the coordinator.
 

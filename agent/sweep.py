@@ -387,7 +387,7 @@ class _Walk:
             self._batch.unchanged_directories += 1
         else:
             self._batch.unchanged_files += 1
-            self._batch.unchanged_bytes += old.size
+            self._batch.unchanged_bytes += old.size if old.type == EntryType.FILE else 0
 
     def _advance(self) -> None:
         self._old_key, self._old_entry = next(self._old, _END)

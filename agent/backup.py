@@ -1,0 +1,302 @@
+"""A backup of one volume, from its directory to the committed snapshot.
+
+    sweep ─► batches of names ─► workers: read, hash, compress, seal ─► packs ─► uploads
+      │                             │                                    ▲          │
+      └──── order of keys ──────────┴─► edits ─► new manifest nodes ─────┘        commit
+
+One thread walks and edits the manifest with what the workers made of each name (`making.py`); the
+event loop uploads. Each stage waits for the next: windows, groups and buffers are bounded, so
+memory does not grow with the volume. A store that fails ends the backup, and is never taken for a
+source that cannot be read.
+"""
+
+import asyncio
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+from agent.beneath import Tree
+from agent.errors import VolumeError
+from agent.known import KnownChunks
+from agent.making import LostStateError, Made, Maker
+from agent.manifest import MetadataWriter
+from agent.packing import FinishedPack, PackIdentity, Packs
+from agent.services import (
+    BackupOutcome,
+    BackupStatistics,
+    BackupTask,
+    Committed,
+    Progress,
+    Services,
+    Session,
+)
+from agent.state import Head
+from agent.storing import Storer
+from repository.errors import CanceledError, DamagedError, TidemarkError
+from repository.ids import NodeId, SessionId, VolumeId
+from repository.keys import KEY_BYTES, seal
+from repository.layout import DATA_KEY_INFO, LABEL_INFO, WriterKeys
+from repository.refs import refs_hash
+from repository.snapshot import (
+    FORMAT,
+    Detection,
+    Label,
+    RootBody,
+    peek_signed_root,
+    root_hash,
+    sign_root,
+    split_root,
+)
+from repository.tree import Boundaries, encode_pointer
+
+_UPLOADS: Final = 2
+_REFS_PIECE_BYTES: Final = 1024 * 1024
+_T = TypeVar("_T")
+
+
+async def run_backup(task: BackupTask, services: Services) -> BackupOutcome:
+    """Back one volume up. Errors are part of the outcome; cancellation passes through."""
+    backup = _Backup(task, services)
+    try:
+        committed = await backup.run()
+    except TidemarkError as error:
+        return BackupOutcome(backup.statistics, error=error)
+    return BackupOutcome(backup.statistics, committed=committed)
+
+
+class _Backup:
+    """One run: open, make, upload, commit."""
+
+    def __init__(self, task: BackupTask, services: Services) -> None:
+        self._task = task
+        self._services = services
+        self._started_ns = services.clock.now_ns()
+        self._canceled = threading.Event()
+        self._storer: Storer | None = None
+        self._packed_bytes = 0
+        self.statistics = BackupStatistics()
+
+    async def run(self) -> Committed:
+        """Everything, in order."""
+        self._report("opening")
+        volume = self._task.volume
+        with await asyncio.to_thread(Tree.of_volume, volume.path) as tree:
+            data_key = secrets.token_bytes(KEY_BYTES)
+            info = DATA_KEY_INFO + self._task.repository_id
+            sealed = seal(self._task.recovery_public_key, data_key, info)
+            session = await self._services.coordinator.open_session(self._task.task_id, sealed)
+            keys = WriterKeys.decode(session.writer_keys)
+            identity = PackIdentity(
+                repository=keys.repository,
+                session=SessionId(session.session_id),
+                node=NodeId(self._services.node_id),
+                data_key=data_key,
+                sealed_data_key=sealed,
+                metadata_public=keys.metadata_public,
+                signing=self._services.signing_key,
+            )
+            made = await self._save(tree, session, keys, identity)
+            await asyncio.to_thread(_check_still_there, volume.path, tree)
+        return await self._commit(session, keys, made)
+
+    async def _save(
+        self, tree: Tree, session: Session, keys: WriterKeys, identity: PackIdentity
+    ) -> Made:
+        """Make the manifest in a thread, and upload what falls due meanwhile."""
+        loop = asyncio.get_running_loop()
+        finished: asyncio.Queue[FinishedPack | None] = asyncio.Queue()
+        known = KnownChunks(self._services.state)
+
+        def deliver(pack: FinishedPack) -> None:
+            loop.call_soon_threadsafe(finished.put_nowait, pack)
+
+        packs = Packs(identity, deliver)
+        failure: TidemarkError | None = None
+        made: Made | None = None
+        async with asyncio.TaskGroup() as group:
+            for number in range(_UPLOADS):
+                upload = self._upload(session, finished, packs, known)
+                group.create_task(upload, name=f"upload-{number}-{self._task.task_id}")
+            try:
+                made = await self._in_thread(
+                    packs, lambda: self._make(tree, session, keys, packs, known)
+                )
+            except TidemarkError as error:
+                packs.fail(error)
+                failure = error
+            finally:
+                for _ in range(_UPLOADS):
+                    finished.put_nowait(None)
+        failure = packs.failure or failure
+        if failure is not None:
+            raise failure
+        assert made is not None
+        return made
+
+    def _make(
+        self, tree: Tree, session: Session, keys: WriterKeys, packs: Packs, known: KnownChunks
+    ) -> Made:
+        """Make the manifest from the last one if it is at hand, else from nothing."""
+        services, volume_id = self._services, self._task.volume.volume_id
+        head = services.state.head(volume_id)
+        if head is not None and head.root != session.head_root:
+            head = None  # not the last one that the coordinator knows
+        while True:
+            self.statistics = BackupStatistics()
+            self._storer = Storer(tree, packs, known, keys, services.workers, services.clock.now_ns)
+            metadata = MetadataWriter(packs, known, keys.ids)
+            maker = Maker(
+                volume_id, services.state, services.workers, self._storer, metadata, self.statistics
+            )
+            try:
+                made = maker.make(
+                    tree,
+                    head,
+                    Boundaries(keys.boundaries),
+                    excludes=self._task.excludes,
+                    is_canceled=self._canceled.is_set,
+                    on_progress=lambda: self._report("reading"),
+                )
+            except LostStateError:
+                services.log("warning", "the agent's copy of the last manifest is incomplete")
+                services.log(
+                    "warning", "all files are read again; what is stored is not sent again"
+                )
+                head = None
+                continue
+            packs.flush()
+            self.statistics.bytes_read = self._storer.counters.bytes_read
+            self.statistics.data_added = self._storer.counters.bytes_added + metadata.bytes_added
+            return made
+
+    async def _in_thread(self, packs: Packs, work: Callable[[], _T]) -> _T:
+        """Run the maker in a thread of its own; cancellation waits until the thread has ended."""
+        with ThreadPoolExecutor(1, thread_name_prefix=f"backup-{self._task.task_id}") as thread:
+            running = asyncio.get_running_loop().run_in_executor(thread, work)
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                self._canceled.set()
+                packs.fail(CanceledError("the backup was canceled"))
+                await asyncio.wait([running])
+                raise
+
+    async def _upload(
+        self,
+        session: Session,
+        finished: "asyncio.Queue[FinishedPack | None]",
+        packs: Packs,
+        known: KnownChunks,
+    ) -> None:
+        """Upload packs as they come. After a failure the rest is let go, so that nobody waits."""
+        while (pack := await finished.get()) is not None:
+            try:
+                if packs.failure is None:
+                    await self._services.coordinator.upload_pack(
+                        session, pack.name, pack.buffers, pack.size_bytes
+                    )
+                    await known.settle(pack.chunks)
+                    self._packed_bytes += pack.size_bytes
+            except TidemarkError as error:
+                packs.fail(error)
+            finally:
+                pack.release()
+
+    async def _commit(self, session: Session, keys: WriterKeys, made: Made) -> Committed:
+        """Sign the root, have it countersigned, and keep what the next backup starts from."""
+        self.statistics.data_added_packed = self._packed_bytes
+        self._report("committing")
+        refs = made.refs.encode()
+        signed = sign_root(self._root(session, keys, made, refs), self._services.signing_key)
+        pieces = [
+            refs[start : start + _REFS_PIECE_BYTES]
+            for start in range(0, len(refs), _REFS_PIECE_BYTES)
+        ]
+        committed = await self._services.coordinator.commit(
+            session, signed, pieces, self.statistics
+        )
+        if split_root(committed.root)[1] != signed:
+            raise DamagedError(
+                "the coordinator countersigned another root than ours",
+                hint="this is a defect; keep the logs of both daemons",
+            )
+        await self._services.state.commit(
+            self._task.volume.volume_id,
+            Head(committed.root, committed.sequence, encode_pointer(made.manifest)),
+            made.new_nodes,
+            made.removed_nodes,
+            made.frame_changes,
+            replace=made.base,
+        )
+        return committed
+
+    def _root(self, session: Session, keys: WriterKeys, made: Made, refs: bytes) -> RootBody:
+        volume, statistics = self._task.volume, self.statistics
+        label = Label(
+            volume_name=volume.name,
+            node_name=os.uname().nodename,
+            source=volume.source,
+            path=volume.path,
+            errors=[(each.path, each.message, each.hint) for each in statistics.errors],
+        )
+        return RootBody(
+            format=FORMAT,
+            repository=keys.repository,
+            volume=VolumeId(volume.volume_id),
+            node=NodeId(self._services.node_id),
+            session=SessionId(session.session_id),
+            parent=root_hash(session.head_root) if session.head_root else b"",
+            manifest=made.manifest,
+            refs_hash=refs_hash(refs),
+            detection=Detection.SWEEP,
+            started_ns=self._started_ns,
+            total_files=made.total_files,
+            total_bytes=made.total_bytes,
+            fuzzy_files=statistics.fuzzy_files,
+            errors_total=statistics.errors_total,
+            label=seal(keys.metadata_public, label.encode(), LABEL_INFO + keys.repository),
+        )
+
+    def _report(self, activity: str) -> None:
+        statistics = self.statistics
+        files_total, bytes_total = self._expected()
+        self._services.progress(
+            Progress(
+                activity=activity,
+                files_done=statistics.total_files_processed,
+                files_total=files_total,
+                bytes_done=statistics.total_bytes_processed,
+                bytes_total=bytes_total,
+            )
+        )
+
+    def _expected(self) -> tuple[int | None, int | None]:
+        """Files and bytes of the last snapshot: what this one will come to, more or less."""
+        head = self._services.state.head(self._task.volume.volume_id)
+        if head is None:
+            return None, None
+        body = peek_signed_root(split_root(head.root)[1])
+        return body.total_files, body.total_bytes
+
+
+def _check_still_there(path: bytes, tree: Tree) -> None:
+    """VolumeError where the volume was removed or unmounted while it was read.
+
+    A walk of a removed directory finds nothing, which must not pass for an empty volume.
+    """
+    try:
+        now, then = os.stat(path), tree.stat_root()
+    except OSError as error:
+        raise _gone(path) from error
+    if (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino) and not tree.is_file:
+        raise _gone(path)
+
+
+def _gone(path: bytes) -> VolumeError:
+    return VolumeError(
+        f"{os.fsdecode(path)} went away while it was read",
+        hint="bring it back, then back up again; earlier snapshots still restore",
+    )

@@ -1,0 +1,303 @@
+"""Making the manifest: from the walk, by way of the workers, to the tree's edits.
+
+This runs in one thread. It pulls: the tree's editor asks for the next edit, that asks for the next
+name whose content is stored, and that asks the walk for more, so nothing runs ahead of what the
+window allows. Edits come in the order of keys, whatever order the workers finish in.
+
+Nothing is removed but what a listed directory no longer has. A path that cannot be read keeps its
+previous content, marked stale, and is named as an error.
+"""
+
+import heapq
+import stat
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec import structs
+
+from agent.beneath import Tree
+from agent.errors import SourceError
+from agent.manifest import MetadataWriter, Usage
+from agent.services import BackupStatistics, PathProblem
+from agent.state import FrameChange, Head, State
+from agent.storing import PendingFile, Saved, Storer
+from agent.sweep import Batch, Found, Removed, sweep
+from repository.chunking import SMALL_BYTES_MAX
+from repository.editing import Edit, Edited, Editor
+from repository.entries import Entry, EntryType, Flag, Pointer, encode_entry, path_of
+from repository.errors import CanceledError
+from repository.needs import drive
+from repository.refs import Refs
+from repository.tree import Boundaries, decode_pointer
+from repository.walking import scan
+
+# Names that one worker takes at a time: enough to make a call's cost vanish, few enough that the
+# last batch keeps nobody waiting.
+_BATCH_NAMES: Final = 256
+_BATCH_BYTES: Final = 2 * 1024 * 1024
+# Batches and files between the walk and the manifest; only those being worked on hold contents.
+_WINDOW: Final = 32
+_PROBLEMS_MAX: Final = 100
+
+
+class LostStateError(Exception):
+    """The agent's own copy of the last manifest is incomplete: begin without it."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A new manifest, stored; what commits it and what the next backup starts from."""
+
+    manifest: Pointer
+    refs: Refs
+    base: bool
+    total_files: int
+    total_bytes: int
+    new_nodes: dict[bytes, bytes]
+    removed_nodes: list[bytes]
+    frame_changes: list[FrameChange]
+
+
+class _Group:
+    """Names that went to a worker together, and the removals among them."""
+
+    def __init__(self) -> None:
+        self.found: list[Found] = []
+        self.removed: list[Removed] = []
+        self.bytes = 0
+        self.future: Future[list[Saved | Found]] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.found) >= _BATCH_NAMES or self.bytes >= _BATCH_BYTES
+
+
+class Maker:
+    """Makes one manifest of one volume."""
+
+    def __init__(
+        self,
+        volume_id: bytes,
+        state: State,
+        workers: Executor,
+        storer: Storer,
+        metadata: MetadataWriter,
+        statistics: BackupStatistics,
+    ) -> None:
+        self._volume_id = volume_id
+        self._state = state
+        self._workers = workers
+        self._storer = storer
+        self._metadata = metadata
+        self._usage = Usage()
+        self._statistics = statistics
+        self._kept_files = 0
+        self._kept_bytes = 0
+        self._old_lists: set[bytes] = set()
+        self._new_lists: set[bytes] = set()
+
+    def make(
+        self,
+        tree: Tree,
+        head: Head | None,
+        boundaries: Boundaries,
+        *,
+        excludes: frozenset[tuple[int, int]],
+        is_canceled: Callable[[], bool],
+        on_progress: Callable[[], None],
+    ) -> Made:
+        """Walk, store, edit. Raises LostStateError where the head's manifest is not all here."""
+        root = None if head is None else decode_pointer(head.manifest)
+        walk = sweep(tree, self._old_entries(root), excludes=excludes, is_canceled=is_canceled)
+        edits = self._edits(walk, is_canceled, on_progress)
+        edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
+        assert edited.root is not None, "a volume's own entry is always there"
+        self._metadata.flush()
+        return self._made(edited, edited.root, base=root is None)
+
+    def _made(self, edited: Edited, root: Pointer, *, base: bool) -> Made:
+        self._usage.count(edited.added, 1)
+        self._usage.count(edited.removed, -1)
+        counts, refs = self._usage.against(self._state, self._volume_id, base=base)
+        kept = {pointer.id for pointer in edited.added} | self._new_lists
+        gone = {pointer.id for pointer in edited.removed} | self._old_lists
+        statistics = self._statistics
+        return Made(
+            manifest=root,
+            refs=refs,
+            base=base,
+            total_files=statistics.total_files_processed + self._kept_files,
+            total_bytes=statistics.total_bytes_processed + self._kept_bytes,
+            new_nodes={id_: data for id_, data in self._metadata.nodes.items() if id_ in kept},
+            removed_nodes=list(gone - kept),
+            frame_changes=counts,
+        )
+
+    # The last manifest, from the agent's own state.
+
+    def _load(self, pointer: Pointer) -> bytes:
+        node = self._state.load_node(self._volume_id, pointer.id)
+        if node is None:
+            raise LostStateError
+        return node
+
+    def _load_old_list(self, pointer: Pointer) -> bytes:
+        self._old_lists.add(pointer.id)
+        return self._load(pointer)
+
+    def _old_entries(self, root: Pointer | None) -> Iterator[tuple[bytes, Entry]]:
+        if root is not None:
+            for batch in drive(scan(root, own=True), self._load):
+                yield from batch
+
+    # From batches of the walk to edits.
+
+    def _edits(
+        self,
+        walk: Iterator[Batch],
+        is_canceled: Callable[[], bool],
+        on_progress: Callable[[], None],
+    ) -> Iterator[Edit]:
+        window: deque[_Group | PendingFile] = deque()
+        for batch in walk:
+            self._count_batch(batch)
+            for work in self._distribute(batch):
+                window.append(work)
+                while len(window) > _WINDOW:
+                    yield from self._settle(window.popleft())
+            on_progress()
+        while window:
+            yield from self._settle(window.popleft())
+            on_progress()
+        if is_canceled():
+            raise CanceledError("the backup was canceled")
+
+    def _distribute(self, batch: Batch) -> Iterator[_Group | PendingFile]:
+        """Hand small things to workers in groups, and read large files here, in order of keys."""
+        group = _Group()
+        parts: list[Sequence[Found | Removed]] = [batch.found, batch.removed]
+        for item in heapq.merge(*parts, key=_key):
+            if isinstance(item, Removed):
+                group.removed.append(item)
+                continue
+            large = item.stat.st_size >= SMALL_BYTES_MAX and _is_file(item)
+            if (large and (group.found or group.removed)) or group.is_full:
+                yield self._begin(group)
+                group = _Group()
+            if large:
+                yield self._storer.save_large(item, self._put_list)
+            else:
+                group.found.append(item)
+                group.bytes += item.stat.st_size
+        if group.found or group.removed:
+            yield self._begin(group)
+
+    def _begin(self, group: _Group) -> _Group:
+        if group.found:
+            group.future = self._workers.submit(self._storer.save_batch, group.found)
+        return group
+
+    def _put_list(self, encoded: bytes) -> Pointer:
+        pointer = self._metadata.put_list(encoded)
+        self._new_lists.add(pointer.id)
+        return pointer
+
+    # From what became of a name to its edit.
+
+    def _settle(self, work: _Group | PendingFile) -> Iterator[Edit]:
+        if isinstance(work, PendingFile):
+            yield from self._settle_one(work.result())
+            return
+        saved = [] if work.future is None else work.future.result()
+        parts: list[Sequence[Saved | Found | Removed]] = [saved, work.removed]
+        for item in heapq.merge(*parts, key=_key):
+            if isinstance(item, Removed):
+                yield from self._remove(item.key, item.old)
+            elif isinstance(item, Found):  # it was small when the walk saw it
+                yield from self._settle_one(self._storer.save_large(item, self._put_list).result())
+            else:
+                yield from self._settle_one(item)
+
+    def _settle_one(self, saved: Saved) -> Iterator[Edit]:
+        if saved.error is not None:
+            self._count_error(saved.key, saved.error)
+        if saved.entry is None:
+            if saved.old is not None and saved.error is None:
+                yield from self._remove(saved.key, saved.old)
+            return
+        if saved.error is None:
+            self._count_file(saved.old, saved.entry)
+        else:
+            self._keep(saved.entry)
+        old_content = None if saved.old is None else saved.old.content
+        if old_content != saved.entry.content:
+            self._usage.count_content(old_content, self._load_old_list, -1)
+            self._usage.count_content(saved.entry.content, self._load_new_list, 1)
+        if saved.entry != saved.old:
+            yield saved.key, encode_entry(saved.entry)
+
+    def _load_new_list(self, pointer: Pointer) -> bytes:
+        return self._metadata.nodes[pointer.id]
+
+    def _remove(self, key: bytes, old: Entry) -> Iterator[Edit]:
+        self._usage.count_content(old.content, self._load_old_list, -1)
+        self._statistics.files_removed += old.type is not EntryType.DIRECTORY
+        yield key, None
+
+    # Counting.
+
+    def _count_batch(self, batch: Batch) -> None:
+        statistics = self._statistics
+        statistics.files_unmodified += batch.unchanged_files
+        statistics.total_files_processed += batch.unchanged_files
+        statistics.total_bytes_processed += batch.unchanged_bytes
+        self._kept_files += batch.kept_files
+        self._kept_bytes += batch.kept_bytes
+        for problem in batch.errors:
+            self._count_error(problem.key, problem.error)
+        for problem in batch.warnings[: _PROBLEMS_MAX - len(statistics.warnings)]:
+            statistics.warnings.append(_problem(problem.key, problem.error))
+
+    def _count_file(self, old: Entry | None, entry: Entry) -> None:
+        if entry.type is EntryType.DIRECTORY:
+            return
+        statistics = self._statistics
+        statistics.total_files_processed += 1
+        statistics.total_bytes_processed += entry.size if entry.type is EntryType.FILE else 0
+        statistics.fuzzy_files += bool(entry.flags & Flag.FUZZY)
+        if old is None or old.type is EntryType.DIRECTORY:
+            statistics.files_new += 1
+        elif is_equal(old, entry):
+            statistics.files_unmodified += 1
+        else:
+            statistics.files_changed += 1
+
+    def _keep(self, entry: Entry) -> None:
+        if entry.type is not EntryType.DIRECTORY:
+            self._kept_files += 1
+            self._kept_bytes += entry.size if entry.type is EntryType.FILE else 0
+
+    def _count_error(self, key: bytes, error: SourceError) -> None:
+        self._statistics.errors_total += 1
+        if len(self._statistics.errors) < _PROBLEMS_MAX:
+            self._statistics.errors.append(_problem(key, error))
+
+
+def is_equal(old: Entry, new: Entry) -> bool:
+    """Whether a restore of either would give the same: inode and change time are not restored."""
+    return structs.replace(old, inode=0, ctime_ns=0) == structs.replace(new, inode=0, ctime_ns=0)
+
+
+def _key(item: Saved | Found | Removed) -> bytes:
+    return item.key
+
+
+def _is_file(found: Found) -> bool:
+    return stat.S_ISREG(found.stat.st_mode)
+
+
+def _problem(key: bytes, error: SourceError) -> PathProblem:
+    return PathProblem(path_of(key), error.message, error.hint)

@@ -1,0 +1,240 @@
+"""Packs under construction: worker threads put sealed frames in, whole packs come out.
+
+A frame gets its identity (pack nonce, number) before it is sealed, and is sealed straight into the
+pack's buffer. Buffers are few, and a thread that needs one waits until an upload returns it: that
+is the back-pressure of the whole pipeline, and with it the bound on its memory. A pack that
+nobody will finish, because its session failed, is just dropped.
+"""
+
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from repository.errors import TidemarkError
+from repository.frames import (
+    TAG_BYTES,
+    FrameCipher,
+    FrameIdentity,
+    Location,
+    PlainChunk,
+)
+from repository.ids import (
+    CHUNK_ID_BYTES,
+    ChunkId,
+    NodeId,
+    ObjectType,
+    PackNonce,
+    RepositoryId,
+    SessionId,
+)
+from repository.keys import KEY_BYTES, SigningKey, frame_key, pack_key
+from repository.layout import pack_name
+from repository.pack import (
+    DATA_PACK_BYTES,
+    METADATA_PACK_BYTES,
+    FrameEntry,
+    PackKind,
+    PackSeal,
+    encode_head,
+)
+
+# One that is filled and two on their way: an upload's latency is hidden, memory stays bounded.
+_BUFFERS: Final = {PackKind.DATA: 3, PackKind.METADATA: 2}
+_TARGETS: Final = {PackKind.DATA: DATA_PACK_BYTES, PackKind.METADATA: METADATA_PACK_BYTES}
+# What a frame may be longer than its chunks: for each a length and an id, then header and tag.
+_CHUNK_OVERHEAD: Final = 4 + CHUNK_ID_BYTES
+_FRAME_OVERHEAD: Final = 64
+
+
+class FinishedPack(NamedTuple):
+    """A pack ready for upload."""
+
+    kind: PackKind
+    name: str
+    buffers: tuple[memoryview, bytes]
+    size_bytes: int
+    chunks: list[tuple[ChunkId, Location]]
+    release: Callable[[], None]
+    """To be called when the buffers are no longer needed, however that came about."""
+
+
+class Reservation(NamedTuple):
+    """The promise of a place for one frame in a pack."""
+
+    pack: "_Pack"
+    identity: FrameIdentity
+    size_max: int
+
+
+class PackIdentity(NamedTuple):
+    """Whose packs these are, and what they are sealed with."""
+
+    repository: RepositoryId
+    session: SessionId
+    node: NodeId
+    data_key: bytes
+    sealed_data_key: bytes
+    metadata_public: bytes
+    signing: SigningKey
+
+
+class _Pack:
+    """A buffer that fills up."""
+
+    def __init__(self, kind: PackKind, buffer: bytearray, identity: PackIdentity) -> None:
+        self.kind = kind
+        self.buffer = buffer
+        self.random = secrets.token_bytes(16)
+        nonce = PackNonce(secrets.token_bytes(16))
+        self.seal = PackSeal(
+            repository=identity.repository,
+            nonce=nonce,
+            session=identity.session,
+            node=identity.node,
+            sealed_data_key=identity.sealed_data_key,
+            pack_key=pack_key(identity.data_key, nonce),
+            metadata_public=identity.metadata_public,
+            signing=identity.signing,
+        )
+        head = encode_head(kind, self.random)
+        buffer[: len(head)] = head
+        self.used = len(head)
+        self.promised = 0
+        self.reserved = 0
+        self.closed = False
+        self.frames: list[FrameEntry] = []
+
+
+class Packs:
+    """The packs of one session, filled by any number of threads."""
+
+    def __init__(self, identity: PackIdentity, deliver: Callable[[FinishedPack], None]) -> None:
+        """`deliver` is called with each finished pack, from the thread that finished it."""
+        self._identity = identity
+        self._cipher = FrameCipher(identity.repository)
+        self._deliver = deliver
+        self._changed = threading.Condition()
+        self._open: dict[PackKind, _Pack] = {}
+        self._free = dict(_BUFFERS)
+        self._spare: dict[PackKind, list[bytearray]] = {kind: [] for kind in PackKind}
+        self._error: TidemarkError | None = None
+
+    @property
+    def failure(self) -> TidemarkError | None:
+        """What the session failed with, if it did."""
+        return self._error
+
+    def fail(self, error: TidemarkError) -> None:
+        """Let everybody who waits for a place, or comes for one, end with this error."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def reserve(self, kind: PackKind, raw_bytes: int, chunks: int) -> Reservation:
+        """A place for a frame of at most so many bytes and chunks; waits for a buffer if need be.
+
+        Raises the error that the session failed with, if it did.
+        """
+        size_max = raw_bytes + chunks * _CHUNK_OVERHEAD + _FRAME_OVERHEAD
+        while True:
+            with self._changed:
+                pack = self._opened(kind)
+                if pack.used + pack.promised + size_max <= len(pack.buffer):
+                    pack.promised += size_max
+                    pack.reserved += 1
+                    identity = FrameIdentity(pack.seal.nonce, pack.reserved - 1)
+                    return Reservation(pack, identity, size_max)
+                complete = self._close(kind)
+            if complete is not None:
+                self._finish(complete)
+
+    def fill(
+        self,
+        place: Reservation,
+        kind: ObjectType,
+        plaintext: bytes | bytearray,
+        chunks: Sequence[PlainChunk],
+    ) -> list[Location]:
+        """Seal a frame into its place; where each of its chunks lies from now on."""
+        pack, identity = place.pack, place.identity
+        length = len(plaintext) + TAG_BYTES
+        with self._changed:
+            offset = pack.used
+            pack.used += length
+            pack.promised += length - place.size_max
+        key = frame_key(pack.seal.pack_key, identity.number)
+        with memoryview(pack.buffer)[offset : offset + length] as out:
+            self._cipher.seal_into(out, plaintext, key, identity, kind)
+        table = [(len(chunk.data), chunk.id) for chunk in chunks]
+        entry = FrameEntry(0, identity.number, kind, offset, length, table)
+        with self._changed:
+            pack.frames.append(entry)
+            pack.promised -= length
+            complete = pack.closed and not pack.promised
+        if complete:
+            self._finish(pack)
+        return [
+            Location(identity.nonce, identity.number, index, length)
+            for index, (length, _) in enumerate(table)
+        ]
+
+    def flush(self) -> None:
+        """Finish the packs that are open. Nobody may hold a reservation any more."""
+        for kind in PackKind:
+            with self._changed:
+                complete = self._close(kind) if kind in self._open else None
+            if complete is not None:
+                self._finish(complete)
+
+    def _opened(self, kind: PackKind) -> _Pack:
+        """The pack being filled; a new one as soon as a buffer is free. The lock is held."""
+        while True:
+            if self._error is not None:
+                raise self._error
+            if kind in self._open:
+                return self._open[kind]
+            if self._free[kind]:
+                break
+            self._changed.wait()
+        self._free[kind] -= 1
+        spare = self._spare[kind]
+        buffer = spare.pop() if spare else bytearray(_TARGETS[kind])
+        pack = self._open[kind] = _Pack(kind, buffer, self._identity)
+        return pack
+
+    def _close(self, kind: PackKind) -> _Pack | None:
+        """Take no more frames; the pack if it is complete already. The lock is held."""
+        pack = self._open.pop(kind)
+        pack.closed = True
+        return pack if not pack.promised else None
+
+    def _finish(self, pack: _Pack) -> None:
+        """Footer, signature, name; then deliver. Without the lock: it hashes the whole pack."""
+        if not pack.frames:
+            self._release(pack)
+            return
+        body = memoryview(pack.buffer)[: pack.used]
+        trailer, digest = pack.seal.finish(body, pack.frames, secrets.token_bytes(KEY_BYTES))
+        nonce = pack.seal.nonce
+        chunks = [
+            (chunk_id, Location(nonce, frame.number, index, length))
+            for frame in pack.frames
+            for index, (length, chunk_id) in enumerate(frame.chunks)
+        ]
+        self._deliver(
+            FinishedPack(
+                kind=pack.kind,
+                name=pack_name(pack.random, digest),
+                buffers=(body, trailer),
+                size_bytes=pack.used + len(trailer),
+                chunks=chunks,
+                release=lambda: self._release(pack),
+            )
+        )
+
+    def _release(self, pack: _Pack) -> None:
+        with self._changed:
+            self._spare[pack.kind].append(pack.buffer)
+            self._free[pack.kind] += 1
+            self._changed.notify_all()

@@ -1,0 +1,395 @@
+"""Storing contents: from a file that may have changed to an entry whose extents point at frames.
+
+Worker threads take batches of small files, or groups of a large file's chunks: Python's cost is per
+call, and hashing, compressing and sealing release the GIL. Whatever is known already is neither
+compressed nor sent. A path that cannot be read is a `Saved` with an error; a store that cannot be
+written is an exception, and ends the backup.
+"""
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from typing import Final, NamedTuple
+
+from msgspec import structs
+
+from agent.beneath import Tree
+from agent.errors import SourceError
+from agent.known import KnownChunks
+from agent.packing import Packs
+from agent.reading import LargeFile, VanishedError, is_settled, meaning_of, read_small
+from agent.sweep import Found, entry_type
+from repository.chunking import (
+    BLOCK_BYTES,
+    CHUNK_BYTES_MAX,
+    MAGIC_BYTES,
+    SMALL_BYTES_MAX,
+    ContentCutter,
+    blocks,
+    classify,
+)
+from repository.content import ContentWriter
+from repository.entries import (
+    ChunkClass,
+    Content,
+    Entry,
+    EntryType,
+    Extent,
+    Flag,
+    Pointer,
+    path_of,
+)
+from repository.frames import (
+    CHUNKS_MAX,
+    RAW_BYTES_TARGET,
+    FrameEncoder,
+    Location,
+    PlainChunk,
+)
+from repository.ids import ChunkId, ObjectType
+from repository.layout import WriterKeys
+from repository.pack import PackKind
+
+# Rewritten blocks of a paged file share a frame with few others, or collection could free nothing.
+_REWRITTEN_BYTES: Final = 4 * BLOCK_BYTES
+# Twice the largest chunk: every window but the last yields at least one.
+_WINDOW_BYTES: Final = 2 * CHUNK_BYTES_MAX
+# Groups of a large file's chunks that wait or are worked on, each 1 to 5 MiB.
+_GROUPS_IN_FLIGHT: Final = 6
+# A large file that keeps changing is read again as long as that costs no more than this.
+_REREAD_BYTES_MAX: Final = 1024 * 1024 * 1024
+_LARGE_TRIES: Final = 20
+
+
+class Saved(NamedTuple):
+    """What became of one name: an entry, or none because it has gone or could not be read."""
+
+    key: bytes
+    old: Entry | None
+    entry: Entry | None
+    error: SourceError | None = None
+    lists: tuple[Pointer, ...] = ()
+    """List nodes that the entry's content consists of."""
+
+
+class Counters:
+    """What the workers did, added up across threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.bytes_read = 0
+        self.bytes_added = 0
+
+    def add(self, *, read: int = 0, added: int = 0) -> None:
+        """Count."""
+        with self._lock:
+            self.bytes_read += read
+            self.bytes_added += added
+
+
+class Storer:
+    """Stores the contents of one volume's files in one session."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        packs: Packs,
+        known: KnownChunks,
+        keys: WriterKeys,
+        workers: Executor,
+        now_ns: Callable[[], int],
+    ) -> None:
+        self._tree = tree
+        self._packs = packs
+        self._known = known
+        self._ids = keys.ids
+        self._cutter = ContentCutter(keys.chunker)
+        self._workers = workers
+        self._now_ns = now_ns
+        self._local = threading.local()
+        self._groups = threading.BoundedSemaphore(_GROUPS_IN_FLIGHT)
+        self._window = memoryview(bytearray(_WINDOW_BYTES))
+        self.counters = Counters()
+
+    def _encoder(self) -> FrameEncoder:
+        encoder: FrameEncoder | None = getattr(self._local, "encoder", None)
+        if encoder is None:
+            encoder = self._local.encoder = FrameEncoder()
+        return encoder
+
+    # Small things, many at a time, in a worker thread.
+
+    def save_batch(self, batch: Sequence[Found]) -> "list[Saved | Found]":
+        """Store names of any type; a file that turns out to be large comes back as it was."""
+        saved: list[Saved | Found] = []
+        chunks: dict[ChunkId, bytes | memoryview] = {}
+        pending: list[tuple[int, list[PlainChunk], ChunkClass]] = []
+        read = 0
+        for found in batch:
+            try:
+                outcome = self._read_one(found)
+            except VanishedError:
+                outcome = Saved(found.key, found.old, None)
+            except SourceError as error:
+                outcome = _unread(found, error)
+            if isinstance(outcome, _Read):
+                read += outcome.bytes_read
+                pending.append((len(saved), outcome.chunks, outcome.chunking))
+                chunks.update(outcome.chunks)
+                outcome = outcome.saved
+            saved.append(outcome)
+        places = self._store(chunks, RAW_BYTES_TARGET)
+        for index, cut, chunking in pending:
+            saved[index] = _with_content(saved[index], cut, chunking, places)
+        self.counters.add(read=read)
+        return saved
+
+    def _read_one(self, found: Found) -> "Saved | Found | _Read":
+        kind = entry_type(found.stat.st_mode)
+        if kind is EntryType.SYMLINK:
+            target = self._read_link(found.key)
+            entry = entry_of(found.stat, size=len(target), target=target)
+            return Saved(found.key, found.old, entry)
+        if kind is not EntryType.FILE:
+            return Saved(found.key, found.old, entry_of(found.stat, size=0))
+        content = read_small(self._tree, found.key, SMALL_BYTES_MAX - 1, self._now_ns)
+        if content is None:
+            return found
+        data = content.data
+        entry = entry_of(content.stat, size=len(data), fuzzy=content.fuzzy, settled=content.settled)
+        saved = Saved(found.key, found.old, entry)
+        if not data:
+            return saved
+        chunking = classify(path_of(found.key), len(data), b"", _class_of(found.old))
+        pieces = _pieces(data) if chunking is ChunkClass.PAGED else [data]
+        cut = [PlainChunk(self._ids.chunk_id(ObjectType.DATA, piece), piece) for piece in pieces]
+        return _Read(saved, cut, chunking, content.bytes_read)
+
+    def _read_link(self, key: bytes) -> bytes:
+        try:
+            return self._tree.read_link(key)
+        except OSError as error:
+            raise meaning_of(error) from error
+
+    # Large files: read and cut here, hashed and stored in worker threads.
+
+    def save_large(self, found: Found, put_list: Callable[[bytes], Pointer]) -> "PendingFile":
+        """Read a large file in the calling thread; its content is complete once it is awaited."""
+        try:
+            return self._save_large(found, put_list)
+        except VanishedError:
+            return PendingFile(Saved(found.key, found.old, None))
+        except SourceError as error:
+            return PendingFile(_unread(found, error))
+
+    def _save_large(self, found: Found, put_list: Callable[[bytes], Pointer]) -> "PendingFile":
+        with LargeFile(self._tree, found.key) as file:
+            stable, tries = False, 0
+            while True:
+                chunking, groups = self._read_large(found, file)
+                stable, tries = file.is_stable(), tries + 1
+                costly = file.bytes_read + file.stat.st_size > _REREAD_BYTES_MAX
+                if stable or tries == _LARGE_TRIES or (costly and tries > 1):
+                    break
+            self.counters.add(read=file.bytes_read)
+            entry = entry_of(
+                file.stat,
+                size=file.size,
+                fuzzy=not stable,
+                settled=is_settled(file.stat, self._now_ns()),
+            )
+            return PendingFile(Saved(found.key, found.old, entry), chunking, groups, put_list)
+
+    def _read_large(
+        self, found: Found, file: LargeFile
+    ) -> "tuple[ChunkClass, list[Future[list[Extent]]]]":
+        file.begin()
+        first = file.read_into(self._window[:MAGIC_BYTES], 0)
+        beginning = bytes(self._window[:first])
+        file.bytes_read -= first  # it is read again with the rest
+        previous = _class_of(found.old)
+        chunking = classify(path_of(found.key), file.stat.st_size, beginning, previous)
+        rewrite = chunking is ChunkClass.PAGED and previous is ChunkClass.PAGED
+        frame_bytes = _REWRITTEN_BYTES if rewrite else RAW_BYTES_TARGET
+        groups: list[Future[list[Extent]]] = []
+        group: list[bytes] = []
+        group_bytes = 0
+        for piece in self._cut(file, chunking):
+            group.append(piece)
+            group_bytes += len(piece)
+            if group_bytes >= RAW_BYTES_TARGET:
+                groups.append(self._submit(group, frame_bytes))
+                group, group_bytes = [], 0
+        if group:
+            groups.append(self._submit(group, frame_bytes))
+        return chunking, groups
+
+    def _cut(self, file: LargeFile, chunking: ChunkClass) -> Iterator[bytes]:
+        """The chunks of a file, read in windows; what a window's end cut short goes with the next.
+
+        A file that grows meanwhile is read as far as it was long when the pass began.
+        """
+        window, offset, carried, size = self._window, 0, 0, file.stat.st_size
+        while True:
+            wanted = min(len(window) - carried, size - offset)
+            filled = file.read_into(window[carried : carried + wanted], offset)
+            offset += filled
+            last = offset >= size or filled < wanted
+            held = window[: carried + filled]
+            position = 0
+            for length in self._lengths(held, chunking, last=last):
+                yield bytes(held[position : position + length])
+                position += length
+            if last:
+                file.size = offset
+                return
+            carried = len(held) - position
+            window[:carried] = bytes(held[position:])
+
+    def _lengths(self, held: memoryview, chunking: ChunkClass, *, last: bool) -> Iterator[int]:
+        if chunking is not ChunkClass.PAGED:
+            return self._cutter.cut(held, last=last)
+        return blocks(len(held) if last else len(held) - len(held) % BLOCK_BYTES)
+
+    def _submit(self, group: list[bytes], frame_bytes: int) -> "Future[list[Extent]]":
+        self._groups.acquire()
+        try:
+            future = self._workers.submit(self._store_group, group, frame_bytes)
+        except BaseException:
+            self._groups.release()
+            raise
+        future.add_done_callback(lambda _: self._groups.release())
+        return future
+
+    def _store_group(self, group: Sequence[bytes], frame_bytes: int) -> list[Extent]:
+        chunks = [PlainChunk(self._ids.chunk_id(ObjectType.DATA, data), data) for data in group]
+        places = self._store(dict(chunks), frame_bytes)
+        return [Extent.at(chunk.id, places[chunk.id]) for chunk in chunks]
+
+    # Chunks into frames.
+
+    def _store(
+        self, chunks: Mapping[ChunkId, bytes | memoryview], frame_bytes: int
+    ) -> dict[bytes, Location]:
+        """Where each chunk lies, after the unknown ones were put into frames."""
+        if not chunks:
+            return {}
+        places = self._known.find(list(chunks))
+        frame: list[PlainChunk] = []
+        raw_bytes = 0
+        for chunk_id, data in chunks.items():
+            if chunk_id in places:
+                continue
+            if frame and (raw_bytes + len(data) > frame_bytes or len(frame) == CHUNKS_MAX):
+                places.update(self._store_frame(frame, raw_bytes))
+                frame, raw_bytes = [], 0
+            frame.append(PlainChunk(chunk_id, data))
+            raw_bytes += len(data)
+        if frame:
+            places.update(self._store_frame(frame, raw_bytes))
+        return places
+
+    def _store_frame(
+        self, frame: Sequence[PlainChunk], raw_bytes: int
+    ) -> Iterable[tuple[bytes, Location]]:
+        plaintext = self._encoder().encode(frame)
+        place = self._packs.reserve(PackKind.DATA, raw_bytes, len(frame))
+        locations = self._packs.fill(place, ObjectType.DATA, plaintext, frame)
+        placed = [(chunk.id, at) for chunk, at in zip(frame, locations, strict=True)]
+        self._known.place(placed)
+        self.counters.add(added=raw_bytes)
+        return placed
+
+
+class PendingFile:
+    """A file whose chunks are on their way."""
+
+    def __init__(
+        self,
+        saved: Saved,
+        chunking: ChunkClass = ChunkClass.GENERAL,
+        groups: "Sequence[Future[list[Extent]]]" = (),
+        put_list: Callable[[bytes], Pointer] | None = None,
+    ) -> None:
+        self._saved = saved
+        self._chunking = chunking
+        self._groups = groups
+        self._put_list = put_list
+
+    def result(self) -> Saved:
+        """Wait for the chunks; then the entry is complete. Raises what stored it not."""
+        if self._saved.entry is None or self._put_list is None or not self._groups:
+            return self._saved
+        writer = ContentWriter(self._chunking, self._put_list)
+        for group in self._groups:
+            for extent in group.result():
+                writer.add(extent)
+        entry = structs.replace(self._saved.entry, content=writer.finish())
+        return self._saved._replace(entry=entry, lists=tuple(writer.pointers))
+
+
+class _Read(NamedTuple):
+    saved: Saved
+    chunks: list[PlainChunk]
+    chunking: ChunkClass
+    bytes_read: int
+
+
+def entry_of(
+    found: os.stat_result,
+    *,
+    size: int,
+    target: bytes | None = None,
+    fuzzy: bool = False,
+    settled: bool = True,
+) -> Entry:
+    """The entry of a name with this stat, its content still to come."""
+    return Entry(
+        type=entry_type(found.st_mode),
+        mode=stat.S_IMODE(found.st_mode),
+        uid=found.st_uid,
+        gid=found.st_gid,
+        mtime_ns=found.st_mtime_ns,
+        size=size,
+        inode=found.st_ino,
+        # A time that a later change might share proves nothing: the next sweep must look again.
+        ctime_ns=found.st_ctime_ns if settled else 0,
+        links=found.st_nlink,
+        flags=Flag.FUZZY if fuzzy else 0,
+        device=found.st_rdev,
+        target=target,
+        xattrs=None,
+        long_xattrs=None,
+        content=None,
+    )
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    starts = range(0, len(data), BLOCK_BYTES)
+    return [data[start : start + BLOCK_BYTES] for start in starts]
+
+
+def _class_of(old: Entry | None) -> ChunkClass | None:
+    return None if old is None or old.content is None else old.content.chunking
+
+
+def _with_content(
+    saved: "Saved | Found",
+    cut: Sequence[PlainChunk],
+    chunking: ChunkClass,
+    places: Mapping[bytes, Location],
+) -> Saved:
+    assert isinstance(saved, Saved)
+    assert saved.entry is not None
+    extents = [Extent.at(chunk.id, places[chunk.id]) for chunk in cut]
+    content = Content(chunking, extents, None)
+    return saved._replace(entry=structs.replace(saved.entry, content=content))
+
+
+def _unread(found: Found, error: SourceError) -> Saved:
+    """A path that cannot be read keeps what the last snapshot had, marked as such."""
+    old = found.old
+    stale = None if old is None else structs.replace(old, flags=old.flags | Flag.STALE)
+    return Saved(found.key, old, stale, error)
