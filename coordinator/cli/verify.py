@@ -32,7 +32,7 @@ _DEPTHS = {
     type=click.Choice(list(_DEPTHS)),
     default="present",
     show_default=True,
-    help="present: every pack is there and of the right length; "
+    help="present: every pack is there and of the right length and hash; "
     "data: everything is decrypted and hashed again.",
 )
 @wait_option

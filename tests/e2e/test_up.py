@@ -1,0 +1,187 @@
+"""`tidemark up`: its start, its end, and what it refuses."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import trees
+from tests.e2e.harness import Machine, Up, eventually
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_ready_says_where_everything_is(machine: Machine, tree: Path, tmp_path: Path) -> None:
+    with machine.up(tmp_path / "data", tree) as up:
+        context = json.loads(up.context.read_bytes())
+        metrics = urllib.request.urlopen(up.metrics, timeout=10).read()  # noqa: S310
+
+        assert up.context == tmp_path / "data/context"
+        assert context["address"] == up.coordinator
+        assert up.context.stat().st_mode & 0o777 == 0o600
+        assert b"# HELP" in metrics
+        assert [one["volume"] for one in up.json("volume", "list")] == ["volume"]
+        # The home context was written, since there was none.
+        machine.run("status").ok()
+
+
+def test_a_home_context_of_another_coordinator_is_left_alone(
+    machine: Machine, tmp_path: Path
+) -> None:
+    other = machine.home / "tidemark/context"
+    other.parent.mkdir(parents=True)
+    other.write_text('{"address": "x:1", "ca": "", "certificate": "", "key": ""}')
+    other.chmod(0o600)
+
+    with machine.up(tmp_path / "data") as up:
+        up.run("status").ok()
+
+    assert "x:1" in other.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_and_exits_0(
+    machine: Machine, tmp_path: Path, number: signal.Signals
+) -> None:
+    with machine.up(tmp_path / "data") as up:
+        children = [up.child("coordinator"), up.child("agent")]
+
+        assert up.stop(number) == 0
+
+        assert not any(alive(pid) for pid in children)
+
+
+def test_a_second_up_on_the_same_directory_exits_11_at_once(up: Up) -> None:
+    second = up.machine.run("up", "--data", up.data, "-o", "json")
+
+    assert second.code == 11
+    assert str(up.data) in second.error["message"]
+    up.run("status").ok()
+
+
+def test_a_start_after_sigkill_needs_no_cleaning(
+    machine: Machine, tree: Path, tmp_path: Path
+) -> None:
+    with machine.up(tmp_path / "data", f"web={tree}") as up:
+        first = up.backup()
+        children = [up.child("coordinator"), up.child("agent")]
+        up.process.kill()
+        up.process.wait()
+
+        with machine.up(tmp_path / "data") as again:
+            eventually(lambda: not any(alive(pid) for pid in children), seconds=5)
+            assert again.backup()["files_new"] == 0
+            again.restore(first["snapshot_id"], tmp_path / "restored")
+
+    trees.assert_same(trees.snapshot_of(tree), trees.snapshot_of(tmp_path / "restored"))
+
+
+@pytest.mark.parametrize("module", ["coordinator", "agent"])
+def test_a_child_that_dies_ends_the_other_and_names_the_log(
+    machine: Machine, tmp_path: Path, module: str
+) -> None:
+    with machine.up(tmp_path / "data") as up:
+        children = {name: up.child(name) for name in ("coordinator", "agent")}
+        os.kill(children[module], signal.SIGKILL)
+
+        assert up.process.wait(30) == 1
+
+        assert not any(alive(pid) for pid in children.values())
+        line = json.loads(up.stderr().splitlines()[-1])
+        assert line["code"] == 1
+        assert str(tmp_path / f"data/logs/{module}.log") in line["hint"]
+
+
+def test_protected_paths_are_remembered_and_added_to(
+    machine: Machine, tree: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    with machine.up(tmp_path / "data", f"web={tree}") as up:
+        identity = up.json("volume", "show", "web")["volume_id"]
+    with machine.up(tmp_path / "data", tmp_path / "more") as up:
+        volumes = {one["volume"]: one for one in up.json("volume", "list")}
+
+    assert set(volumes) == {"web", "more"}
+    assert volumes["web"]["volume_id"] == identity
+    assert volumes["web"]["path"] == str(tree)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "data", "data/repository", "fifo"])
+def test_a_path_that_cannot_be_protected_exits_2(
+    machine: Machine, tmp_path: Path, path: str
+) -> None:
+    (tmp_path / "data/repository").mkdir(parents=True)
+    os.mkfifo(tmp_path / "fifo")
+
+    done = machine.run(
+        "up", "--data", tmp_path / "data", "--protect", tmp_path / path, "-o", "json"
+    )
+
+    assert done.code == 2
+    assert path in done.error["message"]
+    assert done.stdout == b""
+    assert not (tmp_path / "data/protect.json").exists()
+
+
+def test_the_data_directory_is_never_read_as_volume_data(machine: Machine, tree: Path) -> None:
+    data = tree / "data"
+    with machine.up(data, f"web={tree}") as up:
+        snapshot = up.backup()["snapshot_id"]
+        listed = up.json("snapshot", "ls", snapshot, "--recursive")
+
+    paths = {one["path"] for one in listed}
+    assert "large" in paths
+    assert not any(path.startswith("data/") for path in paths)
+
+
+def test_foreign_certificates_and_garbage_are_turned_away(
+    machine: Machine, up: Up, tmp_path: Path
+) -> None:
+    host, _, port = up.coordinator.rpartition(":")
+    with socket.create_connection((host, int(port))) as garbage:
+        garbage.sendall(b"GET / HTTP/1.1\r\n\r\n" + os.urandom(100_000))
+
+    with machine.up(tmp_path / "other") as other:
+        theirs = json.loads(other.context.read_bytes())
+    mixed = tmp_path / "mixed"
+    for name, ca in (("their certificate", up.context), ("their authority", other.context)):
+        fields = theirs | {"address": up.coordinator, "ca": json.loads(ca.read_bytes())["ca"]}
+        mixed.write_text(json.dumps(fields))
+        mixed.chmod(0o600)
+        done = machine.run("--context", mixed, "status", "-o", "json")
+
+        assert done.code == 1, name
+        assert up.coordinator in done.error["message"]
+        assert done.error["hint"]
+    up.run("status").ok()
+
+
+def test_plain_connections_get_nothing(up: Up) -> None:
+    done = subprocess.run(
+        ["curl", "--silent", "--show-error", "--max-time", "5", f"http://{up.coordinator}/"],
+        capture_output=True,
+        check=False,
+    )
+
+    assert done.returncode != 0
+    up.run("status").ok()
+
+
+def test_a_context_that_others_can_read_is_refused(up: Up) -> None:
+    up.context.chmod(0o644)
+
+    done = up.run("status", "-o", "json")
+
+    assert done.code == 1
+    assert "chmod 600" in done.error["hint"]
