@@ -175,10 +175,11 @@ class Machine:
         data: Path,
         *options: Argument,
         environment: Mapping[str, str] | None = None,
+        through: tuple[str, ...] = (),
     ) -> Up:
-        """Start `up` without waiting for it."""
+        """Start `up` without waiting for it, perhaps through another command."""
         process = subprocess.Popen(
-            [COMMAND, "up", "--data", str(data), *(os.fspath(one) for one in options)],
+            [*through, COMMAND, "up", "--data", str(data), *(os.fspath(one) for one in options)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -193,10 +194,11 @@ class Machine:
         *protect: Argument,
         options: tuple[str, ...] = ("--every", "off"),
         environment: Mapping[str, str] | None = None,
+        through: tuple[str, ...] = (),
     ) -> Iterator[Up]:
         """Run `up` with these paths protected, ready, until the block ends."""
         flags = [flag for path in protect for flag in ("--protect", os.fspath(path))]
-        running = self.start(data, *flags, *options, environment=environment)
+        running = self.start(data, *flags, *options, environment=environment, through=through)
         try:
             yield running.wait_ready()
         finally:

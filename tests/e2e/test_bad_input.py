@@ -78,6 +78,32 @@ def test_one_volume_that_failed_among_others_exits_1_and_the_others_are_safe(
     assert phases == {"web": "Completed", "gone": "Failed"}
 
 
+def test_an_unreadable_file_is_named_and_the_rest_is_safe(
+    machine: Machine, tree: Path, tmp_path: Path
+) -> None:
+    # Root reads everything, unless it gave that right away.
+    through = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+    if os.geteuid() == 0:
+        os.chown(tree / "secret", 12345, 12345)
+    else:
+        through = ()
+        (tree / "secret").chmod(0)
+    with machine.up(tmp_path / "data", f"web={tree}", through=through) as up:
+        done, document = backup(up, "web")
+        [one] = document["snapshots"]
+        restored = up.run(
+            *("restore", "create", "--from", one["snapshot_id"], "--to", tmp_path / "target"),
+            "--wait",
+        )
+
+    assert (done.code, document["phase"], one["phase"]) == (3, "PartiallyFailed", "PartiallyFailed")
+    assert [problem["path"] for problem in one["errors"]] == ["secret"]
+    assert one["errors_total"] == 1
+    assert one["errors"][0]["message"]
+    assert restored.code in (0, 3)
+    assert (tmp_path / "target/large").read_bytes() == (tree / "large").read_bytes()
+
+
 def test_files_that_come_and_go_and_change_do_not_stop_a_backup(up: Up, tree: Path) -> None:
     stop = threading.Event()
 
