@@ -23,8 +23,7 @@ CHUNK_BYTES_MAX: Final = 4 * 1024 * 1024
 # What `classify` wants to see of a file's beginning.
 MAGIC_BYTES: Final = 8192
 
-# Beginnings by which paged files are known. LMDB's magic stands behind its 16-byte page header,
-# InnoDB's page type (FSP_HDR) at byte 24.
+# Beginnings by which paged files are known. LMDB's magic stands behind its 16-byte page header.
 _MAGICS: Final[tuple[tuple[int, bytes], ...]] = (
     (0, b"SQLite format 3\x00"),
     (0, b"QFI\xfb"),  # qcow2
@@ -35,7 +34,7 @@ _MAGICS: Final[tuple[tuple[int, bytes], ...]] = (
 _NAMES: Final = re.compile(
     rb"(?:(?:^|/)(?:base/\d+|global|pg_tblspc/\d+/[^/]+/\d+)/\d+(?:_[a-z]+)?(?:\.\d+)?"
     rb"|\.(?:ibd|ibu|mdb|qcow2|vmdk|vdi|raw|img|sqlite|sqlite3|db)"
-    rb"|(?:^|/)(?:ibdata\d+|undo_?\d+))$"
+    rb"|(?:^|/)(?:ibdata\d+|undo_?\d+))\Z"
 )
 
 

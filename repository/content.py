@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from repository.entries import ChunkClass, Content, Extent, Pointer, check_extent
-from repository.errors import FormatError
+from repository.errors import UNDECODABLE, FormatError
 from repository.needs import Need, Reading
 
 # So many extents lie in the entry itself: larger entries would bloat the manifest's leaves.
@@ -113,9 +113,11 @@ def read_extents(content: Content) -> Reading[list[Extent]]:
 def _decode(encoded: bytes | memoryview, level: int | None) -> _List:
     try:
         node = _decode_list(encoded)
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise FormatError("a list node does not decode") from error
-    if not node.items or not 0 <= node.level <= LEVEL_MAX or level not in {None, node.level}:
+    if not 0 < len(node.items) <= _ITEMS_MAX:
+        raise FormatError("a list node holds nothing, or too much")
+    if not 0 <= node.level <= LEVEL_MAX or level not in {None, node.level}:
         raise FormatError("a list node stands at the wrong level")
     if _encode(node) != bytes(encoded):
         raise FormatError("a list node is not encoded as list nodes are")
@@ -125,7 +127,7 @@ def _decode(encoded: bytes | memoryview, level: int | None) -> _List:
 def _extent(item: msgspec.Raw) -> Extent:
     try:
         extent = _decode_extent(item)
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise FormatError("an extent does not decode") from error
     check_extent(extent)
     return extent
@@ -134,5 +136,5 @@ def _extent(item: msgspec.Raw) -> Extent:
 def _list_pointer(item: msgspec.Raw) -> Pointer:
     try:
         return _decode_pointer(item)
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise FormatError("a pointer in a list node does not decode") from error

@@ -6,11 +6,12 @@ are msgpack arrays with their fields in fixed order, each with one encoding only
 """
 
 from enum import IntEnum
-from typing import Final
+from itertools import pairwise
+from typing import Annotated, Final
 
 import msgspec
 
-from repository.errors import FormatError
+from repository.errors import UNDECODABLE, FormatError
 from repository.frames import Location
 from repository.ids import CHUNK_ID_BYTES, ID_BYTES, ChunkId, PackNonce
 
@@ -47,14 +48,18 @@ class Flag(IntEnum):
     STALE = 2  # it could not be read; this is its previous content
 
 
+# Numbers of frames and chunks, lengths of chunks: what fits into a frame's header.
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+
+
 class Pointer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where a manifest node or list node lies: its id, frame, place in the frame, and length."""
 
-    id: ChunkId
-    nonce: PackNonce
-    frame: int
-    chunk: int
-    length: int
+    id: Annotated[ChunkId, msgspec.Meta(min_length=CHUNK_ID_BYTES, max_length=CHUNK_ID_BYTES)]
+    nonce: Annotated[PackNonce, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
+    frame: _Number
+    chunk: _Number
+    length: _Number
 
     @staticmethod
     def at(chunk_id: ChunkId, place: Location) -> "Pointer":
@@ -66,10 +71,10 @@ class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`length` bytes of a file: a chunk from `skip` on, or a hole where the nonce is empty."""
 
     nonce: PackNonce
-    frame: int
-    chunk: int
-    skip: int
-    length: int
+    frame: _Number
+    chunk: _Number
+    skip: _Number
+    length: Annotated[int, msgspec.Meta(gt=0)]
     id: ChunkId
 
     @property
@@ -129,7 +134,7 @@ def decode_entry(encoded: bytes | memoryview | msgspec.Raw) -> Entry:
     """An entry; FormatError where the bytes are not one, or not its one encoding."""
     try:
         entry = _decode(encoded)
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise FormatError("an entry does not decode") from error
     if _encode(entry) != bytes(encoded):
         raise FormatError("an entry is not encoded as entries are")
@@ -148,6 +153,9 @@ def _check(entry: Entry) -> None:
         raise FormatError("an entry has an impossible mode or size")
     if (entry.type is EntryType.SYMLINK) != (entry.target is not None):
         raise FormatError("an entry is a symbolic link without a target, or the reverse")
+    names = [name for name, _ in entry.xattrs or []]
+    if any(left >= right for left, right in pairwise(names)):
+        raise FormatError("an entry's extended attributes are not in order")
     if entry.content is None:
         return
     if entry.type is not EntryType.FILE:
@@ -161,8 +169,10 @@ def _check(entry: Entry) -> None:
 def check_extent(extent: Extent) -> None:
     """FormatError for an extent that can't be read."""
     lengths = (len(extent.nonce), len(extent.id))
-    if lengths not in {(ID_BYTES, CHUNK_ID_BYTES), (0, 0)} or extent.length <= 0 or extent.skip < 0:
+    if lengths not in {(ID_BYTES, CHUNK_ID_BYTES), (0, 0)}:
         raise FormatError("an extent is impossible")
+    if extent.is_hole and (extent.frame or extent.chunk or extent.skip):
+        raise FormatError("a hole has a place")
 
 
 def key_of(path: bytes) -> bytes:

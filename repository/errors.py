@@ -22,7 +22,13 @@ The class says what the caller may do, the message what happened, the hint what 
 failed store is never reported as an unreadable source: the two trees do not meet.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+import msgspec
+
+# What msgspec raises for bytes that are not what they should be; for deeply nested ones it is the
+# interpreter's limit that stops it.
+UNDECODABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
 
 
 class TidemarkError(Exception):

@@ -72,8 +72,13 @@ class FrameEncoder:
         self._decompressor = zstandard.ZstdDecompressor()
 
     def encode(self, chunks: Sequence[PlainChunk]) -> bytearray:
-        """The plaintext of a frame, read back and compared: compressor bugs destroyed backups."""
+        """The plaintext of a frame, read back and compared: compressor bugs destroyed backups.
+
+        At least one chunk, at most CHUNKS_MAX, together at most RAW_BYTES_MAX.
+        """
+        assert 0 < len(chunks) <= CHUNKS_MAX
         raw = chunks[0].data if len(chunks) == 1 else b"".join([chunk.data for chunk in chunks])
+        assert len(raw) <= RAW_BYTES_MAX
         header = bytearray(_HEADER.size + _CHUNK.size * len(chunks))
         offset = _HEADER.size
         for chunk in chunks:
@@ -115,7 +120,9 @@ class FrameDecoder:
         except struct.error as error:
             raise FormatError("a frame is shorter than its header") from error
         payload_offset = _HEADER.size + _CHUNK.size * count
-        if count > CHUNKS_MAX or raw_length > RAW_BYTES_MAX or payload_offset > len(plaintext):
+        if not 0 < count <= CHUNKS_MAX:
+            raise FormatError("a frame holds no chunks, or too many")
+        if raw_length > RAW_BYTES_MAX or payload_offset > len(plaintext):
             raise FormatError("a frame's header exceeds what a frame may hold")
         raw = self._expand(codec, memoryview(plaintext)[payload_offset:], raw_length)
         chunks: list[PlainChunk] = []
@@ -141,7 +148,9 @@ class FrameDecoder:
             # zstd would allocate what the payload claims; so the claim is compared first.
             if zstandard.frame_content_size(payload) != raw_length:
                 raise FormatError("a compressed frame is not of the length it claims")
-            raw = self._decompressor.decompress(payload, max_output_size=raw_length)
+            raw = self._decompressor.decompress(
+                payload, max_output_size=raw_length, allow_extra_data=False
+            )
         except zstandard.ZstdError as error:
             raise FormatError("a frame does not decompress") from error
         if len(raw) != raw_length:

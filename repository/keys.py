@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from typing_extensions import override
 
-from repository.errors import DamagedError, FormatError, WrongKeyError
+from repository.errors import UNDECODABLE, DamagedError, FormatError, WrongKeyError
 from repository.ids import PackNonce
 
 KEY_BYTES: Final = 32
@@ -214,7 +214,7 @@ def check_certificate(issuer_public: bytes, encoded: bytes, kind: SubjectKind) -
     verify(issuer_public, _CERTIFICATE_DOMAIN, body, signature)
     try:
         certificate = _certificates.decode(body)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise FormatError("a certificate does not decode") from error
     if certificate.kind != kind:
         raise DamagedError(f"a {certificate.kind}'s certificate where a {kind}'s is needed")

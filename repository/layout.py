@@ -18,8 +18,14 @@ import msgspec
 from blake3 import blake3
 from typing_extensions import override
 
-from repository.errors import FormatError, NoRepositoryError, UnsupportedFormatError, WrongKeyError
-from repository.ids import IdKeys, RepositoryId, VolumeId
+from repository.errors import (
+    UNDECODABLE,
+    FormatError,
+    NoRepositoryError,
+    UnsupportedFormatError,
+    WrongKeyError,
+)
+from repository.ids import ID_BYTES, IdKeys, RepositoryId, VolumeId
 from repository.keys import (
     KEY_BYTES,
     SIGNATURE_BYTES,
@@ -59,7 +65,7 @@ def parse_pack_name(name: str) -> tuple[bytes, bytes]:
         random, digest = (bytes.fromhex(piece) for piece in pieces)
     except ValueError as error:
         raise FormatError(f"{name!r} is not the name of a pack") from error
-    if len(random) != len(digest) or pack_name(random, digest) != name:
+    if (len(random), len(digest)) != (ID_BYTES, ID_BYTES) or pack_name(random, digest) != name:
         raise FormatError(f"{name!r} is not the name of a pack")
     return random, digest
 
@@ -106,7 +112,7 @@ def decode_config(encoded: bytes) -> RepositoryConfig:
     """
     try:
         config = _configs.decode(encoded[SIGNATURE_BYTES:])
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise NoRepositoryError(
             "the object `config` is not a repository's",
             hint="check the location; an empty directory can be made a repository",
@@ -152,7 +158,7 @@ class RepositoryKeys(msgspec.Struct, frozen=True, array_like=True):
         """What `encode` made; FormatError for anything else."""
         try:
             return _repository_keys.decode(encoded)
-        except (msgspec.DecodeError, ValueError) as error:
+        except UNDECODABLE as error:
             raise FormatError("the repository's keys do not decode") from error
 
 
@@ -182,7 +188,7 @@ class WriterKeys(msgspec.Struct, frozen=True, array_like=True):
         """What `encode` made; FormatError for anything else."""
         try:
             return _writer_keys.decode(encoded)
-        except (msgspec.DecodeError, ValueError) as error:
+        except UNDECODABLE as error:
             raise FormatError("the writer's keys do not decode") from error
 
 
@@ -205,7 +211,7 @@ class ReaderKeys(msgspec.Struct, frozen=True, array_like=True):
         """What `encode` made; FormatError for anything else."""
         try:
             return _reader_keys.decode(encoded)
-        except (msgspec.DecodeError, ValueError) as error:
+        except UNDECODABLE as error:
             raise FormatError("the reader's keys do not decode") from error
 
 
@@ -239,7 +245,7 @@ def parse_kit(text: str) -> RecoveryKit:
     """What `render_kit` rendered, whatever the spacing; WrongKeyError where it was mistyped."""
     _, begun, rest = text.partition(_KIT_BEGIN)
     body, ended, _ = rest.partition(_KIT_END)
-    lines = [line for line in body.splitlines() if not line.startswith("repository ")]
+    lines = [line for line in body.splitlines() if not line.lstrip().startswith("repository ")]
     letters = "".join("".join(lines).split()).upper()
     try:
         content = base64.b32decode(letters + "=" * (-len(letters) % 8))

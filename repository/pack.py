@@ -19,8 +19,14 @@ from typing import Final
 import msgspec
 from blake3 import blake3
 
-from repository.errors import DamagedError, FormatError, UnsupportedFormatError, WrongKeyError
-from repository.frames import CHUNKS_MAX, TAG_BYTES, FrameIdentity
+from repository.errors import (
+    UNDECODABLE,
+    DamagedError,
+    FormatError,
+    UnsupportedFormatError,
+    WrongKeyError,
+)
+from repository.frames import CHUNKS_MAX, RAW_BYTES_MAX, TAG_BYTES, FrameIdentity
 from repository.ids import (
     CHUNK_ID_BYTES,
     ID_BYTES,
@@ -47,7 +53,8 @@ DATA_PACK_BYTES: Final = 32 * 1024 * 1024
 METADATA_PACK_BYTES: Final = 8 * 1024 * 1024
 # Nothing larger is accepted, whoever signs it: one full pack, its footer and padding fit twice.
 PACK_BYTES_MAX: Final = 96 * 1024 * 1024
-FOOTER_BYTES_MAX: Final = 24 * 1024 * 1024
+# A full pack of chunks of one byte has a footer larger than its body.
+FOOTER_BYTES_MAX: Final = 40 * 1024 * 1024
 
 _MAGIC: Final = b"TIDEMARK"
 _END: Final = b"TMPKEND0"
@@ -174,7 +181,7 @@ class FrameTable(msgspec.Struct, frozen=True, array_like=True):
         """What `encode` made; FormatError for anything else."""
         try:
             return _frame_tables.decode(encoded)
-        except (msgspec.DecodeError, ValueError) as error:
+        except UNDECODABLE as error:
             raise FormatError("a frame table does not decode") from error
 
     def find(self, identity: FrameIdentity) -> tuple[int, int] | None:
@@ -276,6 +283,8 @@ def parse_tail(end: bytes, size: int) -> PackTail:
         raise FormatError("a pack does not end as one: it is damaged or cut short")
     if HEAD_BYTES + body + footer + origins + TAIL_BYTES != size:
         raise FormatError("a pack is not of the length it claims")
+    if size > PACK_BYTES_MAX:
+        raise FormatError("a pack exceeds what a pack may be")
     if footer > FOOTER_BYTES_MAX or origins > FOOTER_BYTES_MAX:
         raise FormatError("a pack's footer exceeds what a footer may be")
     try:
@@ -297,8 +306,11 @@ class PackEnd:
         encoded = end[tail.footer_length : tail.footer_length + tail.origins_length]
         try:
             decoded = _origins.decode(encoded)
-        except (msgspec.DecodeError, ValueError) as error:
+        except UNDECODABLE as error:
             raise FormatError("a pack's origins do not decode") from error
+        nonces = {origin.nonce for origin in decoded.origins}
+        if len(nonces) != len(decoded.origins) or any(len(nonce) != ID_BYTES for nonce in nonces):
+            raise FormatError("a pack's origins name an impossible pack nonce, or one twice")
         self._for_metadata = decoded.footer_key_for_metadata
         self.origins = decoded.origins
 
@@ -318,7 +330,7 @@ class PackEnd:
         try:
             footer = unwrap(footer_key, self._footer, _FOOTER_CONTEXT)
             frames = _footers.decode(footer)
-        except (msgspec.DecodeError, ValueError) as error:
+        except UNDECODABLE as error:
             raise FormatError("a pack's footer does not decode") from error
         except WrongKeyError as error:
             raise DamagedError("a pack's footer does not open with its own key") from error
@@ -339,6 +351,9 @@ def _check_frames(frames: Sequence[FrameEntry], tail: PackTail, origins: int) ->
             raise FormatError("a frame of a pack holds no chunks, or too many")
         if any(len(chunk_id) != CHUNK_ID_BYTES for _, chunk_id in entry.chunks):
             raise FormatError("a chunk id in a pack's footer has the wrong length")
+        lengths = [length for length, _ in entry.chunks]
+        if min(lengths) < 0 or sum(lengths) > RAW_BYTES_MAX:
+            raise FormatError("a frame of a pack claims more than a frame may hold")
         seen.add((entry.origin, entry.number))
         end = entry.offset + entry.length
     if end > HEAD_BYTES + tail.body_length:
@@ -351,7 +366,10 @@ def read_index(pack: bytes | memoryview, key: UnsealingKey) -> tuple[PackKind, P
     tail = parse_tail(bytes(pack[-TAIL_BYTES:]), len(pack))
     if blake3(pack[:-TAIL_BYTES]).digest() != tail.digest:
         raise DamagedError("a pack does not have the hash it was stored with")
-    return kind, PackEnd(tail, bytes(pack[tail.footer_offset :])).open_with_metadata_key(key)
+    index = PackEnd(tail, bytes(pack[tail.footer_offset :])).open_with_metadata_key(key)
+    if not all(kind.holds(entry.kind) for entry in index.frames):
+        raise FormatError("a pack holds frames that belong into the other kind")
+    return kind, index
 
 
 def identities(index: PackIndex) -> Iterator[tuple[FrameIdentity, FrameEntry]]:

@@ -54,7 +54,7 @@ class SnapshotReader:
         self._source = source
         self._keys = keys
         self._run = run
-        self._opened: OrderedDict[FrameIdentity, Chunks] = OrderedDict()
+        self._opened: OrderedDict[tuple[FrameIdentity, ObjectType], Chunks] = OrderedDict()
         self._opened_bytes = 0
 
     async def nodes(self, pointers: list[Pointer]) -> list[bytes | memoryview]:
@@ -90,11 +90,11 @@ class SnapshotReader:
             for extent in batch:
                 remaining -= extent.length
                 if remaining < 0:
-                    break
+                    raise DamagedError("a file's content is longer than its entry says")
                 async for piece in self._bytes(extent):
                     yield piece
         if remaining:
-            raise DamagedError("a file's content is not as long as its entry says")
+            raise DamagedError("a file's content is shorter than its entry says")
 
     async def _bytes(self, extent: Extent) -> AsyncIterator[bytes | memoryview]:
         if not extent.is_hole:
@@ -127,14 +127,19 @@ class SnapshotReader:
     async def _frames(self, identities: Sequence[FrameIdentity], kind: ObjectType) -> list[Chunks]:
         """The chunks of these frames, each fetched and opened once."""
         wanted = dict.fromkeys(identities)
-        held = {identity: self._opened[identity] for identity in wanted if identity in self._opened}
+        # A frame that was opened as one type is not held as another: its tag says which it is.
+        held = {
+            identity: self._opened[identity, kind]
+            for identity in wanted
+            if (identity, kind) in self._opened
+        }
         missing = [identity for identity in wanted if identity not in held]
         for start in range(0, len(missing), _FETCH_FRAMES):
             some = missing[start : start + _FETCH_FRAMES]
             opened = await self._run(self._opening(some, await self._source.read(some), kind))
             held.update(zip(some, opened, strict=True))
         for identity in wanted:
-            self._keep(identity, held[identity])
+            self._keep((identity, kind), held[identity])
         return [held[identity] for identity in identities]
 
     def _opening(
@@ -149,11 +154,11 @@ class SnapshotReader:
 
         return work
 
-    def _keep(self, identity: FrameIdentity, chunks: Chunks) -> None:
-        if identity not in self._opened:
+    def _keep(self, key: tuple[FrameIdentity, ObjectType], chunks: Chunks) -> None:
+        if key not in self._opened:
             self._opened_bytes += _size(chunks)
-            self._opened[identity] = chunks
-        self._opened.move_to_end(identity)
+            self._opened[key] = chunks
+        self._opened.move_to_end(key)
         while self._opened_bytes > CACHE_BYTES and len(self._opened) > 1:
             _, dropped = self._opened.popitem(last=False)
             self._opened_bytes -= _size(dropped)

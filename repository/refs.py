@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 from blake3 import blake3
 
-from repository.errors import FormatError
+from repository.errors import UNDECODABLE, FormatError
 from repository.frames import FrameIdentity
 from repository.ids import ID_BYTES, PackNonce
 
@@ -53,7 +53,7 @@ def decode_refs(encoded: bytes) -> Refs:
     """Refs; FormatError for anything else."""
     try:
         refs = _refs.decode(encoded)
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise FormatError("refs do not decode") from error
     numbers = [number for _, frames in refs.packs for number, _ in frames]
     live = [live_bytes for _, frames in refs.packs for _, live_bytes in frames]

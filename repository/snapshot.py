@@ -14,7 +14,7 @@ import msgspec
 from blake3 import blake3
 
 from repository.entries import Pointer
-from repository.errors import FormatError, UnsupportedFormatError
+from repository.errors import UNDECODABLE, FormatError, UnsupportedFormatError
 from repository.ids import ID_BYTES, NodeId, RepositoryId, SessionId, SnapshotId, VolumeId
 from repository.keys import SIGNATURE_BYTES, SigningKey, verify
 
@@ -102,7 +102,7 @@ def decode_label(encoded: bytes) -> Label:
     """What `Label.encode` made; FormatError for anything else."""
     try:
         return _labels.decode(encoded)
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise FormatError("a snapshot's label does not decode") from error
 
 
@@ -116,7 +116,7 @@ def peek_signed_root(signed: bytes) -> RootBody:
     """The body, unverified: for the agent's own roots, and to learn whose key to check."""
     try:
         body = _bodies.decode(signed[SIGNATURE_BYTES:])
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise FormatError("a root does not decode") from error
     if body.format != FORMAT:
         raise UnsupportedFormatError(
@@ -155,7 +155,7 @@ def split_root(root_object: bytes) -> tuple[Countersigning, bytes]:
     """(countersigning, signed root), unverified; FormatError for anything else."""
     try:
         return _root_objects.decode(root_object[SIGNATURE_BYTES:])
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise FormatError("a root object does not decode") from error
 
 

@@ -16,7 +16,7 @@ import msgspec
 from blake3 import blake3
 
 from repository.entries import KEY_BYTES_MAX, Pointer
-from repository.errors import FormatError
+from repository.errors import UNDECODABLE, FormatError
 
 # Entries a node on average: about 8 KiB with the usual 130 bytes an entry (key and value).
 FANOUT: Final = 64
@@ -66,7 +66,7 @@ def decode_node(encoded: bytes | memoryview, level: int | None = None) -> Node:
     """A node (of this level, if given); FormatError for anything else."""
     try:
         node = _decode_node(encoded)
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise FormatError("a manifest node does not decode") from error
     keys = [key for key, _ in node.items]
     rising = all(left < right for left, right in pairwise(keys))
@@ -74,9 +74,15 @@ def decode_node(encoded: bytes | memoryview, level: int | None = None) -> Node:
         raise FormatError("a manifest node's keys are not in order")
     if not 0 <= node.level <= LEVEL_MAX or (level is not None and node.level != level):
         raise FormatError("a manifest node stands at the wrong level")
+    if len(encoded) > NODE_BYTES_MAX and len(keys) > 1 and _size(node) > NODE_BYTES_MAX:
+        raise FormatError("a manifest node is larger than nodes are")
     if _encode(node) != bytes(encoded):
         raise FormatError("a manifest node is not encoded as nodes are")
     return node
+
+
+def _size(node: Node) -> int:
+    return sum(len(key) + len(bytes(value)) for key, value in node.items)
 
 
 def encode_pointer(pointer: Pointer) -> bytes:
@@ -88,7 +94,7 @@ def decode_pointer(value: msgspec.Raw | bytes) -> Pointer:
     """What `encode_pointer` made; FormatError for anything else."""
     try:
         return _decode_pointer(value)
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise FormatError("a pointer in a manifest node does not decode") from error
 
 
