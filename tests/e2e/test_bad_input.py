@@ -82,7 +82,7 @@ def test_an_unreadable_file_is_named_and_the_rest_is_safe(
     machine: Machine, tree: Path, tmp_path: Path
 ) -> None:
     # Root reads everything, unless it gave that right away.
-    through = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+    through: tuple[str, ...] = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
     if os.geteuid() == 0:
         os.chown(tree / "secret", 12345, 12345)
     else:
