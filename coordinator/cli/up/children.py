@@ -1,6 +1,7 @@
 """The two processes that `up` starts: real ones, as on a fleet, with their logs in DIR/logs."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ _LOGS_KEPT = 3
 _STOP_SECONDS = 10.0
 # What a child may say by its exit code, and `up` with it: no repository, busy, wrong key.
 _TELLING_CODES = frozenset({USAGE, 10, BUSY, 12})
-_LAST_LINES = 5
+_TAIL_BYTES = 16 * 1024
 
 
 class Child:
@@ -61,13 +62,13 @@ class Child:
     def death(self) -> CommandError:
         """Why `up` cannot go on without it."""
         code = self._process.returncode
-        said = self._last_lines()
+        reason, hint = last_words(self._log_tail())
         how = (
             f"was killed by signal {-code}" if code is not None and code < 0 else f"ended ({code})"
         )
         return CommandError(
-            f"the {self.name} {how}" + (f": {said}" if said else ""),
-            hint=f"see its log {self.log}",
+            f"the {self.name} {how}" + (f": {reason}" if reason else ""),
+            hint=(f"{hint}; " if hint else "") + f"its log is {self.log}",
             exit_code=code if code in _TELLING_CODES else FAILED,
         )
 
@@ -83,11 +84,23 @@ class Child:
         os.truncate(self.log, 0)
         self._log_begin = 0
 
-    def _last_lines(self) -> str:
+    def _log_tail(self) -> str:
         with self.log.open("rb") as file:
             file.seek(self._log_begin)
-            lines = file.read()[-4096:].decode("utf-8", "backslashreplace").splitlines()
-        return " | ".join(line.strip() for line in lines[-_LAST_LINES:] if line.strip())
+            return file.read()[-_TAIL_BYTES:].decode("utf-8", "backslashreplace")
+
+
+def last_words(log: str) -> tuple[str, str]:
+    """Reason and advice of the last error in a log of JSON lines; else its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for line in reversed(lines):
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(said, dict) and said.get("level") in ("error", "critical"):
+            return str(said.get("event", "")), str(said.get("hint") or "")
+    return (lines[-1], "") if lines else ("", "")
 
 
 async def start_child(name: str, arguments: Sequence[str], *, log: Path, inherited: int) -> Child:
