@@ -1,12 +1,13 @@
 """Who this node is: a TLS key and certificate, and the key with which it signs what it writes.
 
-Everything lies below <state>/identity, readable by its owner only. The keys are made, and durable,
-before the node asks to join, so that an answer that got lost can be asked for again; the node has
-an identity once `node.json` is there, which is written last. Private keys never leave this machine.
+Everything lies below <state>/identity, readable by its owner only, and that directory is there if
+and only if the node has joined. Before, the keys lie in <state>/identity.new: they are durable
+before the node asks to join, so that an answer that got lost can be asked for again. Private keys
+never leave this machine.
 """
 
 import os
-from collections.abc import Callable
+import secrets
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from agent.errors import StateError
 from repository.keys import SigningKey
 
 _DIRECTORY: Final = "identity"
+_DIRECTORY_BEFORE: Final = "identity.new"
 _TLS_KEY: Final = "tls.key"
 _SIGNING_KEY: Final = "signing.key"
 _NODE: Final = "node.json"
@@ -67,41 +69,51 @@ class Identity(msgspec.Struct, frozen=True):
     membership: Membership
 
 
-def load_keys(state: Path) -> Keys:
-    """Return the node's keys; make them the first time."""
+def load_identity(state: Path) -> Identity | None:
+    """Return who the node is; None before it has joined."""
     directory = state / _DIRECTORY
+    if not directory.exists():
+        return None
+    try:
+        keys = _load_keys(directory)
+        membership = msgspec.json.decode((directory / _NODE).read_bytes(), type=Membership)
+    except OSError as error:
+        raise _unusable(directory, error) from error
+    except ValueError as error:  # msgspec's, too
+        raise StateError(
+            f"the node's identity in {directory} is damaged",
+            hint="remove that directory, and join anew with a new token",
+        ) from error
+    return Identity(keys, membership)
+
+
+def prepare_keys(state: Path) -> Keys:
+    """Return the keys to join with; make them the first time."""
+    directory = state / _DIRECTORY_BEFORE
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tls = _read_or_make(directory / _TLS_KEY, _make_tls_key)
-        seed = _read_or_make(directory / _SIGNING_KEY, lambda: os.urandom(32))
-        return Keys(tls, SigningKey(seed))
+        for name, make in ((_TLS_KEY, _make_tls_key), (_SIGNING_KEY, _make_seed)):
+            if not (directory / name).exists():
+                write_private(directory / name, make())
+        return _load_keys(directory)
+    except (OSError, ValueError) as error:
+        raise _unusable(directory, error) from error
+
+
+def save_membership(state: Path, membership: Membership) -> None:
+    """Make the node, whose keys were prepared, a member: durably, and all at once."""
+    directory = state / _DIRECTORY_BEFORE
+    try:
+        write_private(directory / _NODE, msgspec.json.encode(membership))
+        directory.rename(state / _DIRECTORY)
+        _sync_directory(state)
     except OSError as error:
         raise _unusable(directory, error) from error
 
 
-def load_membership(state: Path) -> Membership | None:
-    """Return what the node was given when it joined; None before."""
-    path = state / _DIRECTORY / _NODE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Membership)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _unusable(path, error) from error
-    except msgspec.DecodeError as error:
-        raise StateError(
-            f"{path} is damaged",
-            hint="remove the directory it lies in, and join anew with a new token",
-        ) from error
-
-
-def save_membership(state: Path, membership: Membership) -> None:
-    """Make the node a member, durably."""
-    path = state / _DIRECTORY / _NODE
-    try:
-        write_private(path, msgspec.json.encode(membership))
-    except OSError as error:
-        raise _unusable(path, error) from error
+def _load_keys(directory: Path) -> Keys:
+    tls = (directory / _TLS_KEY).read_bytes()
+    return Keys(tls, SigningKey((directory / _SIGNING_KEY).read_bytes()))
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -114,19 +126,19 @@ def write_private(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(descriptor)
     temporary.rename(path)
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(parent)
+        os.fsync(descriptor)
     finally:
-        os.close(parent)
+        os.close(descriptor)
 
 
-def _read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        write_private(path, make())
-        return path.read_bytes()
+def _make_seed() -> bytes:
+    return secrets.token_bytes(32)
 
 
 def _make_tls_key() -> bytes:
@@ -137,8 +149,8 @@ def _make_tls_key() -> bytes:
     )
 
 
-def _unusable(path: Path, error: OSError) -> StateError:
+def _unusable(path: Path, error: OSError | ValueError) -> StateError:
     return StateError(
-        f"cannot use {path}: {(error.strerror or str(error)).lower()}",
+        f"cannot use {path}: {error}",
         hint="give the agent a state directory that it may write, with --state",
     )

@@ -36,10 +36,8 @@ class Event(enum.Enum):
     """The coordinator says so, or no longer knows the task."""
     END = "end"
     """Its work is over, however it went."""
-    CONNECT = "connect"
-    """The stream to the coordinator is there again."""
     REPORTED = "reported"
-    """The coordinator's stream has taken the report."""
+    """The report has been sent."""
 
 
 class Effect(enum.Enum):
@@ -51,6 +49,7 @@ class Effect(enum.Enum):
     END_UNSTARTED = "end unstarted"
     """There is no work to cancel: it ended before it began."""
     REPORT = "report"
+    """Hand the end to the stream, which keeps it until it can be sent."""
     TAKE_NEXT = "take next"
     """What it held is free for the next task that waits for it."""
 
@@ -75,7 +74,6 @@ TABLE: Final[Mapping[State, Mapping[Event, Step]]] = {
         Event.END: Step(State.REPORTING, (Effect.TAKE_NEXT, Effect.REPORT)),
     },
     State.REPORTING: {
-        Event.CONNECT: Step(State.REPORTING, (Effect.REPORT,)),
         Event.REPORTED: Step(State.FORGOTTEN),
     },
     State.FORGOTTEN: {},
@@ -87,17 +85,15 @@ def step(state: State, event: Event) -> Step:
     return TABLE[state].get(event, Step(state))
 
 
-def next_to_start(
-    queued: Iterable[tuple[str, bytes]], running: Iterable[bytes]
-) -> tuple[list[str], set[bytes]]:
+def next_to_start(queued: Iterable[tuple[str, bytes]], held: Iterable[bytes]) -> list[str]:
     """Choose which of the queued (task id, what it holds) may start, first come first served.
 
-    Two tasks never hold the same thing at once. Returns the ids, and all that is held then.
+    Two tasks never hold the same thing at once.
     """
-    held = set(running)
+    taken = set(held)
     chosen = []
     for task_id, holds in queued:
-        if holds not in held:
-            held.add(holds)
+        if holds not in taken:
+            taken.add(holds)
             chosen.append(task_id)
-    return chosen, held
+    return chosen

@@ -69,6 +69,8 @@ class RestoreTask:
     """Absolute, to be opened beneath one of the agent's restore roots."""
     paths: Sequence[bytes] = ()
     """What to restore of the snapshot; nothing named means everything."""
+    wishes: Sequence[str] = ()
+    """What else was asked for and this agent cannot do; it refuses instead of ignoring it."""
 
 
 @dataclass
@@ -269,4 +271,4 @@ class Services:
     progress: Callable[[Progress], None]
     """Cheap; may be called often and from any thread. Only the newest is sent, now and then."""
     log: Callable[[str, str], None]
-    """(level, message) for the job's own log: "info", "warning" or "error"."""
+    """(level, message) for the job's own log: "info", "warning" or "error". From any thread."""

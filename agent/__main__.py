@@ -1,0 +1,81 @@
+"""`tidemark-agent`: flags to settings to daemon to exit code. The one place that maps errors."""
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from typing import Final, NoReturn
+
+import structlog
+
+from agent import config, daemon
+from repository.errors import TidemarkError
+
+_PR_SET_PDEATHSIG: Final = 1
+_INIT: Final = 1
+
+
+def main() -> NoReturn:
+    """Run the agent, and leave with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the agent; return its exit code."""
+    _configure_logs()
+    failure: TidemarkError | None = None
+    try:
+        invocation = config.load(arguments, os.environ)
+        if invocation.check_only:
+            return 0
+        if invocation.config.exit_with_parent and not _tie_to_parent():
+            return 0
+        asyncio.run(daemon.run(invocation.config))
+    except* TidemarkError as errors:
+        failure = _first(errors)
+    if failure is None:
+        return 0
+    structlog.get_logger().error(failure.message, hint=failure.hint)
+    return failure.exit_code
+
+
+def _first(error: BaseException) -> TidemarkError:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, TidemarkError)
+    return error
+
+
+def _tie_to_parent() -> bool:
+    """Get a SIGTERM when the parent dies, however it dies; False if it is dead already."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        return False
+    # Whoever lost its parent before it came here was given to init, which leads another group.
+    return parent != _INIT or os.getpgid(_INIT) == os.getpgrp()
+
+
+def _configure_logs() -> None:
+    """One event per line on stderr: text for people, JSON for everything else."""
+    if sys.stderr.isatty():
+        shape: list[structlog.types.Processor] = [structlog.dev.ConsoleRenderer()]
+    else:
+        shape = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *shape,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""The agent's composition root: everything is made here, once, and ends here.
+
+One TaskGroup holds all that runs, each with a name. SIGTERM drains: tasks are stopped, their ends
+told, and the process leaves within seconds. The state directory is locked for as long as it lives,
+by the kernel, so a start after a crash finds nothing to clean up.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import structlog
+from typing_extensions import override
+
+from agent.backup import run_backup
+from agent.config import Address, Config
+from agent.errors import ConfigError, StateError, UnreachableError, VolumeError
+from agent.identity import Identity, load_identity, prepare_keys, save_membership
+from agent.metrics import Endpoint, Metrics, Sample
+from agent.restore import run_restore
+from agent.services import (
+    BackupOutcome,
+    BackupStatistics,
+    BackupTask,
+    Clock,
+    Phase,
+    RestoreOutcome,
+    RestoreStatistics,
+    RestoreTask,
+    Services,
+    Volume,
+)
+from agent.session import BackupWish, ControlStream, Greeting, Handler, enrol
+from agent.state import State
+from agent.tasks import Order, Report, Tasks
+from agent.upload import Channel, CoordinatorCalls, open_node_channel
+from agent.volumes import Volumes, check_readable, excluded, never_read
+from repository.errors import BusyError, CanceledError, TidemarkError
+from repository.ids import NodeId
+
+DISTRIBUTION: Final = "tidemark-backup"
+# `up` promises that its children end within 5 s: first the tasks, then what they had to say.
+_DRAIN_SECONDS: Final = 2.5
+_LAST_WORDS_SECONDS: Final = 1.0
+# A stat every so often costs less than a watch, and sees what Kubernetes does with links.
+_PROTECT_FILE_SECONDS: Final = 2.0
+_JOIN_BACKOFF_SECONDS: Final = (0.5, 15.0)
+
+_T = TypeVar("_T")
+_log = structlog.get_logger()
+
+
+class SystemClock(Clock):
+    """Time as the machine tells it."""
+
+    @override
+    def now_ns(self) -> int:
+        return time.time_ns()
+
+    @override
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+async def run(config: Config) -> None:
+    """Be the agent until SIGTERM or SIGINT. Raises TidemarkError where that is impossible."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _raise_file_limit()
+    with _locked(config.state), State(config.state / "state.db") as state:
+        identity = await _unless(stop, _join(config))
+        if identity is None:
+            return
+        version = importlib.metadata.version(DISTRIBUTION)
+        _log.info("agent starts", version=version, node=identity.membership.node_name)
+        channel = open_node_channel(config.coordinator, identity)
+        with ThreadPoolExecutor(_worker_count(), thread_name_prefix="worker") as workers:
+            async with channel:
+                agent = _Agent(_Parts(config, identity, state, channel, workers, version))
+                await agent.run(stop)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What an agent is made of."""
+
+    config: Config
+    identity: Identity
+    state: State
+    channel: Channel
+    workers: Executor
+    version: str
+
+
+class _Agent(Handler):
+    """What the coordinator's wishes come to."""
+
+    def __init__(self, parts: _Parts) -> None:
+        clock = SystemClock()
+        self._config = parts.config
+        self._version = parts.version
+        node_id = NodeId(parts.identity.membership.node_id)
+        self._volumes = Volumes(parts.config.protect_file, node_id)
+        self._calls = CoordinatorCalls(parts.channel, clock)
+        self._control = ControlStream(parts.channel, self, clock)
+        self._metrics = Metrics(parts.version)
+        self._tasks: Tasks
+        self._services = Services(
+            node_id=node_id,
+            signing_key=parts.identity.keys.signing,
+            state=parts.state,
+            coordinator=self._calls,
+            workers=parts.workers,
+            clock=clock,
+            progress=lambda _: None,
+            log=lambda _level, _message: None,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        endpoint = Endpoint(self._metrics, self._sample)
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._tasks = Tasks(group)
+                self._metrics.watch(self._sample)
+                await self._serve(endpoint)
+                eternal = [
+                    group.create_task(self._control.run(), name="control stream"),
+                    group.create_task(self._watch_protect_file(), name="protect file"),
+                ]
+                await stop.wait()
+                _log.info("agent stops")
+                await self._tasks.drain(_DRAIN_SECONDS)
+                await self._last_words()
+                for task in eternal:
+                    task.cancel()
+        finally:
+            await endpoint.close()
+
+    async def _serve(self, endpoint: Endpoint) -> None:
+        try:
+            bound = await endpoint.open(self._config.http)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {self._config.http}: {error.strerror or error}",
+                hint="choose another address with --http",
+            ) from error
+        _write_endpoints(self._config.state, bound)
+
+    async def _watch_protect_file(self) -> None:
+        while True:
+            await asyncio.sleep(_PROTECT_FILE_SECONDS)
+            if self._volumes.refresh():
+                _log.info("other volumes", volumes=len(self._volumes.all()))
+                self._control.send_volumes()
+
+    async def _last_words(self) -> None:
+        """Let the stream send the ends of what was stopped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self._control.told_everything()
+
+    def _sample(self) -> Sample:
+        return Sample(
+            tasks=self._tasks.count(),
+            connected=self._control.is_connected,
+            uploads_waiting=self._calls.uploads_waiting,
+            uploads_running=self._calls.uploads_running,
+            volumes=len(self._volumes.all()),
+        )
+
+    # What the coordinator says.
+
+    @override
+    def greeting(self) -> Greeting:
+        return Greeting(
+            version=self._version,
+            volumes=self._volumes.all(),
+            task_ids=self._tasks.ids(),
+            restore_roots=[os.fsencode(root) for root in self._config.restore_roots],
+        )
+
+    @override
+    def on_welcome(self, unknown_task_ids: Sequence[str]) -> None:
+        for task_id in unknown_task_ids:
+            self._tasks.cancel(task_id)
+
+    @override
+    def on_backup(self, wish: BackupWish) -> None:
+        # A volume that is not ours any more has no path; its backup fails and says so.
+        volume = self._volumes.get(wish.volume_id) or Volume(wish.volume_id, "", b"")
+        task = BackupTask(
+            task_id=wish.task_id,
+            job_id=wish.job_id,
+            volume=volume,
+            repository_id=wish.repository_id,
+            recovery_public_key=wish.recovery_public_key,
+        )
+        order = Order(
+            task_id=wish.task_id,
+            job_id=wish.job_id,
+            holds=wish.volume_id,
+            perform=lambda: self._back_up(task),
+            failed=lambda error: self._backup_ended(task, _failed_backup(error)),
+        )
+        self._tasks.accept(order)
+
+    @override
+    def on_restore(self, task: RestoreTask) -> None:
+        order = Order(
+            task_id=task.task_id,
+            job_id=task.job_id,
+            holds=b"target:" + task.target,
+            perform=lambda: self._restore(task),
+            failed=lambda error: self._restore_ended(task, _failed_restore(error)),
+        )
+        self._tasks.accept(order)
+
+    @override
+    def on_cancel(self, task_id: str) -> None:
+        self._tasks.cancel(task_id)
+
+    @override
+    def on_reported(self, task_id: str) -> None:
+        self._tasks.reported(task_id)
+
+    # Tasks.
+
+    async def _back_up(self, task: BackupTask) -> Report:
+        if not task.volume.path:
+            raise VolumeError(
+                "this volume is not one of this node any more",
+                hint="see tidemark volume list, and what the agent's protect file names",
+            )
+        never = never_read(self._config)
+        check_readable(task.volume, never)
+        task = dataclasses.replace(task, excludes=excluded(never))
+        _log.info("backup begins", volume=task.volume.name)
+        outcome = await run_backup(task, self._services_of(task.task_id))
+        return self._backup_ended(task, outcome)
+
+    def _backup_ended(self, task: BackupTask, outcome: BackupOutcome) -> Report:
+        phase = _phase_of(outcome)
+        self._metrics.tasks_total.labels("backup", phase.name.lower()).inc()
+        self._metrics.source_read_bytes.inc(outcome.statistics.bytes_read)
+        self._metrics.stored_bytes.inc(outcome.statistics.data_added_packed)
+        if phase is Phase.COMPLETED:
+            now = self._services.clock.now_ns() / 1e9
+            self._metrics.last_success.labels(task.volume.name).set(now)
+        _log_end("backup ends", phase, outcome.error)
+        return lambda: self._control.send_backup_end(task, outcome)
+
+    async def _restore(self, task: RestoreTask) -> Report:
+        _log.info("restore begins", snapshot=task.snapshot_id, target=os.fsdecode(task.target))
+        roots = [os.fsencode(root) for root in self._config.restore_roots]
+        services = self._services_of(task.task_id)
+        outcome = await run_restore(task, services, self._calls, roots)
+        return self._restore_ended(task, outcome)
+
+    def _restore_ended(self, task: RestoreTask, outcome: RestoreOutcome) -> Report:
+        self._metrics.tasks_total.labels("restore", outcome.phase.name.lower()).inc()
+        self._metrics.restored_bytes.inc(outcome.statistics.bytes_written)
+        _log_end("restore ends", outcome.phase, outcome.error)
+        return lambda: self._control.send_restore_end(task, outcome)
+
+    def _services_of(self, task_id: str) -> Services:
+        return dataclasses.replace(
+            self._services,
+            progress=lambda progress: self._control.send_progress(task_id, progress),
+            log=lambda level, message: self._control.send_log(task_id, level, message),
+        )
+
+
+def _phase_of(outcome: BackupOutcome) -> Phase:
+    if outcome.committed is not None:
+        return outcome.committed.phase
+    return Phase.CANCELED if isinstance(outcome.error, CanceledError) else Phase.FAILED
+
+
+def _failed_backup(error: TidemarkError) -> BackupOutcome:
+    return BackupOutcome(BackupStatistics(), error=error)
+
+
+def _failed_restore(error: TidemarkError) -> RestoreOutcome:
+    phase = Phase.CANCELED if isinstance(error, CanceledError) else Phase.FAILED
+    return RestoreOutcome(RestoreStatistics(), phase, error)
+
+
+def _log_end(event: str, phase: Phase, error: TidemarkError | None) -> None:
+    if error is None:
+        _log.info(event, phase=phase.name.lower())
+    else:
+        _log.warning(event, phase=phase.name.lower(), reason=error.message, hint=error.hint)
+
+
+async def _join(config: Config) -> Identity:
+    """Return who this node is; join the cluster the first time, however long it takes."""
+    identity = load_identity(config.state)
+    if identity is not None:
+        return identity
+    keys = prepare_keys(config.state)
+    token = _read_token(config.token_file)
+    delay, longest = _JOIN_BACKOFF_SECONDS
+    while True:
+        try:
+            membership = await enrol(config.coordinator, token, config.node_name, keys)
+        except UnreachableError as error:
+            _log.warning("cannot join yet", reason=error.message, hint=error.hint)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, longest)
+            continue
+        save_membership(config.state, membership)
+        _log.info("joined", node=membership.node_name)
+        return Identity(keys, membership)
+
+
+def _read_token(path: Path | None) -> str:
+    if path is None:
+        raise ConfigError(
+            "this node has not joined a cluster yet",
+            hint="make a token with `tidemark node token` and name its file with --token-file",
+        )
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the token file {path} cannot be read: {error}",
+            hint="make a token with `tidemark node token`",
+        ) from error
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[object, object, _T]) -> _T | None:
+    """Do the work, but leave it when asked to stop."""
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(work, name="join")
+        stopping = group.create_task(stop.wait(), name="stop")
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        working.cancel()
+    return None if working.cancelled() else working.result()
+
+
+@contextlib.contextmanager
+def _locked(state: Path) -> Iterator[None]:
+    """Hold the state directory; BusyError if another agent does."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(
+            f"cannot use the state directory {state}: {error.strerror}",
+            hint="give the agent a directory that it may write, with --state",
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise BusyError(
+            f"another agent works with {state}", hint="stop it first, or use another --state"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def _write_endpoints(state: Path, http: Address) -> None:
+    """Say where we listen, for whoever started us on a free port. Replaced whole."""
+    temporary = state / "endpoints.json.new"
+    temporary.write_text(json.dumps({"http": str(http), "pid": os.getpid()}), encoding="ascii")
+    temporary.rename(state / "endpoints.json")
+
+
+def _worker_count() -> int:
+    """Threads for batches: what they call releases the GIL, so as many as there are cores."""
+    return max(2, min(8, len(os.sched_getaffinity(0))))
+
+
+def _raise_file_limit() -> None:
+    """Take what the system allows: deep volumes and many tasks hold many descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))

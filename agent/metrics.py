@@ -1,0 +1,173 @@
+"""What the agent shows over HTTP: /metrics for Prometheus, /healthz for whoever restarts it.
+
+Read-only and without secrets or file names, so it needs no TLS; it answers any caller and changes
+nothing. A probe succeeds while the agent works, connected or not: to restart an agent does not
+bring a coordinator back.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import psutil
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+from typing_extensions import override
+
+from agent.config import Address
+
+# Slow readers of /metrics must not hold up the end of the agent.
+_SHUTDOWN_SECONDS: Final = 1.0
+
+
+class Metrics:
+    """The agent's own counters. Names follow Prometheus' habits, base units and all."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self.tasks_total = Counter(
+            "tidemark_agent_tasks",
+            "Tasks that have ended.",
+            ["kind", "phase"],
+            registry=self.registry,
+        )
+        self.source_read_bytes = Counter(
+            "tidemark_agent_source_read_bytes",
+            "Content read from volumes, retries included.",
+            registry=self.registry,
+        )
+        self.stored_bytes = Counter(
+            "tidemark_agent_stored_bytes",
+            "Bytes of packs added to the repository, as stored.",
+            registry=self.registry,
+        )
+        self.restored_bytes = Counter(
+            "tidemark_agent_restored_bytes",
+            "Bytes written by restores.",
+            registry=self.registry,
+        )
+        self.last_success = Gauge(
+            "tidemark_agent_last_success_timestamp_seconds",
+            "When the last Completed backup of a volume ended.",
+            ["volume"],
+            registry=self.registry,
+        )
+        build = Gauge(
+            "tidemark_agent_build_info",
+            "Constant 1; what runs stands in the labels.",
+            ["version"],
+            registry=self.registry,
+        )
+        build.labels(version).set(1)
+
+    def watch(self, sample: Callable[[], "Sample"]) -> None:
+        """Let every scrape show what the daemon is at that moment."""
+        self.registry.register(_Live(sample))
+
+
+class Sample:
+    """What the daemon is at one moment."""
+
+    def __init__(
+        self,
+        *,
+        tasks: Mapping[str, int],
+        connected: bool,
+        uploads_waiting: int,
+        uploads_running: int,
+        volumes: int,
+    ) -> None:
+        self.tasks = dict(tasks)
+        self.connected = connected
+        self.uploads_waiting = uploads_waiting
+        self.uploads_running = uploads_running
+        self.volumes = volumes
+
+
+class _Live(Collector):
+    """Asks when it is scraped, so nothing has to be kept up to date."""
+
+    def __init__(self, sample: Callable[[], Sample]) -> None:
+        self._sample = sample
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first call only sets the mark
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # or registering would take a sample
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        sample = self._sample()
+        tasks = GaugeMetricFamily("tidemark_agent_tasks_now", "Tasks by state.", labels=["state"])
+        for state, count in sample.tasks.items():
+            tasks.add_metric([state], count)
+        yield tasks
+        uploads = GaugeMetricFamily("tidemark_agent_uploads", "Packs by state.", labels=["state"])
+        uploads.add_metric(["waiting"], sample.uploads_waiting - sample.uploads_running)
+        uploads.add_metric(["running"], sample.uploads_running)
+        yield uploads
+        yield GaugeMetricFamily(
+            "tidemark_agent_connected", "Whether the control stream is there.", sample.connected
+        )
+        yield GaugeMetricFamily(
+            "tidemark_agent_volumes", "Volumes that are protected here.", sample.volumes
+        )
+        yield from self._of_process()
+
+    def _of_process(self) -> Iterator[Metric]:
+        with self._process.oneshot():
+            memory = self._process.memory_info()
+            cpu = self._process.cpu_times()
+            figures = {
+                "resident_memory_bytes": memory.rss,
+                "virtual_memory_bytes": memory.vms,
+                "cpu_seconds": cpu.user + cpu.system,
+                "start_time_seconds": self._process.create_time(),
+                "open_fds": self._process.num_fds(),
+                "threads": self._process.num_threads(),
+            }
+        for name, value in figures.items():
+            yield GaugeMetricFamily(f"process_{name}", f"Of this process: {name}.", value)
+
+
+class Endpoint:
+    """The HTTP server."""
+
+    def __init__(self, metrics: Metrics, sample: Callable[[], Sample]) -> None:
+        self._metrics = metrics
+        self._sample = sample
+        application = web.Application()
+        application.router.add_get("/metrics", self._show_metrics)
+        application.router.add_get("/healthz", self._show_health)
+        self._runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS
+        )
+
+    async def open(self, address: Address) -> Address:
+        """Listen; answer where, since port 0 takes a free one. Raises OSError."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, address.host, address.port)
+        await site.start()
+        bound = self._runner.addresses[0]
+        return Address(address.host, int(bound[1]))
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+    async def _show_metrics(self, _: web.Request) -> web.Response:
+        body = generate_latest(self._metrics.registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _show_health(self, _: web.Request) -> web.Response:
+        sample = self._sample()
+        return web.json_response(
+            {
+                "status": "ok",
+                "connected": sample.connected,
+                "tasks": sample.tasks,
+                "volumes": sample.volumes,
+            }
+        )

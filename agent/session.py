@@ -1,0 +1,459 @@
+"""The control stream to the coordinator: join, say hello, take tasks, report.
+
+The agent always calls. One stream at a time carries heartbeats, progress, logs and ends of tasks
+up, and tasks down; when it breaks it is opened anew with a back-off that is spread at random, so
+that a thousand agents do not come back in one second. Tasks know nothing of that: they go on, and
+what they have to say waits here, progress and logs within bounds, ends of tasks for as long as it
+takes.
+"""
+
+import asyncio
+import contextlib
+import random
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from agent.config import Address
+from agent.errors import ConfigError, UnreachableError
+from agent.identity import Keys, Membership
+from agent.services import (
+    BackupOutcome,
+    BackupTask,
+    Clock,
+    Phase,
+    Progress,
+    RestoreOutcome,
+    RestoreTask,
+    Volume,
+)
+from agent.upload import backup_result, open_channel, path_errors, translated
+from proto.bootstrap import InvalidTokenError, parse_token
+from proto.tidemark.v1 import agent_pb2, common_pb2
+from proto.tidemark.v1.agent_pb2_grpc import AgentServiceStub
+from repository.errors import CanceledError, TidemarkError
+
+PROTOCOL_VERSION: Final = 1
+_ENROL_SECONDS: Final = 30.0
+_WELCOME_SECONDS: Final = 30.0
+_HEARTBEAT_SECONDS: Final = 10  # until the coordinator says how often
+_BACKOFF_SECONDS: Final = (0.5, 30.0)
+# A stream that lived so long was a good one: the next failure begins with a short wait again.
+_GOOD_SECONDS: Final = 60.0
+# Progress of all tasks is sent at most so often.
+_PROGRESS_SECONDS: Final = 0.25
+# `job logs` keeps a job's last 1,000 lines; more need not wait here.
+_LOG_LINES_MAX: Final = 1000
+# What was written to a stream may be lost with it. So ends told this recently are mentioned when
+# the next one begins, and told again where the coordinator still waits for them.
+_TOLD_SECONDS: Final = 120.0
+_TOLD_MAX: Final = 256
+
+# Of a restore; each is refused until it can be done.
+_WISHES: Final = ("in_place", "overwrite", "delete_extra", "dry_run")
+
+_random = random.SystemRandom()
+_log = structlog.get_logger()
+
+
+async def enrol(address: Address, token_text: str, node_name: str, keys: Keys) -> Membership:
+    """Exchange a one-time token for a place in the cluster. Errors say what to do about them."""
+    try:
+        token = parse_token(token_text)
+    except InvalidTokenError as error:
+        raise ConfigError(
+            str(error), hint="make a new one with `tidemark node token` and give it whole"
+        ) from error
+    channel = open_channel(
+        address,
+        ca_certificate=token.ca_certificate,
+        certificate=token.certificate,
+        private_key=token.private_key,
+    )
+    request = agent_pb2.EnrolRequest(
+        token_secret=token.secret,
+        node_name=node_name,
+        certificate_request=keys.certificate_request(node_name),
+        signing_public_key=keys.signing.public,
+    )
+    async with channel:
+        try:
+            answer = await AgentServiceStub(channel).Enrol(request, timeout=_ENROL_SECONDS)
+        except grpc.RpcError as error:
+            raise translated(error) from error
+    return Membership(
+        node_id=answer.node_id,
+        node_name=node_name,
+        certificate=answer.certificate,
+        # Not the one in the answer: what the token pinned is what stays trusted.
+        ca_certificate=token.ca_certificate,
+        signing_certificate=answer.signing_certificate,
+    )
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What the agent says of itself when a stream begins."""
+
+    version: str
+    volumes: Sequence[Volume]
+    task_ids: Sequence[str]
+    restore_roots: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class BackupWish:
+    """A backup that the coordinator asks for."""
+
+    task_id: str
+    job_id: str
+    volume_id: bytes
+    repository_id: bytes
+    recovery_public_key: bytes
+
+
+class Handler(Protocol):
+    """Who does what the coordinator asks for. Nothing here may block or raise."""
+
+    def greeting(self) -> Greeting:
+        """Say what the agent is and does just now."""
+        ...
+
+    def on_welcome(self, unknown_task_ids: Sequence[str]) -> None:
+        """Take note of a new stream, and of the tasks that the coordinator no longer knows."""
+        ...
+
+    def on_backup(self, wish: BackupWish) -> None:
+        """Take on a backup."""
+        ...
+
+    def on_restore(self, task: RestoreTask) -> None:
+        """Take on a restore."""
+        ...
+
+    def on_cancel(self, task_id: str) -> None:
+        """Stop a task, if there is one of that id."""
+        ...
+
+    def on_reported(self, task_id: str) -> None:
+        """Take note that the end of a task was sent."""
+        ...
+
+
+class ControlStream:
+    """The stream, and what waits to be sent on it."""
+
+    def __init__(self, channel: grpc.aio.Channel, handler: Handler, clock: Clock) -> None:
+        self._stub = AgentServiceStub(channel)
+        self._handler = handler
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._finished: dict[str, agent_pb2.ConnectRequest] = {}
+        self._told: deque[tuple[float, str, agent_pb2.ConnectRequest]] = deque(maxlen=_TOLD_MAX)
+        self._logs: deque[agent_pb2.ConnectRequest] = deque(maxlen=_LOG_LINES_MAX)
+        self._progress: dict[str, Progress] = {}
+        self._progress_lock = threading.Lock()
+        self._volumes_changed = False
+        self._heartbeat_seconds = float(_HEARTBEAT_SECONDS)
+        self._told_all = asyncio.Condition()
+        self.is_connected = False
+
+    # What tasks have to say. Progress and logs may come from any thread, ends from the loop's.
+
+    def send_progress(self, task_id: str, progress: Progress) -> None:
+        """Let the coordinator know how far a task is; only the newest word counts."""
+        with self._progress_lock:
+            first = not self._progress
+            self._progress[task_id] = progress
+        if first:
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def send_log(self, task_id: str, level: str, message: str) -> None:
+        """Add a line to the job's log."""
+        line = agent_pb2.TaskLog(task_id=task_id, at=self._now(), level=level, message=message)
+        self._logs.append(agent_pb2.ConnectRequest(log=line))
+        self._loop.call_soon_threadsafe(self._wake.set)
+
+    def send_volumes(self) -> None:
+        """Let the coordinator know that there are other volumes now."""
+        self._volumes_changed = True
+        self._wake.set()
+
+    def send_backup_end(self, task: BackupTask, outcome: BackupOutcome) -> None:
+        """Report the end of a backup."""
+        result = backup_result(outcome.statistics)
+        result.volume = task.volume.name
+        result.volume_id = task.volume.volume_id.hex()
+        if outcome.committed is not None:
+            result.snapshot_id = outcome.committed.snapshot_id
+            result.phase = common_pb2.Phase.ValueType(outcome.committed.phase)
+        end = agent_pb2.BackupFinished(
+            task_id=task.task_id,
+            error=_detail(outcome.error),
+            canceled=isinstance(outcome.error, CanceledError),
+            result=result,
+        )
+        self._send_end(task.task_id, agent_pb2.ConnectRequest(backup_finished=end))
+
+    def send_restore_end(self, task: RestoreTask, outcome: RestoreOutcome) -> None:
+        """Report the end of a restore."""
+        statistics = outcome.statistics
+        result = common_pb2.RestoreResult(
+            files_restored=statistics.files_restored,
+            bytes_restored=statistics.bytes_restored,
+            bytes_written=statistics.bytes_written,
+            bytes_fetched=statistics.bytes_fetched,
+            warnings=path_errors(statistics.warnings),
+            errors=path_errors(statistics.errors),
+            errors_total=statistics.errors_total,
+        )
+        end = agent_pb2.RestoreFinished(
+            task_id=task.task_id,
+            error=_detail(outcome.error),
+            canceled=outcome.phase is Phase.CANCELED,
+            result=result,
+        )
+        self._send_end(task.task_id, agent_pb2.ConnectRequest(restore_finished=end))
+
+    def _send_end(self, task_id: str, message: agent_pb2.ConnectRequest) -> None:
+        self._finished[task_id] = message
+        with self._progress_lock:
+            self._progress.pop(task_id, None)
+        self._wake.set()
+
+    async def told_everything(self) -> None:
+        """Wait until the coordinator was told of every end."""
+        async with self._told_all:
+            await self._told_all.wait_for(lambda: not self._finished)
+
+    # The stream.
+
+    async def run(self) -> None:
+        """Keep a stream to the coordinator, until canceled."""
+        shortest, longest = _BACKOFF_SECONDS
+        delay = shortest
+        while True:
+            began = self._clock.monotonic()
+            try:
+                await self._converse()
+                reason = "the coordinator ended the stream"
+            except TidemarkError as error:
+                reason = error.message
+            if self._clock.monotonic() - began > _GOOD_SECONDS:
+                delay = shortest
+            wait = delay * _random.uniform(0.5, 1.5)
+            _log.warning("not connected", reason=reason, next_try_seconds=round(wait, 1))
+            await asyncio.sleep(wait)
+            delay = min(delay * 2, longest)
+
+    async def _converse(self) -> None:
+        call = self._stub.Connect()
+        try:
+            await call.write(agent_pb2.ConnectRequest(hello=self._hello()))
+            async with asyncio.timeout(_WELCOME_SECONDS):
+                first = await call.read()
+            if not isinstance(first, agent_pb2.ConnectResponse):
+                await call.code()  # raises what the coordinator ended the stream with
+                return
+            self._welcome(first.welcome)
+            await self._exchange(call)
+        except TimeoutError as error:
+            raise UnreachableError(
+                "the coordinator does not answer", hint="see the coordinator's log"
+            ) from error
+        except grpc.RpcError as error:
+            raise translated(error) from error
+        except asyncio.InvalidStateError as error:  # the stream ended under a write
+            raise UnreachableError("the stream to the coordinator broke") from error
+        finally:
+            if self.is_connected:
+                self.is_connected = False
+                _log.info("disconnected")
+            call.cancel()
+
+    async def _exchange(self, call: "_Call") -> None:
+        """Send and receive until one of both ends."""
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks.append(group.create_task(self._receive(call), name="receive"))
+                tasks.append(group.create_task(self._send(call), name="send"))
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    task.cancel()
+        except* (grpc.RpcError, asyncio.InvalidStateError) as errors:
+            first: BaseException = errors
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            raise first from None
+
+    async def _receive(self, call: "_Call") -> None:
+        while True:
+            message = await call.read()
+            if not isinstance(message, agent_pb2.ConnectResponse):
+                return
+            match message.WhichOneof("message"):
+                case "run_backup":
+                    self._handler.on_backup(_backup_wish(message.run_backup))
+                case "run_restore":
+                    self._handler.on_restore(_restore_task(message.run_restore))
+                case "cancel_task":
+                    self._handler.on_cancel(message.cancel_task.task_id)
+                case "welcome" | None:  # None is of a newer coordinator
+                    pass
+
+    async def _send(self, call: "_Call") -> None:
+        last_progress = last_beat = self._clock.monotonic()
+        while True:
+            due = last_beat + self._heartbeat_seconds
+            if self._progress:
+                due = min(due, last_progress + _PROGRESS_SECONDS)
+            await self._woken(due - self._clock.monotonic())
+            await self._send_waiting(call)
+            now = self._clock.monotonic()
+            if self._progress and now - last_progress >= _PROGRESS_SECONDS:
+                await self._send_newest_progress(call)
+                last_progress = now
+            if now - last_beat >= self._heartbeat_seconds:
+                beat = agent_pb2.Heartbeat(sent_at=self._now())
+                await call.write(agent_pb2.ConnectRequest(heartbeat=beat))
+                last_beat = now
+
+    async def _woken(self, seconds: float) -> None:
+        """Wait until there is something to send, but not longer than that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def _send_waiting(self, call: "_Call") -> None:
+        if self._volumes_changed:
+            self._volumes_changed = False
+            report = agent_pb2.VolumesReport(volumes=self._volume_reports())
+            await call.write(agent_pb2.ConnectRequest(volumes=report))
+        while self._logs:
+            line = self._logs.popleft()
+            try:
+                await call.write(line)
+            except BaseException:
+                self._logs.appendleft(line)
+                raise
+        for task_id, message in list(self._finished.items()):
+            await call.write(message)
+            del self._finished[task_id]
+            self._told.append((self._clock.monotonic(), task_id, message))
+            self._handler.on_reported(task_id)
+        async with self._told_all:
+            self._told_all.notify_all()
+
+    async def _send_newest_progress(self, call: "_Call") -> None:
+        with self._progress_lock:
+            newest, self._progress = self._progress, {}
+        for task_id, progress in newest.items():
+            message = agent_pb2.TaskProgress(task_id=task_id, progress=_progress(progress))
+            await call.write(agent_pb2.ConnectRequest(progress=message))
+
+    def _hello(self) -> agent_pb2.Hello:
+        greeting = self._handler.greeting()
+        self._volumes_changed = False
+        # Ends told on the last stream may have got lost with it: the answer shows which.
+        oldest = self._clock.monotonic() - _TOLD_SECONDS
+        told = [task_id for at, task_id, _ in self._told if at >= oldest]
+        known = dict.fromkeys([*greeting.task_ids, *self._finished, *told])
+        return agent_pb2.Hello(
+            agent_version=greeting.version,
+            protocol_version=PROTOCOL_VERSION,
+            volumes=self._volume_reports(greeting.volumes),
+            running_task_ids=list(known),
+            restore_roots=greeting.restore_roots,
+        )
+
+    def _welcome(self, welcome: agent_pb2.Welcome) -> None:
+        self._heartbeat_seconds = float(welcome.heartbeat_seconds or _HEARTBEAT_SECONDS)
+        unknown = set(welcome.unknown_task_ids)
+        oldest = self._clock.monotonic() - _TOLD_SECONDS - _WELCOME_SECONDS
+        again = {id_: end for at, id_, end in self._told if id_ not in unknown and at >= oldest}
+        self._told.clear()
+        for task_id in unknown:
+            if self._finished.pop(task_id, None) is not None:
+                self._handler.on_reported(task_id)
+        self._finished = again | self._finished
+        self._wake.set()
+        self.is_connected = True
+        _log.info("connected", coordinator_version=welcome.coordinator_version)
+        self._handler.on_welcome(list(unknown))
+
+    def _volume_reports(
+        self, volumes: Sequence[Volume] | None = None
+    ) -> list[agent_pb2.VolumeReport]:
+        if volumes is None:
+            volumes = self._handler.greeting().volumes
+        return [
+            agent_pb2.VolumeReport(
+                volume_id=volume.volume_id,
+                name=volume.name,
+                source=volume.source,
+                path=volume.path,
+                verdict="protected",
+                reason="named in the agent's own configuration",
+            )
+            for volume in volumes
+        ]
+
+    def _now(self) -> Timestamp:
+        seconds, nanos = divmod(self._clock.now_ns(), 1_000_000_000)
+        return Timestamp(seconds=seconds, nanos=nanos)
+
+
+if TYPE_CHECKING:
+    _Call = grpc.aio.StreamStreamCall[agent_pb2.ConnectRequest, agent_pb2.ConnectResponse]
+
+
+def _backup_wish(ask: agent_pb2.RunBackup) -> BackupWish:
+    return BackupWish(
+        task_id=ask.task_id,
+        job_id=ask.job_id,
+        volume_id=ask.volume_id,
+        repository_id=ask.repository_id,
+        recovery_public_key=ask.recovery_public_key,
+    )
+
+
+def _restore_task(ask: agent_pb2.RunRestore) -> RestoreTask:
+    return RestoreTask(
+        task_id=ask.task_id,
+        job_id=ask.job_id,
+        snapshot_id=ask.snapshot_id,
+        target=ask.target,
+        paths=tuple(ask.paths),
+        wishes=tuple(name for name in _WISHES if getattr(ask, name)),
+    )
+
+
+def _progress(progress: Progress) -> common_pb2.Progress:
+    return common_pb2.Progress(
+        files_done=progress.files_done,
+        files_total=progress.files_total,
+        bytes_done=progress.bytes_done,
+        bytes_total=progress.bytes_total,
+        activity=progress.activity,
+    )
+
+
+def _detail(error: TidemarkError | None) -> common_pb2.ErrorDetail | None:
+    if error is None:
+        return None
+    return common_pb2.ErrorDetail(
+        exit_code=error.exit_code,
+        message=error.message,
+        hint=error.hint,
+        retryable=error.retryable,
+    )

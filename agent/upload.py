@@ -1,0 +1,388 @@
+"""Calls of a task to the coordinator: sessions, packs, commits, grants, ranges of packs.
+
+With session.py the only place that speaks gRPC. Whatever fails comes back as one of our own errors,
+mapped here and nowhere else. A coordinator that is away for a while is asked again, since every
+call may be repeated: an upload by its name, a commit by its session.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from typing_extensions import Buffer, override
+
+from agent.config import Address
+from agent.errors import CoordinatorError, UnreachableError
+from agent.identity import Identity
+from agent.services import (
+    BackupStatistics,
+    Clock,
+    Committed,
+    CoordinatorClient,
+    Grant,
+    GrantedFrame,
+    GrantedPack,
+    PathProblem,
+    Phase,
+    RestoreClient,
+    Session,
+)
+from proto.tidemark.v1 import agent_pb2, common_pb2
+from proto.tidemark.v1.agent_pb2_grpc import AgentServiceStub
+from repository.errors import (
+    BusyError,
+    CanceledError,
+    FencedError,
+    KeyMaterialError,
+    NoRepositoryError,
+    StoreUnavailableError,
+    TidemarkError,
+    UsageError,
+)
+
+Channel = grpc.aio.Channel
+_T = TypeVar("_T")
+
+_ERROR_METADATA: Final = "tidemark-error-bin"
+# The coordinator's certificate carries this name wherever it listens, so that it may move.
+_SERVER_NAME: Final = "tidemark-coordinator"
+# Large enough to cost little per byte, small enough for four of them to be nothing.
+PIECE_BYTES: Final = 1024 * 1024
+_MESSAGE_BYTES_MAX: Final = 4 * PIECE_BYTES
+# Two packs of 32 MiB on their way use any line; more would only use memory.
+_UPLOADS: Final = 2
+# A call without much data; the coordinator syncs files for some of them.
+_CALL_SECONDS: Final = 60.0
+# A commit checks every added reference.
+_COMMIT_SECONDS: Final = 300.0
+# The slowest line that a transfer is allowed to be on, beside _CALL_SECONDS.
+_BYTES_PER_SECOND_MIN: Final = 64 * 1024
+# How long a restore waits for a coordinator that went away. A backup waits for its lease.
+_PATIENCE_SECONDS: Final = 120.0
+_BACKOFF_SECONDS: Final = (0.2, 5.0)
+# Lists of errors hold so many; the total counts all.
+ERRORS_MAX: Final = 100
+
+_random = random.SystemRandom()
+
+
+def open_channel(
+    address: Address, *, ca_certificate: bytes, certificate: bytes, private_key: bytes
+) -> Channel:
+    """Open a channel that trusts one authority and shows one certificate. There is no other."""
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=ca_certificate, private_key=private_key, certificate_chain=certificate
+    )
+    options = [
+        ("grpc.ssl_target_name_override", _SERVER_NAME),
+        ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+        # A proxy of the environment is not meant for the coordinator.
+        ("grpc.enable_http_proxy", 0),
+        # The stream's own back-off decides when to try again.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5000),
+    ]
+    return grpc.aio.secure_channel(str(address), credentials, options=options)
+
+
+def open_node_channel(address: Address, identity: Identity) -> Channel:
+    """Open a channel as the node that we are."""
+    return open_channel(
+        address,
+        ca_certificate=identity.membership.ca_certificate,
+        certificate=identity.membership.certificate,
+        private_key=identity.keys.tls,
+    )
+
+
+def translated(error: grpc.RpcError) -> TidemarkError:
+    """Return what a failed call means to us."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return UnreachableError(f"the call to the coordinator failed: {error}")
+    for key, value in error.trailing_metadata():
+        if key == _ERROR_METADATA and isinstance(value, bytes):
+            try:
+                return _from_detail(common_pb2.ErrorDetail.FromString(value))
+            except DecodeError:
+                break
+    return _from_status(error.code(), error.details() or "no reason given")
+
+
+def _from_detail(detail: common_pb2.ErrorDetail) -> TidemarkError:
+    kinds: dict[int, type[TidemarkError]] = {
+        UsageError.exit_code: UsageError,
+        NoRepositoryError.exit_code: NoRepositoryError,
+        FencedError.exit_code: BusyError if detail.retryable else FencedError,
+        KeyMaterialError.exit_code: KeyMaterialError,
+        CanceledError.exit_code: CanceledError,
+    }
+    otherwise = StoreUnavailableError if detail.retryable else CoordinatorError
+    return kinds.get(detail.exit_code, otherwise)(detail.message, hint=detail.hint)
+
+
+def _from_status(code: grpc.StatusCode, details: str) -> TidemarkError:
+    if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
+        return CoordinatorError(
+            f"the coordinator refuses this node: {details}",
+            hint="join anew with a token, if the node was revoked by mistake",
+        )
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return CoordinatorError(
+            "the coordinator does not know this call", hint="it is older than this agent"
+        )
+    if code is grpc.StatusCode.UNAVAILABLE and "certificate" in details.lower():
+        return UnreachableError(
+            f"no trust between this node and the coordinator: {details}",
+            hint="check that --coordinator is the one that this node has joined",
+        )
+    if code in {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+    }:
+        return UnreachableError(
+            f"the coordinator cannot be reached: {details}",
+            hint="see that it runs, and that the address in --coordinator is its",
+        )
+    return CoordinatorError(f"{details} ({code.name.lower()})")
+
+
+class CoordinatorCalls(CoordinatorClient, RestoreClient):
+    """The calls, over one channel that all tasks share."""
+
+    def __init__(self, channel: Channel, clock: Clock) -> None:
+        self._stub = AgentServiceStub(channel)
+        self._clock = clock
+        self._uploads = asyncio.Semaphore(_UPLOADS)
+        self.uploads_waiting = 0
+        self.uploads_running = 0
+
+    @override
+    async def open_session(self, task_id: str, sealed_data_key: bytes) -> Session:
+        request = agent_pb2.OpenSessionRequest(task_id=task_id, sealed_data_key=sealed_data_key)
+        answer = await self._persist(
+            lambda: self._stub.OpenSession(request, timeout=_CALL_SECONDS), _PATIENCE_SECONDS
+        )
+        return Session(
+            session_id=answer.session_id,
+            fencing_token=answer.fencing_token,
+            writer_keys=answer.writer_keys,
+            head_root=answer.head_root,
+            head_sequence=answer.head_sequence,
+            lease_seconds=answer.lease_seconds,
+        )
+
+    @override
+    async def upload_pack(
+        self, session: Session, name: str, buffers: Sequence[Buffer], size_bytes: int
+    ) -> None:
+        header = agent_pb2.PackHeader(
+            session_id=session.session_id,
+            fencing_token=session.fencing_token,
+            name=name,
+            size_bytes=size_bytes,
+        )
+
+        def requests() -> Iterator[agent_pb2.UploadPackRequest]:
+            yield agent_pb2.UploadPackRequest(header=header)
+            for piece in pieces(buffers):
+                yield agent_pb2.UploadPackRequest(data=piece)
+
+        seconds = _CALL_SECONDS + size_bytes / _BYTES_PER_SECOND_MIN
+        self.uploads_waiting += 1
+        try:
+            async with self._uploads:
+                self.uploads_running += 1
+                try:
+                    await self._persist(
+                        lambda: self._stub.UploadPack(_each(requests()), timeout=seconds),
+                        session.lease_seconds,
+                    )
+                finally:
+                    self.uploads_running -= 1
+        finally:
+            self.uploads_waiting -= 1
+
+    @override
+    async def commit(
+        self,
+        session: Session,
+        signed_root: bytes,
+        refs: Iterable[bytes],
+        statistics: BackupStatistics,
+    ) -> Committed:
+        header = agent_pb2.CommitHeader(
+            session_id=session.session_id,
+            fencing_token=session.fencing_token,
+            signed_root=signed_root,
+            result=backup_result(statistics),
+        )
+
+        def requests() -> Iterator[agent_pb2.CommitRequest]:
+            yield agent_pb2.CommitRequest(header=header)
+            for piece in pieces(refs):
+                yield agent_pb2.CommitRequest(refs=piece)
+
+        answer = await self._persist(
+            lambda: self._stub.Commit(_each(requests()), timeout=_COMMIT_SECONDS),
+            session.lease_seconds,
+        )
+        return Committed(answer.snapshot_id, answer.sequence, Phase(answer.phase), answer.root)
+
+    @override
+    async def open_restore(self, task_id: str, public_key: bytes) -> Grant:
+        request = agent_pb2.OpenRestoreRequest(task_id=task_id, public_key=public_key)
+
+        async def ask() -> Grant:
+            answers = self._stub.OpenRestore(request, timeout=_COMMIT_SECONDS)
+            header: agent_pb2.GrantHeader | None = None
+            packs, frames = [], []
+            async for answer in answers:
+                match answer.WhichOneof("message"):
+                    case "header":
+                        header = answer.header
+                    case "pack":
+                        packs.append(_granted_pack(answer.pack))
+                    case "frame":
+                        frames.append(_granted_frame(answer.frame))
+                    case None:  # of a newer coordinator
+                        pass
+            if header is None:
+                raise CoordinatorError("the coordinator's grant has no beginning")
+            return Grant(
+                root=header.root,
+                sealed_grant_key=header.sealed_grant_key,
+                wrapped_reader_keys=header.wrapped_reader_keys,
+                packs=packs,
+                frames=frames,
+            )
+
+        return await self._persist(ask, _PATIENCE_SECONDS)
+
+    @override
+    async def read_pack(
+        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
+    ) -> list[memoryview]:
+        request = agent_pb2.ReadPackRequest(
+            task_id=task_id,
+            name=name,
+            ranges=[agent_pb2.ByteRange(offset=at, length=length) for at, length in ranges],
+        )
+        size = sum(length for _, length in ranges)
+        seconds = _CALL_SECONDS + size / _BYTES_PER_SECOND_MIN
+
+        async def ask() -> memoryview:
+            whole = bytearray(size)
+            filled = 0
+            async for answer in self._stub.ReadPack(request, timeout=seconds):
+                end = filled + len(answer.data)
+                whole[filled : min(end, size)] = answer.data[: max(0, size - filled)]
+                filled = end
+            if filled != size:
+                raise CoordinatorError(
+                    f"the coordinator sent {filled} bytes of pack {name} instead of {size}",
+                    hint="the pack may be cut short; run tidemark verify",
+                )
+            return memoryview(whole)
+
+        whole = await self._persist(ask, _PATIENCE_SECONDS)
+        found, position = [], 0
+        for _, length in ranges:
+            found.append(whole[position : position + length])
+            position += length
+        return found
+
+    async def _persist(self, call: Callable[[], Awaitable[_T]], patience_seconds: float) -> _T:
+        """Make a call again while the coordinator is away, for so long."""
+        shortest, longest = _BACKOFF_SECONDS
+        give_up_at: float | None = None
+        while True:
+            try:
+                return await call()
+            except grpc.RpcError as error:
+                failure = translated(error)
+                if not isinstance(failure, UnreachableError | StoreUnavailableError):
+                    raise failure from error
+                now = self._clock.monotonic()
+                give_up_at = now + patience_seconds if give_up_at is None else give_up_at
+                if now >= give_up_at:
+                    raise failure from error
+            await asyncio.sleep(shortest * _random.uniform(0.5, 1.5))
+            shortest = min(shortest * 2, longest)
+
+
+async def _each(items: Iterable[_T]) -> AsyncIterator[_T]:
+    for item in items:
+        yield item
+
+
+def pieces(buffers: Iterable[Buffer]) -> Iterator[bytes]:
+    """Cut joined buffers into messages: none too large for one, and not many small ones."""
+    held: list[memoryview] = []
+    size = 0
+    for buffer in buffers:
+        rest = memoryview(buffer).cast("B")
+        while rest:
+            part = rest[: PIECE_BYTES - size]
+            rest = rest[len(part) :]
+            held.append(part)
+            size += len(part)
+            if size == PIECE_BYTES:
+                yield b"".join(held)
+                held.clear()
+                size = 0
+    if held:
+        yield b"".join(held)
+
+
+def backup_result(statistics: BackupStatistics) -> common_pb2.BackupResult:
+    """Return statistics as the protocol words them."""
+    return common_pb2.BackupResult(
+        files_new=statistics.files_new,
+        files_changed=statistics.files_changed,
+        files_removed=statistics.files_removed,
+        files_unmodified=statistics.files_unmodified,
+        total_files_processed=statistics.total_files_processed,
+        total_bytes_processed=statistics.total_bytes_processed,
+        bytes_read=statistics.bytes_read,
+        data_added=statistics.data_added,
+        data_added_packed=statistics.data_added_packed,
+        fuzzy_files=statistics.fuzzy_files,
+        warnings=path_errors(statistics.warnings),
+        errors=path_errors(statistics.errors),
+        errors_total=statistics.errors_total,
+        change_detection=common_pb2.CHANGE_DETECTION_SWEEP,
+    )
+
+
+def path_errors(problems: Sequence[PathProblem]) -> list[common_pb2.PathError]:
+    """Return the first of the problems as the protocol words them."""
+    return [
+        common_pb2.PathError(path=problem.path, message=problem.message, hint=problem.hint)
+        for problem in problems[:ERRORS_MAX]
+    ]
+
+
+def _granted_pack(pack: agent_pb2.PackGrant) -> GrantedPack:
+    return GrantedPack(
+        pack_nonce=pack.pack_nonce,
+        name=pack.name,
+        wrapped_pack_key=pack.wrapped_pack_key,
+        frame_table=pack.frame_table,
+    )
+
+
+def _granted_frame(frame: agent_pb2.FrameGrant) -> GrantedFrame:
+    return GrantedFrame(
+        pack_nonce=frame.pack_nonce,
+        frame=frame.frame_number,
+        name=frame.name,
+        wrapped_frame_key=frame.wrapped_frame_key,
+        offset=frame.offset,
+        length=frame.length,
+    )
