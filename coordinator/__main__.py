@@ -1,0 +1,38 @@
+"""tidemark-coordinator: flags to config to server to exit code."""
+
+import asyncio
+import os
+import sys
+from typing import NoReturn
+
+from coordinator import server
+from coordinator.config import load
+from coordinator.errors import TidemarkError
+from coordinator.logs import configure_logs
+from coordinator.process import end_with_parent
+
+_SIGNALED = 130
+
+
+def main() -> NoReturn:
+    """Entry of the console script."""
+    parent = os.getppid()
+    configure_logs()
+    try:
+        invocation = load(sys.argv[1:], os.environ)
+        if invocation.check_only:
+            sys.exit(0)
+        if invocation.config.exit_with_parent:
+            end_with_parent(parent)
+        asyncio.run(server.run(invocation.config))
+    except TidemarkError as error:
+        hint = f"\nhint: {error.hint}" if error.hint else ""
+        sys.stderr.write(f"error: {error.message}{hint}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(_SIGNALED)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

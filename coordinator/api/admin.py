@@ -1,0 +1,351 @@
+"""AdminService: what people and scripts may ask. Translates and calls."""
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, TypeVar
+
+from typing_extensions import override
+
+from coordinator.api import translate
+from coordinator.api.authorise import Context
+from coordinator.browse import Browser, Listed
+from coordinator.dispatch import Dispatcher
+from coordinator.model import JobId
+from coordinator.orders import Orders
+from coordinator.overview import Overview, VolumeView
+from coordinator.selection import Selection
+from proto.tidemark.v1 import admin_pb2, admin_pb2_grpc
+
+T = TypeVar("T")
+
+_JOBS_DEFAULT: Final = 50
+_JOBS_MAX: Final = 1000
+# Entries of one message: well below gRPC's 4 MiB with the longest paths.
+_ENTRIES: Final = 500
+# At most twice a second, and a sign of life each minute.
+_WATCH_PAUSE_SECONDS: Final = 0.5
+_WATCH_SILENCE_SECONDS: Final = 60.0
+_PIECE_BYTES: Final = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class AdminParts:
+    """What the service calls."""
+
+    dispatcher: Dispatcher
+    orders: Orders
+    overview: Overview
+    selection: Selection
+    browser: Browser
+    version: str
+    schedule_seconds: int | None
+
+
+class AdminService(admin_pb2_grpc.AdminServiceServicer):
+    """The administrators' side of the coordinator."""
+
+    def __init__(self, parts: AdminParts) -> None:
+        self._parts = parts
+
+    # ---- the whole ------------------------------------------------------------------------------
+
+    @override
+    async def GetStatus(
+        self, request: admin_pb2.GetStatusRequest, context: Context
+    ) -> admin_pb2.GetStatusResponse:
+        overview = self._parts.overview
+        names = await self._names()
+        return admin_pb2.GetStatusResponse(
+            coordinator_version=self._parts.version,
+            repository_id=overview.repository.config.repository.hex(),
+            unlocked=overview.unlocked,
+            recovery_kit_exported=await overview.kit_exported(),
+            nodes=await self._nodes(),
+            volumes=[_volume(each) for each in await overview.volumes()],
+            running_jobs=[translate.job(job, names) for job in self._parts.dispatcher.running()],
+            schedule_seconds=self._parts.schedule_seconds or 0,
+        )
+
+    @override
+    async def GetRepository(
+        self, request: admin_pb2.GetRepositoryRequest, context: Context
+    ) -> admin_pb2.GetRepositoryResponse:
+        overview = self._parts.overview
+        config = overview.repository.config
+        totals = await overview.totals()
+        return admin_pb2.GetRepositoryResponse(
+            repository_id=config.repository.hex(),
+            format=config.format,
+            location=overview.repository.location,
+            created_at=translate.timestamp(config.created_ns),
+            packs=totals.packs,
+            stored_bytes=totals.stored_bytes,
+            snapshots=totals.snapshots,
+            recovery_kit_exported=await overview.kit_exported(),
+            unlocked=overview.unlocked,
+            features=config.features,
+        )
+
+    @override
+    async def ExportRecoveryKit(
+        self, request: admin_pb2.ExportRecoveryKitRequest, context: Context
+    ) -> admin_pb2.ExportRecoveryKitResponse:
+        return admin_pb2.ExportRecoveryKitResponse(kit=await self._parts.overview.export_kit())
+
+    @override
+    async def RunDoctor(
+        self, request: admin_pb2.RunDoctorRequest, context: Context
+    ) -> admin_pb2.RunDoctorResponse:
+        checks = await self._parts.overview.doctor()
+        return admin_pb2.RunDoctorResponse(
+            checks=[
+                admin_pb2.DoctorCheck(
+                    name=check.name, ok=check.ok, message=check.message, hint=check.hint
+                )
+                for check in checks
+            ]
+        )
+
+    # ---- nodes and volumes ----------------------------------------------------------------------
+
+    async def _names(self) -> translate.Names:
+        overview = self._parts.overview
+        return translate.Names(await overview.fleet.nodes(), await overview.known_volumes())
+
+    async def _nodes(self) -> list[admin_pb2.Node]:
+        connected = self._parts.dispatcher.connected()
+        volumes = await self._parts.overview.known_volumes()
+        return [
+            translate.node(
+                node,
+                connected=node.node_id in connected,
+                volumes=sum(each.node_id == node.node_id and each.present for each in volumes),
+            )
+            for node in await self._parts.overview.fleet.nodes()
+        ]
+
+    @override
+    async def ListNodes(
+        self, request: admin_pb2.ListNodesRequest, context: Context
+    ) -> admin_pb2.ListNodesResponse:
+        return admin_pb2.ListNodesResponse(nodes=await self._nodes())
+
+    @override
+    async def CreateNodeToken(
+        self, request: admin_pb2.CreateNodeTokenRequest, context: Context
+    ) -> admin_pb2.CreateNodeTokenResponse:
+        token, expires_at = await self._parts.overview.fleet.new_token(request.valid_seconds)
+        return admin_pb2.CreateNodeTokenResponse(
+            token=token, expires_at=translate.timestamp(expires_at)
+        )
+
+    @override
+    async def RevokeNode(
+        self, request: admin_pb2.RevokeNodeRequest, context: Context
+    ) -> admin_pb2.RevokeNodeResponse:
+        node = await self._parts.selection.node(request.node)
+        revoked = await self._parts.overview.fleet.revoke(node)
+        return admin_pb2.RevokeNodeResponse(
+            node=translate.node(revoked, connected=False, volumes=0)
+        )
+
+    @override
+    async def ListVolumes(
+        self, request: admin_pb2.ListVolumesRequest, context: Context
+    ) -> admin_pb2.ListVolumesResponse:
+        views = await self._parts.overview.volumes()
+        if request.HasField("volume"):
+            wanted = (await self._parts.selection.volume(request.volume)).volume_id
+            views = [view for view in views if view.volume.volume_id == wanted]
+        if request.unprotected_only:
+            views = [view for view in views if view.volume.verdict != "protected"]
+        return admin_pb2.ListVolumesResponse(volumes=[_volume(view) for view in views])
+
+    # ---- jobs -----------------------------------------------------------------------------------
+
+    @override
+    async def CreateBackup(
+        self, request: admin_pb2.CreateBackupRequest, context: Context
+    ) -> admin_pb2.CreateBackupResponse:
+        job = await self._parts.orders.backup(request.volumes, everything=request.all)
+        return admin_pb2.CreateBackupResponse(job=translate.job(job, await self._names()))
+
+    @override
+    async def CreateRestore(
+        self, request: admin_pb2.CreateRestoreRequest, context: Context
+    ) -> admin_pb2.CreateRestoreResponse:
+        snapshot = await self._parts.selection.snapshot(
+            request.snapshot, request.volume if request.HasField("volume") else None
+        )
+        job = await self._parts.orders.restore(
+            snapshot,
+            target=request.target,
+            in_place=request.in_place,
+            paths=tuple(request.paths),
+            overwrite=request.overwrite,
+            delete_extra=request.delete_extra,
+            dry_run=request.dry_run,
+            node=request.node if request.HasField("node") else None,
+        )
+        return admin_pb2.CreateRestoreResponse(job=translate.job(job, await self._names()))
+
+    @override
+    async def CreateVerify(
+        self, request: admin_pb2.CreateVerifyRequest, context: Context
+    ) -> admin_pb2.CreateVerifyResponse:
+        job = await self._parts.orders.verify(
+            translate.DEPTHS_BACK[request.depth], request.snapshots, everything=request.all
+        )
+        return admin_pb2.CreateVerifyResponse(job=translate.job(job, await self._names()))
+
+    @override
+    async def ListJobs(
+        self, request: admin_pb2.ListJobsRequest, context: Context
+    ) -> admin_pb2.ListJobsResponse:
+        kind = translate.KINDS_BACK.get(request.kind) if request.HasField("kind") else None
+        limit = min(request.limit or _JOBS_DEFAULT, _JOBS_MAX)
+        names = await self._names()
+        jobs = await self._parts.dispatcher.jobs(kind=kind, limit=limit)
+        return admin_pb2.ListJobsResponse(jobs=[translate.job(job, names) for job in jobs])
+
+    @override
+    async def GetJob(
+        self, request: admin_pb2.GetJobRequest, context: Context
+    ) -> admin_pb2.GetJobResponse:
+        job = await self._parts.dispatcher.job(JobId(request.job_id))
+        return admin_pb2.GetJobResponse(job=translate.job(job, await self._names()))
+
+    @override
+    async def WatchJob(
+        self, request: admin_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.WatchJobResponse]:
+        names = await self._names()
+        async for job in self._parts.dispatcher.watch(
+            JobId(request.job_id),
+            pause_seconds=_WATCH_PAUSE_SECONDS,
+            silence_seconds=_WATCH_SILENCE_SECONDS,
+        ):
+            yield admin_pb2.WatchJobResponse(job=translate.job(job, names))
+
+    @override
+    async def CancelJob(
+        self, request: admin_pb2.CancelJobRequest, context: Context
+    ) -> admin_pb2.CancelJobResponse:
+        job = await self._parts.dispatcher.cancel(JobId(request.job_id))
+        return admin_pb2.CancelJobResponse(job=translate.job(job, await self._names()))
+
+    @override
+    async def GetJobLogs(
+        self, request: admin_pb2.GetJobLogsRequest, context: Context
+    ) -> admin_pb2.GetJobLogsResponse:
+        lines = await self._parts.dispatcher.log_lines(JobId(request.job_id))
+        return admin_pb2.GetJobLogsResponse(lines=[translate.log_line(line) for line in lines])
+
+    # ---- snapshots ------------------------------------------------------------------------------
+
+    @override
+    async def ListSnapshots(
+        self, request: admin_pb2.ListSnapshotsRequest, context: Context
+    ) -> admin_pb2.ListSnapshotsResponse:
+        volume = request.volume if request.HasField("volume") else None
+        found = await self._parts.selection.snapshots((), volume)
+        return admin_pb2.ListSnapshotsResponse(
+            snapshots=[translate.snapshot(each) for each in found]
+        )
+
+    @override
+    async def GetSnapshot(
+        self, request: admin_pb2.GetSnapshotRequest, context: Context
+    ) -> admin_pb2.GetSnapshotResponse:
+        found = await self._parts.selection.snapshot(
+            request.snapshot, request.volume if request.HasField("volume") else None
+        )
+        return admin_pb2.GetSnapshotResponse(
+            snapshot=translate.snapshot(found), result=translate.result_of(found)
+        )
+
+    @override
+    async def ListEntries(
+        self, request: admin_pb2.ListEntriesRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.ListEntriesResponse]:
+        snapshot = await self._parts.selection.snapshot(
+            request.snapshot, request.volume if request.HasField("volume") else None
+        )
+        listing = self._parts.browser.entries(snapshot, request.path, recursive=request.recursive)
+        async for listed in listing:
+            for some in _pieces(listed):
+                yield admin_pb2.ListEntriesResponse(entries=map(translate.entry, some))
+
+    @override
+    async def FindEntries(
+        self, request: admin_pb2.FindEntriesRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.FindEntriesResponse]:
+        snapshots = await self._parts.selection.snapshots(
+            request.snapshots, request.volume if request.HasField("volume") else None
+        )
+        async for snapshot_id, listed in self._parts.browser.find(snapshots, request.patterns):
+            for some in _pieces(listed):
+                yield _found(snapshot_id, some)
+
+    @override
+    async def ReadFile(
+        self, request: admin_pb2.ReadFileRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.ReadFileResponse]:
+        snapshot = await self._parts.selection.snapshot(
+            request.snapshot, request.volume if request.HasField("volume") else None
+        )
+        async for content in self._parts.browser.content(snapshot, request.path):
+            for start in range(0, len(content), _PIECE_BYTES):
+                yield admin_pb2.ReadFileResponse(data=content[start : start + _PIECE_BYTES])
+
+    @override
+    async def DiffSnapshots(
+        self, request: admin_pb2.DiffSnapshotsRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.DiffSnapshotsResponse]:
+        volume = request.volume if request.HasField("volume") else None
+        before = await self._parts.selection.snapshot(request.snapshot_a, volume)
+        after = await self._parts.selection.snapshot(request.snapshot_b, volume)
+        async for changes in self._parts.browser.differences(before, after):
+            for some in _pieces(changes):
+                yield admin_pb2.DiffSnapshotsResponse(changes=map(translate.change, some))
+
+
+def _found(snapshot_id: str, listed: list[Listed]) -> admin_pb2.FindEntriesResponse:
+    return admin_pb2.FindEntriesResponse(
+        found=[
+            admin_pb2.FoundEntry(snapshot_id=snapshot_id, entry=translate.entry(each))
+            for each in listed
+        ]
+    )
+
+
+def _pieces(items: list[T]) -> Iterator[list[T]]:
+    """Lists that fit into one message."""
+    iterator = iter(items)
+    while some := list(islice(iterator, _ENTRIES)):
+        yield some
+
+
+def _volume(view: VolumeView) -> admin_pb2.Volume:
+    volume = view.volume
+    message = admin_pb2.Volume(
+        volume=volume.name,
+        volume_id=volume.volume_id.hex(),
+        node=view.node,
+        source=volume.source,
+        path=volume.path,
+        verdict=volume.verdict,
+        reason=volume.reason,
+        policy=view.policy,
+        last_completed_at=translate.timestamp(view.last_completed_at),
+        age_seconds=view.age_seconds,
+        last_proof_at=translate.timestamp(view.last_proof_at),
+        last_message=view.last_message,
+    )
+    if view.head is not None:
+        message.last_snapshot_id = view.head.snapshot_id
+        message.change_detection = translate.DETECTIONS[view.head.statistics.change_detection]
+    if view.last_phase is not None:
+        message.last_phase = translate.PHASES[view.last_phase]
+    return message

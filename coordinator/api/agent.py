@@ -1,0 +1,303 @@
+"""AgentService: what agents may ask. Translates and calls."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import structlog
+from typing_extensions import override
+
+from coordinator.api import translate
+from coordinator.api.authorise import Context, Gate, identity_of
+from coordinator.dispatch import AgentLink, Dispatcher, RunTask
+from coordinator.errors import RejectedError, TidemarkError
+from coordinator.fleet import Fleet
+from coordinator.intake import Intake, PackHeader
+from coordinator.model import LogLine, Node, TaskId
+from coordinator.restores import GrantHeader, GrantPart, PackGrant, Restores
+from coordinator.sessions import CommitRequest, Sessions
+from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
+from repository.ids import SessionId
+from repository.refs import REFS_BYTES_MAX
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+PROTOCOL_VERSION: Final = 1
+HEARTBEAT_SECONDS: Final = 10
+# An agent that misses so many heartbeats is gone, whatever its connection says.
+_HEARTBEATS_MISSED: Final = 3
+# Between two pieces of one upload.
+_PIECE_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True)
+class AgentParts:
+    """What the service calls."""
+
+    fleet: Fleet
+    dispatcher: Dispatcher
+    sessions: Sessions
+    intake: Intake
+    restores: Restores
+    version: str
+
+
+class AgentService(agent_pb2_grpc.AgentServiceServicer):
+    """The agents' side of the coordinator."""
+
+    def __init__(self, parts: AgentParts, gate: Gate) -> None:
+        self._parts = parts
+        self._gate = gate
+
+    async def _node(self, context: Context) -> Node:
+        return await self._gate.node(identity_of(context))
+
+    @override
+    async def Enrol(
+        self, request: agent_pb2.EnrolRequest, context: Context
+    ) -> agent_pb2.EnrolResponse:
+        enrolled = await self._parts.fleet.enrol(
+            secret=request.token_secret,
+            name=request.node_name,
+            certificate_request=request.certificate_request,
+            signing_public_key=request.signing_public_key,
+        )
+        return agent_pb2.EnrolResponse(
+            node_id=enrolled.node.node_id,
+            certificate=enrolled.certificate,
+            ca_certificate=enrolled.ca_certificate,
+            signing_certificate=enrolled.node.signing_certificate,
+        )
+
+    @override
+    async def Connect(  # type: ignore[override]  # writes to the context instead of yielding
+        self, request_iterator: AsyncIterator[agent_pb2.ConnectRequest], context: Context
+    ) -> None:
+        node = await self._node(context)
+        requests = _timely(request_iterator, HEARTBEAT_SECONDS * _HEARTBEATS_MISSED)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "hello":
+            raise RejectedError("an agent says hello first")
+        hello = first.hello
+        dispatcher = self._parts.dispatcher
+        await self._parts.fleet.said_hello(
+            node, hello.agent_version, [translate.volume_report(each) for each in hello.volumes]
+        )
+        link, unknown = await dispatcher.connect(
+            node, [TaskId(each) for each in hello.running_task_ids]
+        )
+        try:
+            welcome = agent_pb2.Welcome(
+                protocol_version=PROTOCOL_VERSION,
+                coordinator_version=self._parts.version,
+                heartbeat_seconds=HEARTBEAT_SECONDS,
+                unknown_task_ids=unknown,
+            )
+            await context.write(agent_pb2.ConnectResponse(welcome=welcome))
+            await dispatcher.welcomed(link)
+            async with asyncio.TaskGroup() as group:
+                listening = group.create_task(
+                    self._listen(requests, node, link), name=f"agent {node.name}"
+                )
+                await self._speak(link, context)
+                listening.cancel()
+        except* TidemarkError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await dispatcher.disconnect(link)
+
+    async def _speak(self, link: AgentLink, context: Context) -> None:
+        while (message := await link.outbox.get()) is not None:
+            if isinstance(message, RunTask):
+                await context.write(translate.run_task(message.task))
+            else:
+                cancel = agent_pb2.CancelTask(task_id=message.task_id)
+                await context.write(agent_pb2.ConnectResponse(cancel_task=cancel))
+
+    async def _listen(
+        self,
+        requests: AsyncIterator[agent_pb2.ConnectRequest],
+        node: Node,
+        link: AgentLink,
+    ) -> None:
+        try:
+            async for request in requests:
+                await self._heard(request, node)
+        except TimeoutError:
+            log.warning("agent fell silent", node=node.name)
+        finally:
+            link.close()
+
+    async def _heard(self, request: agent_pb2.ConnectRequest, node: Node) -> None:
+        dispatcher = self._parts.dispatcher
+        match request.WhichOneof("message"):
+            case "volumes":
+                reports = [translate.volume_report(each) for each in request.volumes.volumes]
+                await self._parts.fleet.report_volumes(node, reports)
+            case "progress":
+                dispatcher.progress(
+                    TaskId(request.progress.task_id),
+                    node.node_id,
+                    translate.progress_back(request.progress.progress),
+                )
+            case "log":
+                line = LogLine(0, request.log.level, request.log.message)
+                await dispatcher.add_log(TaskId(request.log.task_id), node.node_id, line)
+            case "backup_finished":
+                backup = request.backup_finished
+                await dispatcher.finished(
+                    TaskId(backup.task_id),
+                    node.node_id,
+                    failure=translate.failure_back(backup.error)
+                    if backup.HasField("error")
+                    else None,
+                    canceled=backup.canceled,
+                    result=translate.statistics_back(backup.result),
+                )
+            case "restore_finished":
+                restore = request.restore_finished
+                await dispatcher.finished(
+                    TaskId(restore.task_id),
+                    node.node_id,
+                    failure=translate.failure_back(restore.error)
+                    if restore.HasField("error")
+                    else None,
+                    canceled=restore.canceled,
+                    result=translate.restore_back(restore.result),
+                )
+            case "heartbeat":
+                self._parts.fleet.heard(node)
+            case _:
+                raise RejectedError("an agent says hello once, and nothing that is unknown")
+
+    @override
+    async def OpenSession(
+        self, request: agent_pb2.OpenSessionRequest, context: Context
+    ) -> agent_pb2.OpenSessionResponse:
+        node = await self._node(context)
+        opened = await self._parts.sessions.open(
+            TaskId(request.task_id), node, request.sealed_data_key
+        )
+        return agent_pb2.OpenSessionResponse(
+            session_id=opened.session.session_id,
+            fencing_token=opened.session.fencing_token,
+            writer_keys=opened.writer_keys,
+            head_root=opened.head_root,
+            head_sequence=opened.head_sequence,
+            lease_seconds=opened.lease_seconds,
+        )
+
+    @override
+    async def UploadPack(
+        self, request_iterator: AsyncIterator[agent_pb2.UploadPackRequest], context: Context
+    ) -> agent_pb2.UploadPackResponse:
+        node = await self._node(context)
+        requests = _timely(request_iterator, _PIECE_SECONDS)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "header":
+            raise RejectedError("an upload begins with its header")
+        header = PackHeader(
+            session_id=SessionId(first.header.session_id),
+            fencing_token=first.header.fencing_token,
+            name=first.header.name,
+            size_bytes=first.header.size_bytes,
+        )
+
+        async def pieces() -> AsyncIterator[bytes]:
+            async for request in requests:
+                yield request.data
+
+        await self._parts.intake.take(header, node, pieces())
+        return agent_pb2.UploadPackResponse()
+
+    @override
+    async def Commit(
+        self, request_iterator: AsyncIterator[agent_pb2.CommitRequest], context: Context
+    ) -> agent_pb2.CommitResponse:
+        node = await self._node(context)
+        requests = _timely(request_iterator, _PIECE_SECONDS)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "header":
+            raise RejectedError("a commit begins with its header")
+        refs = bytearray()
+        async for request in requests:
+            refs += request.refs
+            if len(refs) > REFS_BYTES_MAX:
+                raise RejectedError("the refs are larger than refs may be")
+        snapshot = await self._parts.sessions.commit(
+            CommitRequest(
+                session_id=SessionId(first.header.session_id),
+                fencing_token=first.header.fencing_token,
+                signed_root=first.header.signed_root,
+                statistics=translate.statistics_back(first.header.result),
+                refs_object=bytes(refs),
+            ),
+            node,
+        )
+        return agent_pb2.CommitResponse(
+            snapshot_id=snapshot.snapshot_id,
+            sequence=snapshot.sequence,
+            phase=translate.PHASES[snapshot.phase],
+            root=snapshot.root_object,
+        )
+
+    @override
+    async def OpenRestore(
+        self, request: agent_pb2.OpenRestoreRequest, context: Context
+    ) -> AsyncIterator[agent_pb2.OpenRestoreResponse]:
+        node = await self._node(context)
+        parts = self._parts.restores.open(TaskId(request.task_id), node, request.public_key)
+        async for part in parts:
+            yield _grant_part(part)
+
+    @override
+    async def ReadPack(
+        self, request: agent_pb2.ReadPackRequest, context: Context
+    ) -> AsyncIterator[agent_pb2.ReadPackResponse]:
+        node = await self._node(context)
+        ranges = [(each.offset, each.length) for each in request.ranges]
+        pieces = self._parts.restores.read(TaskId(request.task_id), node, request.name, ranges)
+        async for piece in pieces:
+            yield agent_pb2.ReadPackResponse(data=piece)
+
+
+def _grant_part(part: GrantPart) -> agent_pb2.OpenRestoreResponse:
+    if isinstance(part, GrantHeader):
+        header = agent_pb2.GrantHeader(
+            root=part.root,
+            sealed_grant_key=part.sealed_grant_key,
+            wrapped_reader_keys=part.wrapped_reader_keys,
+        )
+        return agent_pb2.OpenRestoreResponse(header=header)
+    if isinstance(part, PackGrant):
+        pack = agent_pb2.PackGrant(
+            pack_nonce=part.pack_nonce,
+            name=part.name,
+            wrapped_pack_key=part.wrapped_pack_key,
+            frame_table=part.frame_table,
+        )
+        return agent_pb2.OpenRestoreResponse(pack=pack)
+    frame = agent_pb2.FrameGrant(
+        pack_nonce=part.pack_nonce,
+        frame_number=part.frame_number,
+        name=part.name,
+        wrapped_frame_key=part.wrapped_frame_key,
+        offset=part.offset,
+        length=part.length,
+    )
+    return agent_pb2.OpenRestoreResponse(frame=frame)
+
+
+async def _timely(requests: AsyncIterator[T], seconds: float) -> AsyncIterator[T]:
+    """The same, with a deadline for each; TimeoutError when the other side falls silent."""
+    iterator = aiter(requests)
+    while True:
+        async with asyncio.timeout(seconds):
+            try:
+                request = await anext(iterator)
+            except StopAsyncIteration:
+                return
+        yield request

@@ -1,0 +1,106 @@
+"""Who may call what: one table, and one gate in front of every call.
+
+A method without a row is refused to everybody, and a test that walks the services fails. A caller
+is who its certificate says, and a node besides must be known and not revoked, at every call.
+"""
+
+from typing import Any, Final
+
+import grpc.aio
+
+from coordinator.catalog import Catalog
+from coordinator.enrolment import Identity, Role, parse_identity
+from coordinator.errors import ForbiddenError, UnauthenticatedError
+from coordinator.model import Node
+from repository.ids import NodeId
+
+_AGENT: Final = "/tidemark.v1.AgentService/"
+_ADMIN: Final = "/tidemark.v1.AdminService/"
+
+# Who may call each method. Roles below admin get their own rows when they exist.
+RULES: Final[dict[str, frozenset[Role]]] = {
+    _AGENT + "Enrol": frozenset({Role.BOOTSTRAP}),
+    **{
+        _AGENT + method: frozenset({Role.NODE})
+        for method in (
+            "Connect",
+            "OpenSession",
+            "UploadPack",
+            "Commit",
+            "OpenRestore",
+            "ReadPack",
+        )
+    },
+    **{
+        _ADMIN + method: frozenset({Role.ADMIN})
+        for method in (
+            "GetStatus",
+            "GetRepository",
+            "ExportRecoveryKit",
+            "RunDoctor",
+            "ListNodes",
+            "CreateNodeToken",
+            "RevokeNode",
+            "ListVolumes",
+            "CreateBackup",
+            "CreateRestore",
+            "CreateVerify",
+            "ListJobs",
+            "GetJob",
+            "WatchJob",
+            "CancelJob",
+            "GetJobLogs",
+            "ListSnapshots",
+            "GetSnapshot",
+            "ListEntries",
+            "FindEntries",
+            "ReadFile",
+            "DiffSnapshots",
+        )
+    },
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def identity_of(context: Context) -> Identity:
+    """Who calls, by the certificate of the connection; UnauthenticatedError."""
+    names = context.auth_context().get("x509_subject_alternative_name", [])
+    for name in names:
+        identity = parse_identity(name.decode("utf-8", "replace"))
+        if identity is not None:
+            return identity
+    raise UnauthenticatedError(
+        "this certificate names nobody that the coordinator knows",
+        hint="use a context or a token that this coordinator has given out",
+    )
+
+
+class Gate:
+    """Checks callers."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    async def check(self, method: str, context: Context) -> Identity:
+        """The caller, if it may call this method; ForbiddenError, UnauthenticatedError."""
+        identity = identity_of(context)
+        if identity.role not in RULES.get(method, frozenset()):
+            raise ForbiddenError(f"a {identity.role} may not call {method.rpartition('/')[2]}")
+        if identity.role is Role.NODE:
+            await self.node(identity)
+        return identity
+
+    async def node(self, identity: Identity) -> Node:
+        """The node behind an identity; UnauthenticatedError if unknown or revoked."""
+        try:
+            node_id = NodeId(bytes.fromhex(identity.name))
+        except ValueError:
+            node_id = NodeId(b"")
+        node = await self._catalog.fleet.node(node_id)
+        if node is None or node.revoked:
+            raise UnauthenticatedError(
+                "this node is revoked" if node is not None else "this node is not enrolled here",
+                hint="enrol it again with a new token: tidemark node token",
+            )
+        return node

@@ -1,0 +1,150 @@
+"""Nodes, tokens and volumes in SQL."""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects.sqlite import insert
+from typing_extensions import override
+
+from coordinator.catalog import coding
+from coordinator.catalog.connections import Connections
+from coordinator.catalog.interface import Fleet, TokenRecord
+from coordinator.catalog.tables import meta, nodes, tokens, volumes
+from coordinator.model import Node, Volume, VolumeReport
+from repository.ids import NodeId, VolumeId
+
+
+class SqlFleet(Fleet):
+    """Fleet on SQLite."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    @override
+    async def add_token(self, token: TokenRecord) -> None:
+        row = {
+            "token_id": token.token_id,
+            "secret_hash": token.secret_hash,
+            "created_at": token.created_at,
+            "expires_at": token.expires_at,
+        }
+        async with self._connections.write() as connection:
+            await connection.execute(insert(tokens).values(row))
+
+    @override
+    async def enrol(self, node: Node, secret_hash: bytes, now: int) -> bool:
+        good = (
+            update(tokens)
+            .where(tokens.c.secret_hash == secret_hash)
+            .where(tokens.c.used_at.is_(None))
+            .where(tokens.c.expires_at > now)
+            .values(used_at=now)
+        )
+        row = {
+            "node_id": node.node_id,
+            "name": node.name,
+            "enrolled_at": node.enrolled_at,
+            "certificate_expires_at": node.certificate_expires_at,
+            "signing_public_key": node.signing_public_key,
+            "signing_certificate": node.signing_certificate,
+        }
+        async with self._connections.write() as connection:
+            if (await connection.execute(good)).rowcount != 1:
+                return False
+            await connection.execute(insert(nodes).values(row))
+        return True
+
+    @override
+    async def node(self, node_id: NodeId) -> Node | None:
+        async with self._connections.read() as connection:
+            found = await connection.execute(select(nodes).where(nodes.c.node_id == node_id))
+            row = found.one_or_none()
+        return None if row is None else coding.node(row)
+
+    @override
+    async def nodes(self) -> list[Node]:
+        async with self._connections.read() as connection:
+            found = await connection.execute(
+                select(nodes).order_by(nodes.c.name, nodes.c.enrolled_at)
+            )
+            return [coding.node(row) for row in found]
+
+    @override
+    async def node_seen(self, node_id: NodeId, agent_version: str, now: int) -> None:
+        seen = (
+            update(nodes)
+            .where(nodes.c.node_id == node_id)
+            .values(agent_version=agent_version, last_seen_at=now)
+        )
+        async with self._connections.write() as connection:
+            await connection.execute(seen)
+
+    @override
+    async def revoke_node(self, node_id: NodeId) -> None:
+        async with self._connections.write() as connection:
+            await connection.execute(
+                update(nodes).where(nodes.c.node_id == node_id).values(revoked=True)
+            )
+
+    @override
+    async def report_volumes(
+        self, node_id: NodeId, reports: Sequence[VolumeReport], now: int
+    ) -> None:
+        async with self._connections.write() as connection:
+            await connection.execute(
+                update(volumes).where(volumes.c.node_id == node_id).values(present=False)
+            )
+            for report in reports:
+                told = {
+                    "name": report.name,
+                    "source": report.source,
+                    "path": report.path,
+                    "verdict": report.verdict,
+                    "reason": report.reason,
+                    "present": True,
+                }
+                known = insert(volumes).values(
+                    volume_id=report.volume_id, node_id=node_id, first_seen_at=now, **told
+                )
+                # Whose volume it is was decided when it was first seen, and not by an agent.
+                await connection.execute(
+                    known.on_conflict_do_update(
+                        index_elements=[volumes.c.volume_id],
+                        set_=told,
+                        where=volumes.c.node_id == node_id,
+                    )
+                )
+
+    @override
+    async def volumes(self) -> list[Volume]:
+        async with self._connections.read() as connection:
+            found = await connection.execute(
+                select(volumes).order_by(volumes.c.name, volumes.c.volume_id)
+            )
+            return [coding.volume(row) for row in found]
+
+    @override
+    async def mark_scheduled(self, volume_ids: Iterable[VolumeId], now: int) -> None:
+        marked = (
+            update(volumes)
+            .where(volumes.c.volume_id.in_(list(volume_ids)))
+            .values(scheduled_at=now)
+        )
+        async with self._connections.write() as connection:
+            await connection.execute(marked)
+
+    @override
+    async def get_meta(self, key: str) -> bytes | None:
+        async with self._connections.read() as connection:
+            value: bytes | None = await connection.scalar(
+                select(meta.c.value).where(meta.c.key == key)
+            )
+        return value
+
+    @override
+    async def set_meta(self, key: str, value: bytes) -> None:
+        kept = insert(meta).values(key=key, value=value)
+        async with self._connections.write() as connection:
+            await connection.execute(
+                kept.on_conflict_do_update(index_elements=[meta.c.key], set_={"value": value})
+            )

@@ -1,0 +1,697 @@
+"""Who does what, when: jobs queue here, tasks go to agents, and their ends come back.
+
+All state of running work is in memory and mirrored to the catalog at each transition; the tables
+of coordinator/life.py say which transitions there are. One backup per volume at a time: a second
+one waits its turn and is never refused. What a task did is believed from the catalog, not from the
+agent that says so.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import structlog
+
+from coordinator import life
+from coordinator.catalog import Catalog
+from coordinator.custody import Random
+from coordinator.errors import NotFoundError, TidemarkError
+from coordinator.life import Effect, Event, State
+from coordinator.metrics import Metrics
+from coordinator.model import (
+    NANOSECONDS,
+    BackupOrder,
+    BackupStatistics,
+    Failure,
+    Job,
+    JobId,
+    JobKind,
+    LogLine,
+    Node,
+    Order,
+    Origin,
+    Phase,
+    Progress,
+    RestoreOrder,
+    Result,
+    Snapshot,
+    Task,
+    TaskId,
+    VerifyOrder,
+    VerifyResult,
+    Volume,
+)
+from repository.ids import NodeId, VolumeId
+
+log = structlog.get_logger()
+
+Clock = Callable[[], int]
+# Does a verification; tells its progress.
+LocalWorker = Callable[[VerifyOrder, Callable[[Progress], None]], Awaitable[VerifyResult]]
+
+_LOG_BUFFER_LINES: Final = 100
+_OUTBOX_MESSAGES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the dispatcher waits, in seconds, and how much runs at once."""
+
+    # An agent that restarts or loses its network is back by then.
+    agent_wait_seconds: float = 60.0
+    # A task whose agent went away may go on for so long; also the lease of its session.
+    grace_seconds: float = 30.0
+    # A backup fills two processors and the memory that an agent may have.
+    backups_per_node: int = 1
+    restores_per_node: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RunTask:
+    """To an agent: do this."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTask:
+    """To an agent: stop that."""
+
+    task_id: TaskId
+
+
+Message = RunTask | CancelTask
+
+
+class AgentLink:
+    """One connected agent: what it is to be told. `None` in the outbox ends the connection."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.outbox: asyncio.Queue[Message | None] = asyncio.Queue(_OUTBOX_MESSAGES)
+
+    def send(self, message: Message) -> None:
+        """Queue a message; an agent that reads none of a thousand is cut off."""
+        try:
+            self.outbox.put_nowait(message)
+        except asyncio.QueueFull:
+            self.close()
+
+    def close(self) -> None:
+        """End the connection once what is queued was sent."""
+        while self.outbox.full():
+            self.outbox.get_nowait()
+        self.outbox.put_nowait(None)
+
+
+@dataclass(slots=True)
+class _LiveTask:
+    task: Task
+    state: State = State.QUEUED
+    timer: asyncio.TimerHandle | None = None
+    worker: asyncio.Task[None] | None = None
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+@dataclass(slots=True)
+class _LiveJob:
+    job: Job
+    tasks: dict[TaskId, _LiveTask]
+    lines: list[LogLine] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def current(self) -> Job:
+        return replace(self.job, tasks=tuple(live.task for live in self.tasks.values()))
+
+    def notify(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Dispatcher:
+    """The coordinator's memory of running work. Used from one event loop only."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        metrics: Metrics,
+        *,
+        clock: Clock,
+        random: Random,
+        limits: Limits | None = None,
+    ) -> None:
+        self._catalog = catalog
+        self._metrics = metrics
+        self._clock = clock
+        self._random = random
+        self.limits = limits or Limits()
+        self._group: asyncio.TaskGroup | None = None
+        self._verify: LocalWorker | None = None
+        self._jobs: dict[JobId, _LiveJob] = {}
+        self._links: dict[NodeId, AgentLink] = {}
+        # In the order in which they were asked for.
+        self._live: dict[TaskId, _LiveTask] = {}
+
+    def end(self) -> None:
+        """Hand nothing out any more and let nothing fire: the server stops."""
+        for live in self._live.values():
+            live.stop_timer()
+            if live.worker is not None:
+                live.worker.cancel()
+        for link in list(self._links.values()):
+            link.close()
+
+    def begin(self, group: asyncio.TaskGroup, verify: LocalWorker) -> None:
+        """Take part in the server's task group, and take the worker for verifications."""
+        self._group = group
+        self._verify = verify
+
+    async def recover(self) -> None:
+        """After a start: what was running is not any more, but for what was committed."""
+        await self._catalog.ledger.fence_all()
+        now = self._clock()
+        lost = Failure(
+            "the coordinator was restarted while this ran", hint="start it again", exit_code=1
+        )
+        for job in await self._catalog.jobs.unfinished_jobs():
+            tasks = []
+            for task in job.tasks:
+                if task.phase.ended:
+                    tasks.append(task)
+                    continue
+                snapshot = await self._committed(task)
+                tasks.append(_ended_task(task, snapshot, lost, now))
+            phase = life.job_phase(task.phase for task in tasks)
+            ended = replace(job, phase=phase, finished_at=now, tasks=tuple(tasks))
+            await self._catalog.jobs.save_job(ended, tasks)
+            await self._catalog.jobs.append_log(job.job_id, [LogLine(now, "error", lost.message)])
+
+    # ---- asking for jobs ------------------------------------------------------------------------
+
+    async def create_backup(self, volumes: Sequence[Volume], origin: Origin) -> Job:
+        """One task for each volume."""
+        orders: list[tuple[Order, NodeId | None]] = [
+            (BackupOrder(volume.volume_id), volume.node_id) for volume in volumes
+        ]
+        subjects = tuple(volume.name for volume in volumes)
+        return await self._create(JobKind.BACKUP, origin, subjects, orders)
+
+    async def create_restore(self, order: RestoreOrder, node: Node) -> Job:
+        """One task, on one node."""
+        return await self._create(
+            JobKind.RESTORE, Origin.MANUAL, (order.snapshot_id,), [(order, node.node_id)]
+        )
+
+    async def create_verify(self, order: VerifyOrder, subjects: tuple[str, ...]) -> Job:
+        """One task, here."""
+        return await self._create(JobKind.VERIFY, Origin.MANUAL, subjects, [(order, None)])
+
+    async def _create(
+        self,
+        kind: JobKind,
+        origin: Origin,
+        subjects: tuple[str, ...],
+        orders: Sequence[tuple[Order, NodeId | None]],
+    ) -> Job:
+        job_id = JobId(self._random(8).hex())
+        tasks = tuple(
+            Task(TaskId(self._random(16).hex()), job_id, order, node) for order, node in orders
+        )
+        job = Job(job_id, kind, origin, self._clock(), subjects, tasks)
+        await self._catalog.jobs.add_job(job)
+        live = _LiveJob(job, {task.task_id: _LiveTask(task) for task in tasks})
+        self._jobs[job_id] = live
+        self._live.update(live.tasks)
+        log.info("job created", job_id=job_id, kind=kind, subjects=len(subjects))
+        for node_id in {task.node_id for task in tasks}:
+            await self._pump(node_id)
+        return live.current()
+
+    def busy_volumes(self) -> set[VolumeId]:
+        """Volumes that are being backed up or wait for it."""
+        return {
+            live.task.order.volume_id
+            for live in self._live.values()
+            if isinstance(live.task.order, BackupOrder)
+        }
+
+    # ---- watching jobs --------------------------------------------------------------------------
+
+    async def job(self, job_id: JobId) -> Job:
+        """The job as it is now; NotFoundError."""
+        if (live := self._jobs.get(job_id)) is not None:
+            return live.current()
+        job = await self._catalog.jobs.job(job_id)
+        if job is None:
+            raise NotFoundError(f"there is no job {job_id}", hint="see tidemark job list")
+        return job
+
+    async def jobs(self, *, kind: JobKind | None, limit: int) -> list[Job]:
+        """The newest first, running ones with their progress."""
+        kept = await self._catalog.jobs.jobs(kind=kind, limit=limit)
+        return [
+            live.current() if (live := self._jobs.get(job.job_id)) is not None else job
+            for job in kept
+        ]
+
+    def running(self) -> list[Job]:
+        """Jobs that have not ended."""
+        return [live.current() for live in self._jobs.values()]
+
+    async def watch(
+        self, job_id: JobId, *, pause_seconds: float, silence_seconds: float
+    ) -> AsyncIterator[Job]:
+        """The job now and after its changes, no more often than the pause, until it has ended."""
+        while True:
+            live = self._jobs.get(job_id)
+            changed = None if live is None else live.changed
+            job = await self.job(job_id)
+            yield job
+            if job.phase.ended or live is None or changed is None:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(silence_seconds):
+                    await changed.wait()
+            # Progress comes in bursts; the end is told at once.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_seconds):
+                    await live.ended.wait()
+
+    async def log_lines(self, job_id: JobId) -> list[LogLine]:
+        """The job's log so far; NotFoundError."""
+        await self.job(job_id)
+        if (live := self._jobs.get(job_id)) is not None:
+            await self._flush_log(live)
+        return await self._catalog.jobs.log(job_id)
+
+    def queued(self) -> int:
+        """How many tasks wait."""
+        return sum(live.state is State.QUEUED for live in self._live.values())
+
+    def connected(self) -> set[NodeId]:
+        """Nodes whose agents are connected."""
+        return set(self._links)
+
+    # ---- agents come and go ---------------------------------------------------------------------
+
+    async def connect(
+        self, node: Node, running: Iterable[TaskId]
+    ) -> tuple[AgentLink, list[TaskId]]:
+        """An agent said hello. Its link, and those of its tasks that it must stop."""
+        if (older := self._links.get(node.node_id)) is not None:
+            older.close()
+        link = AgentLink(node)
+        self._links[node.node_id] = link
+        told = set(running)
+        mine = [live for live in self._of_node(node.node_id) if live.state is not State.QUEUED]
+        known = {live.task.task_id for live in mine}
+        for live in mine:
+            if live.task.task_id not in told:
+                await self._lost(live, "its agent was restarted while this ran")
+            elif live.state is State.ORPHANED:
+                await self._happen(live, Event.AGENT_BACK)
+        for live in self._of_node(node.node_id):
+            if live.state is State.QUEUED:
+                live.stop_timer()
+        log.info("agent connected", node=node.name)
+        return link, sorted(told - known)
+
+    async def welcomed(self, link: AgentLink) -> None:
+        """The agent's volumes are known; it may be given work."""
+        await self._pump(link.node.node_id)
+
+    async def disconnect(self, link: AgentLink) -> None:
+        """An agent's connection has ended; nothing, if it has a newer one."""
+        node_id = link.node.node_id
+        if self._links.get(node_id) is not link:
+            return
+        del self._links[node_id]
+        log.info("agent disconnected", node=link.node.name)
+        for live in self._of_node(node_id):
+            if life.can(live.state, Event.AGENT_GONE):
+                await self._happen(live, Event.AGENT_GONE)
+            elif live.state is State.QUEUED:
+                self._await_agent(live)
+
+    def drop(self, node_id: NodeId) -> None:
+        """Cut a node off: it was revoked."""
+        if (link := self._links.get(node_id)) is not None:
+            link.close()
+
+    # ---- what agents report ---------------------------------------------------------------------
+
+    def running_task(self, task_id: TaskId, node_id: NodeId) -> Task:
+        """A task that this node may work on now; NotFoundError."""
+        live = self._live.get(task_id)
+        working = {State.RUNNING, State.ORPHANED, State.STOPPING}
+        if live is None or live.task.node_id != node_id or live.state not in working:
+            raise NotFoundError(
+                f"task {task_id} is not running on this node",
+                hint="it was canceled, or the coordinator was restarted",
+            )
+        return live.task
+
+    def progress(self, task_id: TaskId, node_id: NodeId, progress: Progress) -> None:
+        """How far a task is; of an unknown one, nothing."""
+        live = self._live.get(task_id)
+        if live is not None and live.task.node_id == node_id:
+            live.task = replace(live.task, progress=progress)
+            self._jobs[live.task.job_id].notify()
+
+    async def add_log(self, task_id: TaskId, node_id: NodeId, line: LogLine) -> None:
+        """A line for the job's log."""
+        live = self._live.get(task_id)
+        if live is not None and live.task.node_id == node_id:
+            await self._log(live, line.level, line.message)
+
+    async def committed(self, task_id: TaskId, snapshot: Snapshot) -> None:
+        """A task's snapshot is settled; the task ends when its agent says so, or is lost."""
+        live = self._live.get(task_id)
+        if live is not None:
+            live.task = replace(
+                live.task, snapshot_id=snapshot.snapshot_id, result=snapshot.statistics
+            )
+
+    async def finished(
+        self,
+        task_id: TaskId,
+        node_id: NodeId,
+        *,
+        failure: Failure | None,
+        canceled: bool,
+        result: Result | None,
+    ) -> None:
+        """An agent says that a task has ended. The catalog is believed about snapshots."""
+        live = self._live.get(task_id)
+        if live is None or live.task.node_id != node_id:
+            return
+        if live.state is State.QUEUED:
+            return
+        if isinstance(live.task.order, BackupOrder):
+            await self._finish_backup(live, failure=failure, canceled=canceled, result=result)
+        else:
+            await self._finish(live, failure=failure, canceled=canceled, result=result)
+
+    async def _finish_backup(
+        self, live: _LiveTask, *, failure: Failure | None, canceled: bool, result: Result | None
+    ) -> None:
+        snapshot = await self._committed(live.task)
+        if live.task.task_id not in self._live:
+            return
+        if snapshot is not None:
+            event = Event.DONE if snapshot.phase is Phase.COMPLETED else Event.DONE_PARTLY
+            # The agent's last word counts files that it met after the commit: none. Warnings too.
+            await self._happen(
+                live, event, snapshot=snapshot, result=snapshot.statistics, failure=None
+            )
+            return
+        missing = Failure("the agent ended the backup without a snapshot", hint="see job logs")
+        await self._finish(
+            live,
+            failure=None if canceled else failure or missing,
+            canceled=canceled,
+            result=result,
+        )
+
+    async def _finish(
+        self, live: _LiveTask, *, failure: Failure | None, canceled: bool, result: Result | None
+    ) -> None:
+        if canceled:
+            await self._happen(live, Event.STOPPED, result=result, failure=_CANCELED)
+        elif failure is not None:
+            await self._happen(live, Event.WENT_WRONG, result=result, failure=failure)
+        elif _has_errors(result):
+            await self._happen(live, Event.DONE_PARTLY, result=result)
+        else:
+            await self._happen(live, Event.DONE, result=result)
+
+    async def cancel(self, job_id: JobId) -> Job:
+        """Ask everything in a job to stop; what has ended stays as it ended."""
+        live_job = self._jobs.get(job_id)
+        if live_job is not None:
+            for live in list(live_job.tasks.values()):
+                if life.can(live.state, Event.CANCEL_ASKED):
+                    await self._happen(live, Event.CANCEL_ASKED, failure=_CANCELED)
+        return await self.job(job_id)
+
+    # ---- transitions ----------------------------------------------------------------------------
+
+    async def _happen(
+        self,
+        live: _LiveTask,
+        event: Event,
+        *,
+        failure: Failure | None = None,
+        result: Result | None = None,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        """One step of a task's life: state first, then the catalog, then the effects."""
+        if not life.can(live.state, event):
+            return
+        live.state, effects = life.step(live.state, event)
+        phase = life.PHASES[live.state]
+        now = self._clock()
+        changes = replace(
+            live.task,
+            phase=phase,
+            started_at=live.task.started_at or (now if event is Event.HANDED_OVER else None),
+            result=result if result is not None else live.task.result,
+        )
+        if snapshot is not None:
+            changes = replace(changes, snapshot_id=snapshot.snapshot_id)
+        if phase.ended:
+            finished = now if snapshot is None else snapshot.committed_at
+            changes = replace(changes, finished_at=finished, failure=failure)
+        live.task = changes
+        job = self._jobs[live.task.job_id]
+        self._update_job(job, now)
+        await self._catalog.jobs.save_job(job.job, [live.task])
+        for effect in effects:
+            await self._carry_out(live, effect)
+        job.notify()
+
+    def _update_job(self, live: _LiveJob, now: int) -> None:
+        phase = life.job_phase(each.task.phase for each in live.tasks.values())
+        live.job = replace(
+            live.job,
+            phase=phase,
+            started_at=live.job.started_at or (None if phase is Phase.NEW else now),
+            finished_at=now if phase.ended else None,
+        )
+
+    async def _carry_out(self, live: _LiveTask, effect: Effect) -> None:
+        match effect:
+            case Effect.SEND_TASK:
+                await self._send_task(live)
+            case Effect.SEND_CANCEL:
+                self._send_cancel(live)
+            case Effect.BEGIN_GRACE:
+                await self._log(live, "warning", "the connection to the agent is lost")
+                self._set_timer(live, self.limits.grace_seconds, self._grace_over)
+            case Effect.END_GRACE:
+                live.stop_timer()
+                await self._log(live, "info", "the agent is connected again")
+            case Effect.CONCLUDE:
+                await self._conclude(live)
+
+    async def _send_task(self, live: _LiveTask) -> None:
+        if live.task.node_id is None:
+            assert self._group is not None
+            live.worker = self._group.create_task(
+                self._work(live), name=f"verify {live.task.task_id}"
+            )
+            return
+        await self._log(live, "info", "handed to the agent")
+        if (link := self._links.get(live.task.node_id)) is not None:
+            link.send(RunTask(live.task))
+        else:
+            await self._happen(live, Event.AGENT_GONE)
+
+    def _send_cancel(self, live: _LiveTask) -> None:
+        if live.worker is not None:
+            live.worker.cancel()
+        elif live.task.node_id is not None and live.task.node_id in self._links:
+            self._links[live.task.node_id].send(CancelTask(live.task.task_id))
+
+    async def _conclude(self, live: _LiveTask) -> None:
+        live.stop_timer()
+        task = live.task
+        self._live.pop(task.task_id, None)
+        await self._catalog.ledger.fence_task(task.task_id)
+        if isinstance(task.result, BackupStatistics):
+            self._metrics.source_read(task.result.bytes_read)
+        level = "info" if task.phase is Phase.COMPLETED else "error"
+        detail = "" if task.failure is None else f": {task.failure.message}"
+        await self._log(live, level, f"{task.phase}{detail}")
+        job = self._jobs[task.job_id]
+        if job.job.phase.ended and all(each.task.phase.ended for each in job.tasks.values()):
+            await self._close_job(job)
+        await self._pump(task.node_id)
+
+    async def _close_job(self, live: _LiveJob) -> None:
+        await self._flush_log(live)
+        job = live.job
+        begun = job.started_at or job.created_at
+        seconds = ((job.finished_at or begun) - begun) / NANOSECONDS
+        self._metrics.job_ended(job.kind, job.phase, seconds)
+        log.info("job ended", job_id=job.job_id, kind=job.kind, phase=job.phase, seconds=seconds)
+        self._jobs.pop(job.job_id, None)
+        live.ended.set()
+        live.notify()
+
+    # ---- handing out ----------------------------------------------------------------------------
+
+    async def _pump(self, node_id: NodeId | None) -> None:
+        """Hand out what may start on a node (or here), oldest first, restores before backups."""
+        waiting = [live for live in self._of_node(node_id) if live.state is State.QUEUED]
+        waiting.sort(key=lambda live: isinstance(live.task.order, BackupOrder))
+        for live in waiting:
+            if node_id is not None and node_id not in self._links:
+                self._await_agent(live)
+            elif live.state is State.QUEUED and self._may_start(live, node_id):
+                await self._happen(live, Event.HANDED_OVER)
+
+    def _may_start(self, live: _LiveTask, node_id: NodeId | None) -> bool:
+        order = live.task.order
+        at_work = [
+            other.task.order for other in self._of_node(node_id) if other.state is not State.QUEUED
+        ]
+        match order:
+            case BackupOrder(volume_id):
+                backups = [other for other in at_work if isinstance(other, BackupOrder)]
+                return len(backups) < self.limits.backups_per_node and all(
+                    other.volume_id != volume_id for other in backups
+                )
+            case RestoreOrder():
+                restores = sum(isinstance(other, RestoreOrder) for other in at_work)
+                return restores < self.limits.restores_per_node
+            case VerifyOrder():
+                # One at a time: it reads as fast as the store gives.
+                return not at_work
+
+    def _of_node(self, node_id: NodeId | None) -> list[_LiveTask]:
+        return [live for live in self._live.values() if live.task.node_id == node_id]
+
+    def _await_agent(self, live: _LiveTask) -> None:
+        if live.timer is None:
+            self._set_timer(live, self.limits.agent_wait_seconds, self._nobody_came)
+
+    def _set_timer(
+        self, live: _LiveTask, seconds: float, then: Callable[[_LiveTask], Awaitable[None]]
+    ) -> None:
+        live.stop_timer()
+        group = self._group
+        assert group is not None
+
+        async def run() -> None:
+            await then(live)
+
+        def fire() -> None:
+            live.timer = None
+            group.create_task(run(), name=f"timer of {live.task.task_id}")
+
+        live.timer = asyncio.get_running_loop().call_later(seconds, fire)
+
+    async def _nobody_came(self, live: _LiveTask) -> None:
+        if live.state is State.QUEUED and live.task.node_id not in self._links:
+            waited = round(self.limits.agent_wait_seconds)
+            failure = Failure(
+                f"the node's agent is not connected (waited {waited} s)",
+                hint="see tidemark node list; start tidemark-agent on that node",
+            )
+            await self._happen(live, Event.NOBODY_CAME, failure=failure)
+
+    async def _grace_over(self, live: _LiveTask) -> None:
+        await self._lost(live, "the connection to the agent was lost and it did not come back")
+
+    async def _lost(self, live: _LiveTask, message: str) -> None:
+        """A task's agent no longer works on it: what it committed counts, the rest failed."""
+        snapshot = await self._committed(live.task)
+        if snapshot is not None:
+            event = Event.DONE if snapshot.phase is Phase.COMPLETED else Event.DONE_PARTLY
+            await self._happen(live, event, snapshot=snapshot, result=snapshot.statistics)
+        elif live.state is State.STOPPING:
+            await self._happen(live, Event.STOPPED, failure=_CANCELED)
+        else:
+            failure = Failure(message, hint="see the agent's own log, then start it again")
+            await self._happen(live, Event.WENT_WRONG, failure=failure)
+
+    async def _committed(self, task: Task) -> Snapshot | None:
+        """The settled snapshot that a task made."""
+        if not isinstance(task.order, BackupOrder):
+            return None
+        return await self._catalog.ledger.snapshot_of_task(task.task_id)
+
+    # ---- verifications, which run here ----------------------------------------------------------
+
+    async def _work(self, live: _LiveTask) -> None:
+        order = live.task.order
+        assert isinstance(order, VerifyOrder)
+        assert self._verify is not None
+
+        def tell(progress: Progress) -> None:
+            live.task = replace(live.task, progress=progress)
+            self._jobs[live.task.job_id].notify()
+
+        try:
+            result = await self._verify(order, tell)
+        except TidemarkError as error:
+            failure = Failure(error.message, error.hint, error.exit_code)
+            await self._happen(live, Event.WENT_WRONG, failure=failure)
+        except asyncio.CancelledError:
+            if live.state is not State.STOPPING:
+                raise
+            await self._happen(live, Event.STOPPED, failure=_CANCELED)
+        except Exception as error:
+            log.exception("verification failed unexpectedly", job_id=live.task.job_id)
+            failure = Failure(
+                f"verification failed unexpectedly: {error!r}", hint="see the coordinator's log"
+            )
+            await self._happen(live, Event.WENT_WRONG, failure=failure)
+        else:
+            damaged = Failure(
+                f"{result.damaged_total} pack(s) are damaged", hint="see the list of damaged packs"
+            )
+            event = Event.WENT_WRONG if result.damaged_total else Event.DONE
+            failure_or_none = damaged if result.damaged_total else None
+            await self._happen(live, event, result=result, failure=failure_or_none)
+
+    # ---- logs -----------------------------------------------------------------------------------
+
+    async def _log(self, live: _LiveTask, level: str, message: str) -> None:
+        job = self._jobs.get(live.task.job_id)
+        if job is None:
+            return
+        job.lines.append(LogLine(self._clock(), level, message))
+        if len(job.lines) >= _LOG_BUFFER_LINES:
+            await self._flush_log(job)
+
+    async def _flush_log(self, live: _LiveJob) -> None:
+        lines, live.lines = live.lines, []
+        await self._catalog.jobs.append_log(live.job.job_id, lines)
+
+
+_CANCELED: Final = Failure("canceled on request", exit_code=130)
+
+
+def _has_errors(result: Result | None) -> bool:
+    return getattr(result, "errors_total", 0) > 0
+
+
+def _ended_task(task: Task, snapshot: Snapshot | None, lost: Failure, now: int) -> Task:
+    if snapshot is None:
+        return replace(task, phase=Phase.FAILED, finished_at=now, failure=lost)
+    return replace(
+        task,
+        phase=snapshot.phase,
+        finished_at=snapshot.committed_at,
+        snapshot_id=snapshot.snapshot_id,
+        result=snapshot.statistics,
+    )

@@ -1,0 +1,86 @@
+"""The coordinator's own errors. The tree they hang on is drawn in repository/errors.py.
+
+UsageError            exit 2
+├── NotFoundError                no node, volume, job or snapshot of that name
+├── AmbiguousError               the name fits several; the message lists them
+└── ConfigError                  the configuration is wrong; all problems in one message
+UnauthenticatedError  exit 1     who calls has no identity here, or a revoked one
+ForbiddenError        exit 1     known, but not allowed this
+RejectedError         exit 1     an agent sent what no sound agent sends
+CatalogError          exit 1     the coordinator's own database failed
+"""
+
+from repository.errors import (
+    BusyError,
+    CanceledError,
+    DamagedError,
+    FencedError,
+    FormatError,
+    KeyMaterialError,
+    LockedError,
+    NoRepositoryError,
+    ObjectExistsError,
+    ObjectMissingError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    TidemarkError,
+    UsageError,
+    WrongKeyError,
+)
+
+__all__ = [
+    "AmbiguousError",
+    "BusyError",
+    "CanceledError",
+    "CatalogError",
+    "ConfigError",
+    "DamagedError",
+    "FencedError",
+    "ForbiddenError",
+    "FormatError",
+    "KeyMaterialError",
+    "LockedError",
+    "NoRepositoryError",
+    "NotFoundError",
+    "ObjectExistsError",
+    "ObjectMissingError",
+    "RejectedError",
+    "StoreError",
+    "StoreFullError",
+    "StoreUnavailableError",
+    "TidemarkError",
+    "UnauthenticatedError",
+    "UsageError",
+    "WrongKeyError",
+]
+
+
+class NotFoundError(UsageError):
+    """Nothing has that name or id."""
+
+
+class AmbiguousError(UsageError):
+    """Several things have that name; the message lists them."""
+
+
+class ConfigError(UsageError):
+    """The configuration does not say what it must."""
+
+
+class UnauthenticatedError(TidemarkError):
+    """The caller's certificate names nobody that is known here."""
+
+
+class ForbiddenError(TidemarkError):
+    """The caller is known, and may not do this."""
+
+
+class RejectedError(TidemarkError):
+    """What was sent does not check out; it is stored nowhere and trusted for nothing."""
+
+
+class CatalogError(TidemarkError):
+    """The catalog cannot be read or written for now."""
+
+    retryable = True

@@ -1,0 +1,174 @@
+"""Nodes as they join, say hello, report their volumes, and are revoked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from coordinator.catalog import Catalog
+from coordinator.custody import Random
+from coordinator.dispatch import Clock, Dispatcher
+from coordinator.enrolment import Authority, new_token, secret_hash
+from coordinator.errors import ObjectExistsError, RejectedError, UnauthenticatedError, UsageError
+from coordinator.founding import Repository
+from coordinator.model import Node, VolumeReport
+from repository.ids import ID_BYTES, NodeId, VolumeId
+from repository.keys import SIGNATURE_BYTES
+from repository.layout import certificate_name
+
+log = structlog.get_logger()
+
+_NAME_BYTES_MAX: Final = 253
+_PUBLIC_KEY_BYTES: Final = 32
+_VERDICTS: Final = frozenset({"protected", "excluded", "unsupported", "unprotected"})
+# Far more than any node has; bounds what one hello may cost.
+_VOLUMES_MAX: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """A new node, and what it is to keep."""
+
+    node: Node
+    certificate: bytes
+    ca_certificate: bytes
+
+
+class Fleet:
+    """What happens to nodes."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        repository: Repository,
+        authority: Authority,
+        dispatcher: Dispatcher,
+        *,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._catalog = catalog
+        self._repository = repository
+        self._authority = authority
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._random = random
+        # Heartbeats are remembered here: a write to the catalog for each would cost a sync.
+        self._heard: dict[NodeId, int] = {}
+
+    def now(self) -> int:
+        """The coordinator's time."""
+        return self._clock()
+
+    async def new_token(self, valid_seconds: int) -> tuple[str, int]:
+        """A token's text, and when it expires."""
+        text, record = new_token(
+            self._authority,
+            valid_seconds=valid_seconds,
+            random=self._random,
+            now=self._clock(),
+        )
+        await self._catalog.fleet.add_token(record)
+        return text, record.expires_at
+
+    async def enrol(
+        self, *, secret: bytes, name: str, certificate_request: bytes, signing_public_key: bytes
+    ) -> Enrolled:
+        """Make a node of whoever holds a good token; RejectedError, UnauthenticatedError."""
+        if not _is_name(name):
+            raise RejectedError(
+                f"{name!r} cannot be a node's name", hint="start the agent with another name"
+            )
+        if len(signing_public_key) != _PUBLIC_KEY_BYTES:
+            raise RejectedError("a node's signing key has 32 bytes")
+        now = self._clock()
+        node_id = NodeId(self._random(ID_BYTES))
+        certificate, expires_at = self._authority.node(node_id, certificate_request, now)
+        node = Node(
+            node_id=node_id,
+            name=await self._free_name(name),
+            enrolled_at=now,
+            certificate_expires_at=expires_at,
+            signing_public_key=signing_public_key,
+            signing_certificate=self._repository.certify_node(node_id, signing_public_key),
+        )
+        if not await self._catalog.fleet.enrol(node, secret_hash(secret), now):
+            raise UnauthenticatedError(
+                "this token was used or has expired",
+                hint="make a new one: tidemark node token",
+            )
+        await self._keep_certificate(node)
+        log.info("node enrolled", node=node.name, node_id=node.node_id.hex())
+        return Enrolled(node, certificate, self._authority.certificate)
+
+    async def _free_name(self, name: str) -> str:
+        """A name that no living node has: a machine that lost its state joins beside its former."""
+        taken = {node.name for node in await self._catalog.fleet.nodes() if not node.revoked}
+        number, free = 1, name
+        while free in taken:
+            number += 1
+            free = f"{name}-{number}"
+        return free
+
+    async def _keep_certificate(self, node: Node) -> None:
+        """Whoever rebuilds the catalog from the store must know whose signatures to believe."""
+        assert len(node.signing_certificate) > SIGNATURE_BYTES
+        name = certificate_name(node.node_id)
+        try:
+            await self._repository.store.put(name, node.signing_certificate)
+        except ObjectExistsError:
+            return
+
+    async def said_hello(
+        self, node: Node, agent_version: str, reports: Sequence[VolumeReport]
+    ) -> None:
+        """An agent connected and named its volumes."""
+        now = self._clock()
+        self._heard[node.node_id] = now
+        await self._catalog.fleet.node_seen(node.node_id, agent_version[:100], now)
+        await self.report_volumes(node, reports)
+
+    async def report_volumes(self, node: Node, reports: Sequence[VolumeReport]) -> None:
+        """Keep what an agent says of its volumes; RejectedError for what no sound agent says."""
+        if len(reports) > _VOLUMES_MAX:
+            raise RejectedError("a node reports more volumes than a node can have")
+        for report in reports:
+            sound = (
+                len(report.volume_id) == ID_BYTES
+                and report.name
+                and report.name.isprintable()
+                and report.verdict in _VERDICTS
+            )
+            if not sound:
+                raise RejectedError(f"a node reports an impossible volume {report.name!r}")
+        owners = {each.volume_id: each.node_id for each in await self._catalog.fleet.volumes()}
+        for report in reports:
+            if owners.get(VolumeId(report.volume_id), node.node_id) != node.node_id:
+                raise RejectedError(f"volume {report.name!r} belongs to another node")
+        await self._catalog.fleet.report_volumes(node.node_id, reports, self._clock())
+
+    def heard(self, node: Node) -> None:
+        """A heartbeat."""
+        self._heard[node.node_id] = self._clock()
+
+    async def nodes(self) -> list[Node]:
+        """All nodes, with when each was last heard of."""
+        return [
+            replace(node, last_seen_at=self._heard.get(node.node_id, node.last_seen_at))
+            for node in await self._catalog.fleet.nodes()
+        ]
+
+    async def revoke(self, node: Node) -> Node:
+        """Never believe this node again, beginning now."""
+        if node.revoked:
+            raise UsageError(f"node {node.name} is revoked already")
+        await self._catalog.fleet.revoke_node(node.node_id)
+        self._dispatcher.drop(node.node_id)
+        log.warning("node revoked", node=node.name)
+        return replace(node, revoked=True)
+
+
+def _is_name(name: str) -> bool:
+    fits = 0 < len(name.encode()) <= _NAME_BYTES_MAX
+    return fits and "/" not in name and name.isprintable()

@@ -1,0 +1,223 @@
+"""Making a repository, and telling whether the one at hand is this coordinator's.
+
+A repository is made in an order that a crash cannot spoil: first everything that must be written is
+kept in the coordinator's own state, then the objects are written, the config last, and only then is
+it called founded. Nothing is ever founded over something that exists.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from typing_extensions import override
+
+from coordinator.custody import Custody, Random
+from coordinator.errors import (
+    FormatError,
+    NoRepositoryError,
+    ObjectExistsError,
+    ObjectMissingError,
+)
+from coordinator.vault import read_secret, write_secret
+from repository.ids import ID_BYTES, IdKeys, NodeId, RepositoryId
+from repository.keys import (
+    KEY_BYTES,
+    Certificate,
+    SigningKey,
+    UnsealingKey,
+    certify,
+)
+from repository.layout import (
+    CONFIG_NAME,
+    FORMAT,
+    KEYS_NAME,
+    ReaderKeys,
+    RepositoryConfig,
+    RepositoryKeys,
+    WriterKeys,
+    certificate_name,
+    decode_config,
+)
+from repository.store.interface import Store
+from repository.store.local import LocalStore
+
+_REBUILD_HINT: Final = "give the --data directory that belongs to it, or choose an empty directory"
+
+
+class _State(msgspec.Struct, frozen=True, array_like=True):
+    """The coordinator's own copies of keys, beside its catalog."""
+
+    version: int
+    coordinator_id: bytes
+    signing_seed: bytes
+    config: bytes
+    keys: RepositoryKeys
+    # Objects still to be written; none once the repository is founded.
+    pending: dict[str, bytes]
+
+    @override
+    def __repr__(self) -> str:
+        return "_State(hidden)"
+
+
+_states = msgspec.msgpack.Decoder(_State)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository that is this coordinator's: where it lies, who it is, and the keys at hand."""
+
+    store: Store
+    location: str
+    config: RepositoryConfig
+    keys: RepositoryKeys
+    signing: SigningKey
+    coordinator_id: bytes
+
+    @property
+    def metadata_key(self) -> UnsealingKey:
+        """Opens footers of packs, refs and labels."""
+        return UnsealingKey(self.keys.metadata_private)
+
+    def writer_keys(self) -> bytes:
+        """What an agent needs to write."""
+        keys = WriterKeys(
+            repository=self.config.repository,
+            ids=self.keys.ids,
+            chunker=self.keys.chunker,
+            boundaries=self.keys.boundaries,
+            recovery_public=self.config.recovery_public,
+            metadata_public=self.config.metadata_public,
+        )
+        return keys.encode()
+
+    def reader_keys(self) -> bytes:
+        """What a restoring agent needs beside the keys of packs."""
+        return ReaderKeys(self.config.repository, self.keys.ids).encode()
+
+    def certify_node(self, node_id: NodeId, signing_public: bytes) -> bytes:
+        """The coordinator's statement that a signing key is a node's."""
+        return certify(self.signing, Certificate("node", node_id, signing_public))
+
+
+async def open_repository(
+    directory: Path, state_file: Path, custody: Custody, *, random: Random, now: int
+) -> Repository:
+    """The coordinator's own repository, made if there is none; NoRepositoryError for another's."""
+    store = LocalStore(directory)
+    state = _read_state(state_file)
+    if state is None:
+        await asyncio.to_thread(_check_empty, directory)
+        state = repository_init(custody, random=random, now=now)
+        write_secret(state_file, msgspec.msgpack.encode(state))
+    if state.pending:
+        await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
+        await _write_pending(store, state.pending)
+        state = msgspec.structs.replace(state, pending={})
+        write_secret(state_file, msgspec.msgpack.encode(state))
+    config = await _read_config(store, directory)
+    if config.repository != decode_config(state.config).repository:
+        raise NoRepositoryError(
+            f"{directory} holds the repository {config.repository.hex()}, "
+            "which is not this coordinator's",
+            hint=_REBUILD_HINT,
+        )
+    return Repository(
+        store=store,
+        location=str(directory),
+        config=config,
+        keys=state.keys,
+        signing=SigningKey(state.signing_seed),
+        coordinator_id=state.coordinator_id,
+    )
+
+
+def repository_init(custody: Custody, *, random: Random, now: int) -> _State:
+    """All keys of a new repository, and the objects that found it. Writes nothing."""
+    repository = RepositoryId(random(ID_BYTES))
+    metadata = UnsealingKey(random(KEY_BYTES))
+    keys = RepositoryKeys(
+        ids=IdKeys(data=random(KEY_BYTES), node=random(KEY_BYTES), list=random(KEY_BYTES)),
+        chunker=random(KEY_BYTES),
+        boundaries=random(KEY_BYTES),
+        metadata_private=metadata.reveal(),
+    )
+    signing = custody.signing_key()
+    config = RepositoryConfig(
+        format=FORMAT,
+        repository=repository,
+        created_ns=now,
+        features=[],
+        recovery_public=custody.recovery_public(),
+        signing_public=signing.public,
+        metadata_public=metadata.public,
+    ).encode(signing)
+    coordinator_id, seed = random(ID_BYTES), random(KEY_BYTES)
+    certificate = Certificate("coordinator", coordinator_id, SigningKey(seed).public)
+    pending = {
+        KEYS_NAME: keys.sealed_to(custody.recovery_public(), repository),
+        certificate_name(coordinator_id): certify(signing, certificate),
+        # Last: its presence says that the rest is there.
+        CONFIG_NAME: config,
+    }
+    return _State(1, coordinator_id, seed, config, keys, pending)
+
+
+def is_founded(state_file: Path) -> bool:
+    """Whether this coordinator has a repository, whole or begun."""
+    return _read_state(state_file) is not None
+
+
+def _read_state(path: Path) -> _State | None:
+    content = read_secret(path)
+    if content is None:
+        return None
+    try:
+        return _states.decode(content)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise FormatError(
+            f"the coordinator's keys {path} are damaged", hint="put the file back from a copy"
+        ) from error
+
+
+def _check_empty(directory: Path) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise NoRepositoryError(f"{directory} is not a directory", hint=_REBUILD_HINT)
+    names = {entry.name for entry in directory.iterdir()} - {"lost+found"}
+    if CONFIG_NAME in names:
+        raise NoRepositoryError(
+            f"{directory} holds a repository, and this coordinator has none of its keys",
+            hint=_REBUILD_HINT,
+        )
+    if names:
+        raise NoRepositoryError(
+            f"{directory} is not empty and holds no repository", hint="choose an empty directory"
+        )
+
+
+async def _write_pending(store: Store, pending: Mapping[str, bytes]) -> None:
+    for name, content in pending.items():
+        try:
+            await store.put(name, content)
+        except ObjectExistsError:
+            # Written by the same founding before it was interrupted, or by somebody else.
+            if await store.get(name) != content:
+                raise NoRepositoryError(
+                    "the repository's directory was filled by somebody else meanwhile",
+                    hint="choose an empty directory",
+                ) from None
+
+
+async def _read_config(store: Store, directory: Path) -> RepositoryConfig:
+    try:
+        return decode_config(await store.get(CONFIG_NAME))
+    except ObjectMissingError as error:
+        raise NoRepositoryError(
+            f"there is no repository in {directory}, where this coordinator's was",
+            hint="mount its disk or give --repository; nothing new is made in its place",
+        ) from error

@@ -1,0 +1,256 @@
+"""Packs on their way in: nothing is acknowledged that was not found whole.
+
+While a pack streams to the store it is hashed. Before it gets its name its length, the hash in
+that name and the node's signature must agree; before it gets into the catalog its footer must open
+with the coordinator's key and describe frames that can be. The first pack of a session is opened
+through custody as well, so that a broken agent cannot fill a repository with what nobody can read.
+What is refused after it got its name stays in the store unreferenced.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+from blake3 import blake3
+
+from coordinator.catalog import Catalog
+from coordinator.custody import Custody
+from coordinator.dispatch import Clock
+from coordinator.errors import (
+    DamagedError,
+    FormatError,
+    KeyMaterialError,
+    ObjectExistsError,
+    RejectedError,
+)
+from coordinator.founding import Repository
+from coordinator.metrics import Metrics
+from coordinator.model import Node, Pack, PackOrigin, Session
+from coordinator.sessions import Sessions
+from repository.frames import FrameReader
+from repository.ids import ID_BYTES, SessionId
+from repository.keys import frame_key
+from repository.layout import DATA_KEY_INFO, parse_pack_name
+from repository.pack import (
+    HEAD_BYTES,
+    PACK_BYTES_MAX,
+    TAIL_BYTES,
+    PackEnd,
+    PackIndex,
+    PackKind,
+    PackTail,
+    Signer,
+    decode_head,
+    parse_tail,
+)
+
+# Reading back a pack that was stored before its answer was lost.
+_REREAD_BYTES: Final = 4 * 1024 * 1024
+_HINT: Final = "the agent made or sent a broken pack; see its log, and check its memory"
+
+
+@dataclass(frozen=True, slots=True)
+class PackHeader:
+    """What an agent says of the pack that it sends."""
+
+    session_id: SessionId
+    fencing_token: int
+    name: str
+    size_bytes: int
+
+
+class _Digest:
+    """Hashes a pack piece by piece, holding back its tail, which has a hash of its own."""
+
+    def __init__(self) -> None:
+        self._hasher = blake3()
+        self._held = b""
+        self.head = b""
+        self.size = 0
+
+    def update(self, piece: bytes) -> None:
+        if len(self.head) < HEAD_BYTES:
+            self.head = (self.head + piece)[:HEAD_BYTES]
+        self.size += len(piece)
+        joined = self._held + piece if len(piece) < TAIL_BYTES else piece
+        if joined is piece:
+            self._hasher.update(self._held)
+        self._hasher.update(memoryview(joined)[:-TAIL_BYTES])
+        self._held = joined[-TAIL_BYTES:]
+
+    def finish(self) -> tuple[bytes, bytes, bytes]:
+        """(tail, hash of all before it, hash of everything)."""
+        before = self._hasher.digest()
+        self._hasher.update(self._held)
+        return self._held, before, self._hasher.digest()
+
+
+class Intake:
+    """Takes packs in."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        repository: Repository,
+        custody: Custody,
+        sessions: Sessions,
+        metrics: Metrics,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._repository = repository
+        self._custody = custody
+        self._sessions = sessions
+        self._metrics = metrics
+        self._clock = clock
+
+    async def take(self, header: PackHeader, node: Node, pieces: AsyncIterator[bytes]) -> None:
+        """Store one pack. RejectedError, FencedError or StoreError; the same pack twice is once."""
+        session = await self._sessions.writing(header.session_id, header.fencing_token, node)
+        try:
+            digest = _name_digest(header)
+            if await self._catalog.ledger.pack(header.name) is None:
+                whole, kind, tail = await self._receive(header, digest, node, pieces)
+                index = await self._index(header.name, tail)
+                origins = _origins(index, session)
+                await self._prove(header.name, session, index)
+                pack = Pack(
+                    name=header.name,
+                    kind=kind.name.lower(),
+                    size_bytes=header.size_bytes,
+                    blake3=whole,
+                    session_id=session.session_id,
+                    node_id=node.node_id,
+                    volume_id=session.volume_id,
+                    stored_at=self._clock(),
+                    frame_table=index.table().encode(),
+                    origins=origins,
+                )
+                await self._catalog.ledger.record_pack(pack, header.fencing_token)
+                self._metrics.pack_stored(header.size_bytes)
+        except RejectedError:
+            self._metrics.pack_refused()
+            raise
+
+    async def _receive(
+        self, header: PackHeader, name_digest: bytes, node: Node, pieces: AsyncIterator[bytes]
+    ) -> tuple[bytes, PackKind, PackTail]:
+        digest = _Digest()
+        async with self._repository.store.writer(header.name) as writer:
+            async for piece in pieces:
+                digest.update(piece)
+                if digest.size > header.size_bytes:
+                    raise RejectedError("a pack is longer than was said", hint=_HINT)
+                await writer.write(piece)
+            checked = self._check(header, name_digest, node, digest)
+            try:
+                await writer.commit()
+            except ObjectExistsError:
+                await self._check_existing(header, checked[0])
+        return checked
+
+    def _check(
+        self, header: PackHeader, name_digest: bytes, node: Node, digest: _Digest
+    ) -> tuple[bytes, PackKind, PackTail]:
+        if digest.size != header.size_bytes:
+            raise RejectedError("a pack is shorter than was said", hint=_HINT)
+        end, before, whole = digest.finish()
+        if whole[:ID_BYTES] != name_digest:
+            raise RejectedError("a pack does not have the hash in its name", hint=_HINT)
+        try:
+            kind, _ = decode_head(digest.head)
+            tail = parse_tail(end, digest.size)
+            if tail.signer is not Signer.NODE or tail.signer_id != node.node_id:
+                raise RejectedError("a pack is signed by another than the node that sent it")
+            if tail.digest != before:
+                raise RejectedError("a pack does not have the hash in its tail", hint=_HINT)
+            tail.check_signature(self._repository.config.repository, node.signing_public_key)
+        except DamagedError as error:
+            raise RejectedError(
+                f"a pack does not check out: {error.message}", hint=_HINT
+            ) from error
+        return whole, kind, tail
+
+    async def _check_existing(self, header: PackHeader, whole: bytes) -> None:
+        """The name is taken: by the same bytes, if an earlier answer was lost; else by damage."""
+        hasher = blake3()
+        info = await self._repository.store.head(header.name)
+        for offset in range(0, info.size, _REREAD_BYTES):
+            length = min(_REREAD_BYTES, info.size - offset)
+            hasher.update(await self._repository.store.get_range(header.name, offset, length))
+        if hasher.digest() != whole:
+            raise DamagedError(
+                f"the repository holds {header.name} already, and with other content",
+                hint="run tidemark verify; the next backup stores its data under other names",
+            )
+
+    async def _index(self, name: str, tail: PackTail) -> PackIndex:
+        """Footer and origins, read back from the store as any reader would."""
+        offset = tail.footer_offset
+        end = await self._repository.store.get_range(name, offset, tail.size - offset)
+
+        def open_footer() -> PackIndex:
+            try:
+                return PackEnd(tail, end).open_with_metadata_key(self._repository.metadata_key)
+            except (DamagedError, KeyMaterialError) as error:
+                raise RejectedError(
+                    f"a pack's footer does not check out: {error.message}", hint=_HINT
+                ) from error
+
+        return await asyncio.to_thread(open_footer)
+
+    async def _prove(self, name: str, session: Session, index: PackIndex) -> None:
+        """Open one frame of the session's first pack. Without custody the session goes unproven."""
+        if session.proven or not self._custody.unlocked or not index.frames:
+            return
+        entry = min(index.frames, key=lambda frame: frame.length)
+        origin = index.origins[entry.origin]
+        sealed = await self._repository.store.get_range(name, entry.offset, entry.length)
+
+        def open_frame() -> None:
+            try:
+                key = self._custody.pack_key(origin.sealed_data_key, origin.nonce, DATA_KEY_INFO)
+                reader = FrameReader(self._repository.config.repository, self._repository.keys.ids)
+                chunks = reader.open(
+                    sealed, frame_key(key, entry.number), index.identity(entry), entry.kind
+                )
+            except (DamagedError, KeyMaterialError) as error:
+                raise RejectedError(
+                    f"a pack could not be opened again: {error.message}", hint=_HINT
+                ) from error
+            found = [(len(chunk.data), chunk.id) for chunk in chunks]
+            if found != [(length, chunk_id) for length, chunk_id in entry.chunks]:
+                raise RejectedError("a pack's footer does not describe its frames", hint=_HINT)
+
+        await asyncio.to_thread(open_frame)
+        await self._catalog.ledger.mark_proven(session.session_id)
+
+
+def _name_digest(header: PackHeader) -> bytes:
+    if not 0 < header.size_bytes <= PACK_BYTES_MAX:
+        raise RejectedError("a pack is larger than a pack may be", hint=_HINT)
+    try:
+        return parse_pack_name(header.name)[1]
+    except FormatError as error:
+        raise RejectedError(error.message, hint=_HINT) from error
+
+
+def _origins(index: PackIndex, session: Session) -> tuple[PackOrigin, ...]:
+    """A node writes only what its own session seals."""
+    for origin in index.origins:
+        if origin.session != session.session_id or origin.node != session.node_id:
+            raise RejectedError("a pack names another session or node as its origin", hint=_HINT)
+        if session.sealed_data_key not in {b"", origin.sealed_data_key}:
+            raise RejectedError("a pack carries another session key than its session", hint=_HINT)
+    return tuple(
+        PackOrigin(
+            pack_nonce=origin.nonce,
+            session_id=session.session_id,
+            node_id=session.node_id,
+            volume_id=session.volume_id,
+            sealed_data_key=origin.sealed_data_key,
+        )
+        for origin in index.origins
+    )

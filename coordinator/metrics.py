@@ -1,0 +1,131 @@
+"""The coordinator's figures for Prometheus, in a registry of their own.
+
+Counters grow where things happen; gauges are set from the catalog when somebody asks. Nothing here
+is per file or per snapshot: labels are bounded by the number of volumes.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from coordinator.model import JobKind, Phase, Totals
+
+# Velero's: one minute to four hours.
+_DURATIONS: Final = (60, 300, 600, 900, 1800, 3600, 7200, 14400)
+
+
+class Metrics:
+    """What this process has done, and what the catalog holds."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self._jobs = Counter(
+            "tidemark_jobs_ended", "Jobs that have ended.", ["kind", "phase"], registry=registry
+        )
+        for kind in JobKind:
+            for phase in Phase:
+                if phase.ended:
+                    self._jobs.labels(kind, phase)
+        self._duration = Histogram(
+            "tidemark_job_duration_seconds",
+            "From the start of a job to its end.",
+            ["kind"],
+            buckets=_DURATIONS,
+            registry=registry,
+        )
+        self._bytes_read = Counter(
+            "tidemark_backup_read_bytes", "Source content that agents read.", registry=registry
+        )
+        self._bytes_stored = Counter(
+            "tidemark_stored_bytes_written", "Bytes of packs written.", registry=registry
+        )
+        self._packs_refused = Counter(
+            "tidemark_packs_refused", "Packs that did not check out.", registry=registry
+        )
+        self._running = Gauge(
+            "tidemark_jobs_running", "Jobs that have not ended.", ["kind"], registry=registry
+        )
+        self._last_success = Gauge(
+            "tidemark_volume_last_success_timestamp_seconds",
+            "When the newest Completed snapshot of a volume was committed.",
+            ["node", "volume"],
+            registry=registry,
+        )
+        self._tasks_queued = Gauge(
+            "tidemark_tasks_queued", "Tasks that wait for a worker.", registry=registry
+        )
+        self._agents = Gauge(
+            "tidemark_agents_connected", "Agents that are connected.", registry=registry
+        )
+        self._sessions = Gauge(
+            "tidemark_sessions_open", "Sessions that may write.", registry=registry
+        )
+        self._snapshots = Gauge("tidemark_snapshots", "Snapshots.", registry=registry)
+        self._packs = Gauge("tidemark_packs", "Packs in the repository.", registry=registry)
+        self._repository_bytes = Gauge(
+            "tidemark_repository_bytes", "Size of all packs.", registry=registry
+        )
+        self._unlocked = Gauge(
+            "tidemark_custody_unlocked", "1 while the recovery secret is open.", registry=registry
+        )
+        Info("tidemark_build", "Version.", registry=registry).info({"version": version})
+        self._process = psutil.Process()
+        self._cpu = Gauge("process_cpu_seconds", "CPU time of this process.", registry=registry)
+        self._memory = Gauge("process_resident_memory_bytes", "Resident memory.", registry=registry)
+        self._files = Gauge("process_open_fds", "Open file descriptors.", registry=registry)
+        self._threads = Gauge("process_threads", "Threads.", registry=registry)
+        self._started = Gauge(
+            "process_start_time_seconds", "When this process began.", registry=registry
+        )
+        self._started.set(self._process.create_time())
+
+    def job_ended(self, kind: JobKind, phase: Phase, seconds: float) -> None:
+        """A job has ended."""
+        self._jobs.labels(kind, phase).inc()
+        self._duration.labels(kind).observe(seconds)
+
+    def source_read(self, size_bytes: int) -> None:
+        """A backup has read so much."""
+        self._bytes_read.inc(size_bytes)
+
+    def pack_stored(self, size_bytes: int) -> None:
+        """A pack is durable."""
+        self._bytes_stored.inc(size_bytes)
+
+    def pack_refused(self) -> None:
+        """A pack was refused."""
+        self._packs_refused.inc()
+
+    def set_live(self, *, running: Mapping[JobKind, int], queued: int, agents: int) -> None:
+        """What the dispatcher holds now."""
+        for kind in JobKind:
+            self._running.labels(kind).set(running.get(kind, 0))
+        self._tasks_queued.set(queued)
+        self._agents.set(agents)
+
+    def set_totals(self, totals: Totals, *, unlocked: bool) -> None:
+        """What the catalog holds now."""
+        self._sessions.set(totals.sessions_open)
+        self._snapshots.set(totals.snapshots)
+        self._packs.set(totals.packs)
+        self._repository_bytes.set(totals.stored_bytes)
+        self._unlocked.set(1 if unlocked else 0)
+
+    def set_last_success(self, success: Mapping[tuple[str, str], float]) -> None:
+        """When each (node, volume) was last backed up wholly; volumes that are gone vanish."""
+        self._last_success.clear()
+        for (node, volume), timestamp in success.items():
+            self._last_success.labels(node, volume).set(timestamp)
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        with self._process.oneshot():
+            cpu = self._process.cpu_times()
+            self._cpu.set(cpu.user + cpu.system)
+            self._memory.set(self._process.memory_info().rss)
+            self._files.set(self._process.num_fds())
+            self._threads.set(self._process.num_threads())
+        return generate_latest(self.registry)

@@ -1,0 +1,213 @@
+"""The state of things, for people: volumes with their age and proof, totals, and a doctor."""
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+from typing import Final
+
+from coordinator.catalog import Catalog
+from coordinator.custody import Custody
+from coordinator.dispatch import Dispatcher
+from coordinator.errors import TidemarkError
+from coordinator.fleet import Fleet
+from coordinator.founding import Repository
+from coordinator.model import NANOSECONDS, Phase, Snapshot, Totals, Volume
+from repository.layout import CONFIG_NAME
+
+_KIT_EXPORTED: Final = "recovery_kit_exported"
+# Below this a backup may not find room for what it adds.
+_FREE_BYTES_MIN: Final = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeView:
+    """A volume and how well it is protected."""
+
+    volume: Volume
+    node: str
+    policy: str | None
+    head: Snapshot | None
+    last_completed_at: int | None
+    age_seconds: float | None
+    last_proof_at: int | None
+    last_phase: Phase | None
+    last_message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that the doctor looked at."""
+
+    name: str
+    ok: bool
+    message: str
+    hint: str = ""
+
+
+class Overview:
+    """Puts figures together."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        repository: Repository,
+        custody: Custody,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        *,
+        schedule_seconds: int | None,
+    ) -> None:
+        self._catalog = catalog
+        self.repository = repository
+        self._custody = custody
+        self.fleet = fleet
+        self._dispatcher = dispatcher
+        self._schedule_seconds = schedule_seconds
+
+    @property
+    def unlocked(self) -> bool:
+        """Whether custody is open."""
+        return self._custody.unlocked
+
+    async def totals(self) -> Totals:
+        """Figures of the whole."""
+        return await self._catalog.ledger.totals()
+
+    async def known_volumes(self) -> list[Volume]:
+        """All volumes ever seen."""
+        return await self._catalog.fleet.volumes()
+
+    async def volumes(self) -> list[VolumeView]:
+        """Volumes that an agent names, or that have snapshots."""
+        names = {node.node_id: node.name for node in await self._catalog.fleet.nodes()}
+        heads = await self._catalog.ledger.heads()
+        tasks = await self._catalog.jobs.last_backup_tasks()
+        now = self.fleet.now()
+        policy = None if self._schedule_seconds is None else "default"
+        views = []
+        for volume in await self._catalog.fleet.volumes():
+            head, completed, proof = heads.get(volume.volume_id, (None, None, None))
+            if head is None and not volume.present:
+                continue
+            task = tasks.get(volume.volume_id)
+            failure = None if task is None else task.failure
+            views.append(
+                VolumeView(
+                    volume=volume,
+                    node=names.get(volume.node_id, volume.node_id.hex()),
+                    policy=policy if volume.verdict == "protected" else None,
+                    head=head,
+                    last_completed_at=completed,
+                    age_seconds=None if completed is None else _seconds(now - completed),
+                    last_proof_at=proof,
+                    last_phase=None if task is None else task.phase,
+                    last_message="" if failure is None else failure.message,
+                )
+            )
+        return views
+
+    async def last_success(self) -> dict[tuple[str, str], float]:
+        """When each volume was last backed up wholly, in seconds since 1970."""
+        return {
+            (view.node, view.volume.name): _seconds(view.last_completed_at)
+            for view in await self.volumes()
+            if view.last_completed_at is not None
+        }
+
+    # ---- the recovery kit -----------------------------------------------------------------------
+
+    async def export_kit(self) -> str:
+        """The recovery kit; from now on it counts as exported."""
+        config = self.repository.config
+        kit = self._custody.recovery_kit(config.repository, config.signing_public)
+        await self._catalog.fleet.set_meta(_KIT_EXPORTED, b"1")
+        return kit
+
+    async def kit_exported(self) -> bool:
+        """Whether anybody ever asked for it."""
+        return await self._catalog.fleet.get_meta(_KIT_EXPORTED) is not None
+
+    # ---- the doctor -----------------------------------------------------------------------------
+
+    async def doctor(self) -> list[Check]:
+        """What is well and what is not."""
+        return [
+            await self._check_repository(),
+            await self._check_space(),
+            self._check_custody(),
+            await self._check_kit(),
+            await self._check_agents(),
+            await self._check_volumes(),
+        ]
+
+    async def _check_repository(self) -> Check:
+        try:
+            await self.repository.store.get(CONFIG_NAME)
+        except TidemarkError as error:
+            return Check("repository", ok=False, message=error.message, hint=error.hint)
+        return Check("repository", ok=True, message=f"{self.repository.location} answers")
+
+    async def _check_space(self) -> Check:
+        try:
+            usage = await asyncio.to_thread(shutil.disk_usage, self.repository.location)
+        except OSError as error:
+            return Check("space", ok=False, message=f"cannot tell: {error.strerror}")
+        message = f"{usage.free // 1024**2} MiB free"
+        return Check(
+            "space",
+            ok=usage.free >= _FREE_BYTES_MIN,
+            message=message,
+            hint="" if usage.free >= _FREE_BYTES_MIN else "free space on the repository's disk",
+        )
+
+    def _check_custody(self) -> Check:
+        if self._custody.unlocked:
+            return Check("custody", ok=True, message="the recovery secret is unlocked")
+        return Check(
+            "custody",
+            ok=False,
+            message="the recovery secret is locked: no restore, no verification of data",
+            hint="start the coordinator with the right --passphrase-file",
+        )
+
+    async def _check_kit(self) -> Check:
+        if await self.kit_exported():
+            return Check("recovery kit", ok=True, message="was exported")
+        return Check(
+            "recovery kit",
+            ok=False,
+            message="was never exported: if this machine is lost, so are all backups",
+            hint="tidemark repo recovery-kit, then keep it elsewhere",
+        )
+
+    async def _check_agents(self) -> Check:
+        connected = self._dispatcher.connected()
+        nodes = [node for node in await self._catalog.fleet.nodes() if not node.revoked]
+        away = [node.name for node in nodes if node.node_id not in connected]
+        if away or not nodes:
+            missing = ", ".join(away[:10]) if away else "no node has ever joined"
+            return Check(
+                "agents",
+                ok=False,
+                message=f"not connected: {missing}" if away else missing,
+                hint="start tidemark-agent there, or tidemark node token for a new one",
+            )
+        return Check("agents", ok=True, message=f"{len(nodes)} connected")
+
+    async def _check_volumes(self) -> Check:
+        views = [view for view in await self.volumes() if view.volume.present]
+        failed = [view for view in views if view.last_phase is Phase.FAILED]
+        unprotected = [view for view in views if view.volume.verdict == "unprotected"]
+        if not failed and not unprotected:
+            return Check("volumes", ok=True, message=f"{len(views)} known, none failing")
+        names = ", ".join(view.volume.name for view in [*failed, *unprotected][:10])
+        return Check(
+            "volumes",
+            ok=False,
+            message=f"failing or unprotected: {names}",
+            hint="see tidemark volume list and tidemark job list",
+        )
+
+
+def _seconds(nanoseconds: int) -> float:
+    return nanoseconds / NANOSECONDS

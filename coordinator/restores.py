@@ -1,0 +1,191 @@
+"""Grants: what an agent is given to restore one snapshot, and the bytes that it may fetch for it.
+
+A grant holds the keys of the packs that the snapshot's own volume wrote, and single frame keys of
+what others wrote and it shares; never the key of a session. All of them are wrapped by one random
+key, which is sealed to the agent's one-time key. A grant lives as long as its task runs.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from coordinator.catalog import Catalog, PackPlace
+from coordinator.custody import Custody, Random
+from coordinator.dispatch import Dispatcher
+from coordinator.errors import (
+    DamagedError,
+    ForbiddenError,
+    LockedError,
+    NotFoundError,
+    RejectedError,
+)
+from coordinator.founding import Repository
+from coordinator.model import Node, RestoreOrder, Snapshot, TaskId
+from repository.frames import FrameIdentity
+from repository.ids import PackNonce
+from repository.keys import KEY_BYTES, frame_key, seal, wrap
+from repository.layout import DATA_KEY_INFO, GRANT_INFO
+from repository.pack import FrameTable
+
+# What each wrapped key is bound to; agent/restore.py opens them with the same.
+READER_KEYS_CONTEXT: Final = b"reader keys"
+PACK_CONTEXT: Final = b"pack"
+FRAME_CONTEXT: Final = b"frame"
+
+# Packs whose keys are wrapped in one go in a thread.
+_BATCH: Final = 64
+# One message of the stream, and one read of the store.
+PIECE_BYTES: Final = 1024 * 1024
+_RANGES_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class GrantHeader:
+    """What a restore begins with."""
+
+    root: bytes
+    sealed_grant_key: bytes
+    wrapped_reader_keys: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PackGrant:
+    """All frames of a pack."""
+
+    pack_nonce: PackNonce
+    name: str
+    wrapped_pack_key: bytes
+    frame_table: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FrameGrant:
+    """One frame of a pack."""
+
+    pack_nonce: PackNonce
+    frame_number: int
+    name: str
+    wrapped_frame_key: bytes
+    offset: int
+    length: int
+
+
+GrantPart = GrantHeader | PackGrant | FrameGrant
+
+
+@dataclass(slots=True)
+class _Grant:
+    names: set[str] = field(default_factory=set)
+
+
+class Restores:
+    """Gives grants, and serves what they cover."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        repository: Repository,
+        custody: Custody,
+        dispatcher: Dispatcher,
+        *,
+        random: Random,
+    ) -> None:
+        self._catalog = catalog
+        self._repository = repository
+        self._custody = custody
+        self._dispatcher = dispatcher
+        self._random = random
+        self._grants: dict[TaskId, _Grant] = {}
+
+    async def open(
+        self, task_id: TaskId, node: Node, public_key: bytes
+    ) -> AsyncIterator[GrantPart]:
+        """The grant of a running restore task, piece by piece."""
+        snapshot = await self._snapshot(task_id, node)
+        grant_key = self._random(KEY_BYTES)
+        try:
+            sealed = seal(public_key, grant_key, GRANT_INFO)
+        except ValueError as error:
+            raise RejectedError("the one-time key of a restore is not an X25519 key") from error
+        if not self._custody.unlocked:
+            raise LockedError(
+                "custody of the recovery secret is locked, and a restore needs it",
+                hint="start the coordinator with the right --passphrase-file",
+            )
+        self._forget_ended()
+        grant = _Grant()
+        self._grants[task_id] = grant
+        reader_keys = wrap(grant_key, self._repository.reader_keys(), READER_KEYS_CONTEXT)
+        yield GrantHeader(snapshot.root_object, sealed, reader_keys)
+        needed = await self._catalog.ledger.references(snapshot)
+        for nonces in _batches(list(needed)):
+            places = await self._catalog.ledger.places(nonces)
+            for nonce in nonces:
+                if nonce not in places:
+                    raise DamagedError(
+                        f"no pack holds the frames of {nonce.hex()}, which the snapshot needs",
+                        hint="run tidemark verify to see what it affects",
+                    )
+                grant.names.add(places[nonce].name)
+            for part in await asyncio.to_thread(
+                self._wrap, grant_key, snapshot, [(places[each], needed[each]) for each in nonces]
+            ):
+                yield part
+
+    def _wrap(
+        self,
+        grant_key: bytes,
+        snapshot: Snapshot,
+        wanted: Sequence[tuple[PackPlace, list[int]]],
+    ) -> list[GrantPart]:
+        parts: list[GrantPart] = []
+        for place, frames in wanted:
+            nonce = place.origin.pack_nonce
+            key = self._custody.pack_key(place.origin.sealed_data_key, nonce, DATA_KEY_INFO)
+            if place.origin.volume_id == snapshot.volume_id:
+                wrapped = wrap(grant_key, key, PACK_CONTEXT + nonce)
+                parts.append(PackGrant(nonce, place.name, wrapped, place.frame_table))
+                continue
+            table = FrameTable.decode(place.frame_table)
+            for frame in frames:
+                found = table.find(FrameIdentity(nonce, frame))
+                if found is None:
+                    raise DamagedError(f"pack {place.name} does not hold frame {frame}")
+                context = FRAME_CONTEXT + nonce + frame.to_bytes(4, "big")
+                wrapped = wrap(grant_key, frame_key(key, frame), context)
+                parts.append(FrameGrant(nonce, frame, place.name, wrapped, *found))
+        return parts
+
+    async def _snapshot(self, task_id: TaskId, node: Node) -> Snapshot:
+        task = self._dispatcher.running_task(task_id, node.node_id)
+        if not isinstance(task.order, RestoreOrder):
+            raise RejectedError("only a restore is given keys")
+        snapshot = await self._catalog.ledger.snapshot(task.order.snapshot_id)
+        if snapshot is None:
+            raise NotFoundError(f"there is no snapshot {task.order.snapshot_id}")
+        return snapshot
+
+    async def read(
+        self, task_id: TaskId, node: Node, name: str, ranges: Sequence[tuple[int, int]]
+    ) -> AsyncIterator[bytes]:
+        """Ranges of one pack of the task's grant, in the order asked for."""
+        self._dispatcher.running_task(task_id, node.node_id)
+        grant = self._grants.get(task_id)
+        if grant is None or name not in grant.names:
+            raise ForbiddenError(f"the grant of this restore does not cover {name}")
+        if len(ranges) > _RANGES_MAX:
+            raise RejectedError("too many ranges in one request")
+        for offset, length in ranges:
+            for begin in range(offset, offset + length, PIECE_BYTES):
+                size = min(PIECE_BYTES, offset + length - begin)
+                yield await self._repository.store.get_range(name, begin, size)
+
+    def _forget_ended(self) -> None:
+        running = {task.task_id for job in self._dispatcher.running() for task in job.tasks}
+        for task_id in set(self._grants) - running:
+            del self._grants[task_id]
+
+
+def _batches(nonces: list[PackNonce]) -> list[list[PackNonce]]:
+    return [nonces[start : start + _BATCH] for start in range(0, len(nonces), _BATCH)]

@@ -1,0 +1,70 @@
+"""The loop around coordinator/schedule.py: asks for what is due, and tidies up now and then."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from coordinator import schedule
+from coordinator.catalog import Catalog
+from coordinator.dispatch import Clock, Dispatcher
+from coordinator.errors import TidemarkError
+from coordinator.model import NANOSECONDS, Origin
+from coordinator.sessions import Sessions
+
+log = structlog.get_logger()
+
+# New volumes appear, and an interrupted commit waits for its store, no longer than this.
+_LOOK_SECONDS: Final = 30.0
+_PAUSE_SECONDS: Final = 1.0
+
+
+class Scheduler:
+    """Runs as long as the server."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        dispatcher: Dispatcher,
+        sessions: Sessions,
+        *,
+        clock: Clock,
+        every_seconds: int | None,
+    ) -> None:
+        self._catalog = catalog
+        self._dispatcher = dispatcher
+        self._sessions = sessions
+        self._clock = clock
+        self._every_ns = None if every_seconds is None else every_seconds * NANOSECONDS
+
+    async def run(self) -> None:
+        """Never returns; a failed round is told and tried again."""
+        while True:
+            try:
+                pause = await self.look()
+            except TidemarkError as error:
+                log.error("scheduling failed", reason=error.message, hint=error.hint)  # noqa: TRY400
+                pause = _LOOK_SECONDS
+            await asyncio.sleep(pause)
+
+    async def look(self) -> float:
+        """One round; how many seconds until the next."""
+        await self._sessions.recover()
+        if self._every_ns is None:
+            return _LOOK_SECONDS
+        now = self._clock()
+        volumes = await self._catalog.fleet.volumes()
+        busy = self._dispatcher.busy_volumes()
+        due = schedule.due(volumes, busy=busy, interval_ns=self._every_ns, now=now)
+        if due:
+            # Marked first: a crash in between costs one run, the other order could storm.
+            await self._catalog.fleet.mark_scheduled([each.volume_id for each in due], now)
+            for volume in due:
+                await self._dispatcher.create_backup([volume], Origin.SCHEDULE)
+        waiting = [
+            schedule.due_at(volume, self._every_ns)
+            for volume in volumes
+            if volume.present and volume not in due
+        ]
+        seconds = (min(waiting, default=now) - now) / NANOSECONDS
+        return min(_LOOK_SECONDS, max(_PAUSE_SECONDS, seconds)) if waiting else _LOOK_SECONDS

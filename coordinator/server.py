@@ -1,0 +1,292 @@
+"""The composition root: what the coordinator is made of, how it starts, serves and drains."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from secrets import token_bytes
+from typing import Final, NoReturn
+
+import grpc
+import grpc.aio
+import structlog
+
+from coordinator.api.admin import AdminParts, AdminService
+from coordinator.api.agent import AgentParts, AgentService
+from coordinator.api.authorise import Gate
+from coordinator.api.guard import guard
+from coordinator.browse import Browser
+from coordinator.catalog import Catalog, open_catalog
+from coordinator.config import Address, Config, read_passphrase
+from coordinator.custody import Custody, LockedCustody, Random, create_custody, open_custody
+from coordinator.dispatch import Clock, Dispatcher, Limits
+from coordinator.enrolment import Authority, open_authority
+from coordinator.errors import TidemarkError
+from coordinator.fleet import Fleet
+from coordinator.founding import Repository, is_founded, open_repository
+from coordinator.http import HttpServer
+from coordinator.intake import Intake
+from coordinator.metrics import Metrics
+from coordinator.orders import Orders
+from coordinator.overview import Overview
+from coordinator.process import DataLock
+from coordinator.reading import Workers
+from coordinator.restores import Restores
+from coordinator.scheduler import Scheduler
+from coordinator.selection import Selection
+from coordinator.sessions import Sessions
+from coordinator.vault import write_secret
+from coordinator.verify import Verifier
+from proto.tidemark.v1 import admin_pb2_grpc, agent_pb2_grpc
+
+log = structlog.get_logger()
+
+# Packs and files travel in pieces of 1 MiB; nothing larger is ever sent.
+_MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+# What is under way when SIGTERM comes may go on for so long; children of `up` must end within 5 s.
+_DRAIN_SECONDS: Final = 2.0
+_PASSPHRASE_BYTES: Final = 32
+_INCARNATION: Final = "incarnation"
+
+_OPTIONS: Final = [
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+    # Two coordinators must never share a port unnoticed.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that serves, put together."""
+
+    agent: AgentService
+    admin: AdminService
+    dispatcher: Dispatcher
+    sessions: Sessions
+    verifier: Verifier
+    scheduler: Scheduler
+    http: HttpServer
+
+
+class _Stopping(Exception):  # noqa: N818 - not an error: the way out of the task group
+    """SIGTERM or SIGINT came."""
+
+
+async def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    lock = DataLock(config.data)
+    try:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await serve(config, stop, clock=time.time_ns, random=token_bytes)
+    finally:
+        lock.close()
+
+
+async def serve(
+    config: Config,
+    stop: asyncio.Event,
+    *,
+    clock: Clock,
+    random: Random,
+    limits: Limits | None = None,
+) -> None:
+    """Open everything, serve until told to stop, close everything in reverse."""
+    now = clock()
+    custody = await asyncio.to_thread(_open_custody, config, random)
+    repository = await open_repository(
+        config.repository, config.data / "keys", custody, random=random, now=now
+    )
+    authority = open_authority(config.data, now)
+    catalog = await open_catalog(config.data / "catalog.db")
+    workers = Workers()
+    try:
+        await _begin_incarnation(catalog)
+        services = _compose(
+            config,
+            catalog,
+            repository,
+            custody,
+            authority,
+            workers,
+            clock=clock,
+            random=random,
+            limits=limits,
+        )
+        await services.sessions.recover()
+        await services.dispatcher.recover()
+        await _serve_until(stop, config, services, authority, now)
+    finally:
+        workers.close()
+        await catalog.close()
+
+
+async def _serve_until(
+    stop: asyncio.Event, config: Config, services: Services, authority: Authority, now: int
+) -> None:
+    server = grpc.aio.server(options=_OPTIONS)
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(services.agent, server)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(services.admin, server)
+    port = _listen(server, config.listen, authority, now)
+    try:
+        async with asyncio.TaskGroup() as group:
+            services.dispatcher.begin(group, services.verifier.verify)
+            http_port = await services.http.open(config.http)
+            await server.start()
+            group.create_task(services.scheduler.run(), name="scheduler")
+            grpc_address = Address(_reachable(config.listen.host), port)
+            http_address = Address(_reachable(config.http.host), http_port)
+            _announce(config.data, grpc_address, http_address, authority, now)
+            log.info("serving", grpc=str(grpc_address), http=str(http_address))
+            await _stopped(stop, services.dispatcher)
+    except* _Stopping:
+        pass
+    finally:
+        await server.stop(_DRAIN_SECONDS)
+        await services.http.close()
+
+
+async def _stopped(stop: asyncio.Event, dispatcher: Dispatcher) -> NoReturn:
+    """Raises when it is time to go: the one exception that ends a task group as a whole."""
+    await stop.wait()
+    log.info("stopping")
+    dispatcher.end()
+    raise _Stopping
+
+
+def _compose(  # noqa: PLR0913 - this is where everything meets
+    config: Config,
+    catalog: Catalog,
+    repository: Repository,
+    custody: Custody,
+    authority: Authority,
+    workers: Workers,
+    *,
+    clock: Clock,
+    random: Random,
+    limits: Limits | None,
+) -> Services:
+    product_version = version("tidemark-backup")
+    metrics = Metrics(product_version)
+    dispatcher = Dispatcher(catalog, metrics, clock=clock, random=random, limits=limits)
+    sessions = Sessions(catalog, repository, dispatcher, clock=clock, random=random, incarnation=1)
+    fleet = Fleet(catalog, repository, authority, dispatcher, clock=clock, random=random)
+    selection = Selection(catalog)
+    overview = Overview(
+        catalog,
+        repository,
+        custody,
+        fleet,
+        dispatcher,
+        schedule_seconds=config.every_seconds,
+    )
+    gate = Gate(catalog)
+    agent = AgentService(
+        AgentParts(
+            fleet=fleet,
+            dispatcher=dispatcher,
+            sessions=sessions,
+            intake=Intake(catalog, repository, custody, sessions, metrics, clock=clock),
+            restores=Restores(catalog, repository, custody, dispatcher, random=random),
+            version=product_version,
+        ),
+        gate,
+    )
+    admin = AdminService(
+        AdminParts(
+            dispatcher=dispatcher,
+            orders=Orders(dispatcher, selection),
+            overview=overview,
+            selection=selection,
+            browser=Browser(catalog, repository, custody, workers),
+            version=product_version,
+            schedule_seconds=config.every_seconds,
+        )
+    )
+    return Services(
+        agent=guard(agent, "tidemark.v1.AgentService", gate),
+        admin=guard(admin, "tidemark.v1.AdminService", gate),
+        dispatcher=dispatcher,
+        sessions=sessions,
+        verifier=Verifier(catalog, repository, custody, workers, clock=clock),
+        scheduler=Scheduler(
+            catalog, dispatcher, sessions, clock=clock, every_seconds=config.every_seconds
+        ),
+        http=HttpServer(metrics, overview, dispatcher, custody),
+    )
+
+
+def _open_custody(config: Config, random: Random) -> Custody:
+    """Custody as far as it opens. A wrong passphrase locks it; it does not stop backups."""
+    path = config.data / "custody"
+    generated = config.data / "custody.passphrase"
+    if not path.exists():
+        if is_founded(config.data / "keys"):
+            return LockedCustody(f"the custody file {path} is missing")
+        if config.passphrase_file is not None:
+            passphrase = read_passphrase(config.passphrase_file)
+        else:
+            passphrase = random(_PASSPHRASE_BYTES).hex().encode()
+            write_secret(generated, passphrase + b"\n")
+        return create_custody(path, passphrase, random)
+    try:
+        passphrase = read_passphrase(config.passphrase_file or generated)
+        return open_custody(path, passphrase)
+    except TidemarkError as error:
+        log.warning("custody is locked", reason=error.message, hint=error.hint)
+        return LockedCustody(f"custody of the recovery secret is locked: {error.message}")
+
+
+async def _begin_incarnation(catalog: Catalog) -> None:
+    """The first incarnation of this catalog; a rebuild will begin the next."""
+    if await catalog.fleet.get_meta(_INCARNATION) is None:
+        await catalog.fleet.set_meta(_INCARNATION, b"1")
+
+
+def _listen(server: grpc.aio.Server, address: Address, authority: Authority, now: int) -> int:
+    """MTLS only, with certificates of our own authority required from everybody."""
+    pair = authority.server(address.host, now)
+    credentials = grpc.ssl_server_credentials(
+        [(pair.private_key, pair.certificate)],
+        root_certificates=authority.certificate,
+        require_client_auth=True,
+    )
+    try:
+        port: int = server.add_secure_port(str(address), credentials)
+    except RuntimeError as error:
+        raise TidemarkError(
+            f"cannot listen on {address}: the port is in use or not ours",
+            hint="stop what listens there, or choose another --listen",
+        ) from error
+    return port
+
+
+def _reachable(host: str) -> str:
+    """Where a process on this machine reaches what listens on this host."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+
+
+def _announce(
+    data: Path, grpc_address: Address, http_address: Address, authority: Authority, now: int
+) -> None:
+    """Tell `up` and scripts of this machine where we serve; written once we do."""
+    admin = authority.admin("local", now)
+    context = {
+        "address": str(grpc_address),
+        "ca": authority.certificate.decode(),
+        "certificate": admin.certificate.decode(),
+        "key": admin.private_key.decode(),
+    }
+    write_secret(data / "admin.context", json.dumps(context, indent=1).encode())
+    endpoints = {"grpc": str(grpc_address), "http": str(http_address), "pid": os.getpid()}
+    write_secret(data / "endpoints.json", json.dumps(endpoints).encode())

@@ -1,0 +1,327 @@
+"""Sessions: one backup's right to write, from its first pack to its countersigned root.
+
+A session writes while it is open and carries the newest fencing token of its volume. What it
+uploads is checked on the way in; what it commits is checked against what was found, in two steps:
+
+    T1   fencing, references, sequence and time; the row pins the packs      catalog.begin_commit
+         refs object, then the countersigned root, the last object written   store
+    T2   the snapshot exists                                                 catalog.finish_commit
+
+Whatever breaks in between is settled by reading the store: if the root is there, the snapshot is.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from coordinator.catalog import Catalog, CommitPlan
+from coordinator.custody import Random
+from coordinator.dispatch import Clock, Dispatcher
+from coordinator.errors import (
+    BusyError,
+    DamagedError,
+    FencedError,
+    ObjectExistsError,
+    ObjectMissingError,
+    RejectedError,
+    StoreError,
+)
+from coordinator.founding import Repository
+from coordinator.model import (
+    BackupOrder,
+    BackupStatistics,
+    FrameReference,
+    Node,
+    Phase,
+    Session,
+    SessionState,
+    Snapshot,
+    SnapshotHex,
+    TaskId,
+)
+from repository.ids import ID_BYTES, SessionId, VolumeId
+from repository.layout import refs_name, root_name
+from repository.refs import REFS_BYTES_MAX, Refs, decode_refs, refs_hash
+from repository.snapshot import (
+    Countersigning,
+    RootBody,
+    Verdict,
+    check_countersigned,
+    check_signed_root,
+    countersign,
+    root_hash,
+    snapshot_id,
+)
+
+log = structlog.get_logger()
+
+_AGAIN: Final = "the next backup of this volume begins anew"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """What an agent needs to write."""
+
+    session: Session
+    writer_keys: bytes
+    head_root: bytes
+    head_sequence: int
+    lease_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """A session's last word."""
+
+    session_id: SessionId
+    fencing_token: int
+    signed_root: bytes
+    statistics: BackupStatistics
+    refs_object: bytes
+
+
+class Sessions:
+    """Opens and commits."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        repository: Repository,
+        dispatcher: Dispatcher,
+        *,
+        clock: Clock,
+        random: Random,
+        incarnation: int,
+    ) -> None:
+        self._catalog = catalog
+        self._repository = repository
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._random = random
+        self._incarnation = incarnation
+        # One commit after the other: T1 to T2 of a volume must not be mixed with settling it.
+        self._committing = asyncio.Lock()
+
+    async def open(self, task_id: TaskId, node: Node, sealed_data_key: bytes) -> OpenedSession:
+        """Begin the right to write the snapshot of a running backup task."""
+        task = self._dispatcher.running_task(task_id, node.node_id)
+        if not isinstance(task.order, BackupOrder):
+            raise RejectedError("only a backup writes")
+        async with self._committing:
+            await self._settle_all(task.order.volume_id)
+        if await self._catalog.ledger.snapshot_of_task(task_id) is not None:
+            raise FencedError("this task has committed its snapshot already", hint=_AGAIN)
+        session = await self._catalog.ledger.open_session(
+            Session(
+                session_id=SessionId(self._random(ID_BYTES)),
+                task_id=task_id,
+                volume_id=task.order.volume_id,
+                node_id=node.node_id,
+                fencing_token=0,
+                sealed_data_key=sealed_data_key,
+                opened_at=self._clock(),
+            )
+        )
+        head = await self._catalog.ledger.head(task.order.volume_id)
+        return OpenedSession(
+            session=session,
+            writer_keys=self._repository.writer_keys(),
+            head_root=b"" if head is None else head.root_object,
+            head_sequence=0 if head is None else head.sequence,
+            lease_seconds=max(1, round(self._dispatcher.limits.grace_seconds)),
+        )
+
+    async def writing(self, session_id: SessionId, fencing_token: int, node: Node) -> Session:
+        """The session, if this node may write with it now; FencedError."""
+        session = await self._catalog.ledger.session(session_id)
+        if (
+            session is None
+            or session.node_id != node.node_id
+            or session.fencing_token != fencing_token
+            or session.state is not SessionState.OPEN
+        ):
+            raise FencedError("this session may not write any more", hint=_AGAIN)
+        return session
+
+    async def commit(self, request: CommitRequest, node: Node) -> Snapshot:
+        """Make the snapshot, or say why not. Asked twice for a session, the answer is the same."""
+        async with self._committing:
+            if (done := await self._answered(request, node)) is not None:
+                return done
+            session = await self.writing(request.session_id, request.fencing_token, node)
+            self._dispatcher.running_task(session.task_id, node.node_id)
+            plan, refs = await self._plan(request, session, node)
+            pinned = await self._catalog.ledger.begin_commit(plan)
+            snapshot = await self._write(pinned, request.refs_object, refs)
+        await self._dispatcher.committed(session.task_id, snapshot)
+        return snapshot
+
+    async def _answered(self, request: CommitRequest, node: Node) -> Snapshot | None:
+        """What the session has committed already, if its answer was lost."""
+        existing = await self._catalog.ledger.snapshot_of_session(request.session_id)
+        if existing is None or existing.node_id != node.node_id:
+            return None
+        if existing.signed_root != request.signed_root:
+            raise FencedError("this session has committed another root", hint=_AGAIN)
+        if not existing.settled:
+            await self._settle_all(existing.volume_id)
+            existing = await self._catalog.ledger.snapshot_of_session(request.session_id)
+        return existing
+
+    async def _plan(
+        self, request: CommitRequest, session: Session, node: Node
+    ) -> tuple[CommitPlan, Refs]:
+        """Everything that can be told from the request alone is checked here."""
+        if len(request.refs_object) > REFS_BYTES_MAX:
+            raise RejectedError("the refs are larger than refs may be")
+        head = await self._catalog.ledger.head(session.volume_id)
+        refs, body = await asyncio.to_thread(
+            _checked, request, node.signing_public_key, self._repository, session
+        )
+        parent = b"" if head is None else root_hash(head.root_object)
+        if body.parent != parent:
+            raise FencedError("the volume has a newer snapshot than this one knows", hint=_AGAIN)
+        references = [
+            FrameReference(identity.nonce, identity.number, live_bytes)
+            for identity, live_bytes in refs.live().items()
+        ]
+        statistics = request.statistics
+        whole = not body.errors_total and not statistics.errors_total
+        plan = CommitPlan(
+            session_id=session.session_id,
+            fencing_token=session.fencing_token,
+            snapshot_id=SnapshotHex(snapshot_id(request.signed_root).hex()),
+            head_sequence=0 if head is None else head.sequence,
+            phase=Phase.COMPLETED if whole else Phase.PARTIALLY_FAILED,
+            signed_root=request.signed_root,
+            refs_object=request.refs_object,
+            references=references,
+            statistics=statistics,
+            total_files=body.total_files,
+            total_bytes=body.total_bytes,
+            now=self._clock(),
+        )
+        return plan, refs
+
+    async def _write(self, pinned: Snapshot, refs_object: bytes, refs: Refs) -> Snapshot:
+        """Between T1 and T2. A failed write leaves no snapshot, unless the root turns out there."""
+        try:
+            await self._put_once(refs_name(pinned.volume_id, pinned.sequence), refs_object)
+            root = self._countersigned(pinned)
+            await self._put_once(root_name(pinned.volume_id, pinned.sequence), root)
+        except StoreError:
+            await self._settle(pinned, refs_object)
+            settled = await self._catalog.ledger.snapshot_of_session(pinned.session_id)
+            if settled is None or not settled.settled:
+                raise
+            return settled
+        return await self._finish(pinned, root, refs)
+
+    def _countersigned(self, pinned: Snapshot) -> bytes:
+        completed = pinned.phase is Phase.COMPLETED
+        addition = Countersigning(
+            sequence=pinned.sequence,
+            committed_ns=pinned.committed_at,
+            incarnation=self._incarnation,
+            verdict=Verdict.COMPLETED if completed else Verdict.PARTIALLY_FAILED,
+        )
+        return countersign(pinned.signed_root, addition, self._repository.signing)
+
+    async def _put_once(self, name: str, content: bytes) -> None:
+        try:
+            await self._repository.store.put(name, content)
+        except ObjectExistsError:
+            if await self._repository.store.get(name) != content:
+                raise
+
+    async def _finish(self, pinned: Snapshot, root: bytes, refs: Refs) -> Snapshot:
+        references = [
+            FrameReference(identity.nonce, identity.number, live_bytes)
+            for identity, live_bytes in refs.live().items()
+        ]
+        await self._catalog.ledger.finish_commit(
+            pinned.snapshot_id, root, references, base=refs.base
+        )
+        snapshot = await self._catalog.ledger.snapshot(SnapshotHex(pinned.snapshot_id))
+        assert snapshot is not None
+        log.info(
+            "snapshot committed",
+            snapshot_id=snapshot.snapshot_id,
+            volume=snapshot.volume,
+            sequence=snapshot.sequence,
+            phase=snapshot.phase,
+        )
+        return snapshot
+
+    # ---- settling what was interrupted ----------------------------------------------------------
+
+    async def recover(self) -> None:
+        """After a start, or when the store is back: settle every commit that was interrupted."""
+        async with self._committing:
+            for pinned, refs_object in await self._catalog.ledger.unsettled():
+                try:
+                    await self._settle(pinned, refs_object)
+                except DamagedError as error:
+                    # Stays pinned, and its volume refuses new sessions; the rest must start.
+                    log.error("commit not settled", reason=error.message)  # noqa: TRY400
+
+    async def _settle_all(self, volume_id: VolumeId) -> None:
+        for pinned, refs_object in await self._catalog.ledger.unsettled():
+            if pinned.volume_id == volume_id:
+                await self._settle(pinned, refs_object)
+                if await self._is_unsettled(pinned):
+                    raise BusyError(
+                        "an interrupted commit of this volume cannot be settled: "
+                        "the repository does not answer",
+                        hint="check the repository's disk; it is settled by the next try",
+                    )
+
+    async def _is_unsettled(self, pinned: Snapshot) -> bool:
+        found = await self._catalog.ledger.snapshot_of_session(pinned.session_id)
+        return found is not None and not found.settled
+
+    async def _settle(self, pinned: Snapshot, refs_object: bytes) -> None:
+        """The store decides. If it does not answer, the commit stays pinned and undecided."""
+        name = root_name(pinned.volume_id, pinned.sequence)
+        try:
+            root = await self._repository.store.get(name)
+        except ObjectMissingError:
+            # The last object of the commit is known to be missing: nothing was promised.
+            await self._catalog.ledger.abandon_commit(pinned.snapshot_id)
+            log.warning("interrupted commit abandoned", snapshot_id=pinned.snapshot_id)
+            return
+        except StoreError as error:
+            log.error("interrupted commit not settled", reason=error.message)  # noqa: TRY400
+            return
+        checked = check_countersigned(root, self._repository.signing.public)
+        if checked.id.hex() != pinned.snapshot_id:
+            raise DamagedError(
+                f"{name} is not the root that was written there",
+                hint="somebody else writes to this repository; stop it, then run tidemark verify",
+            )
+        await self._finish(pinned, root, decode_refs(refs_object))
+
+
+def _checked(
+    request: CommitRequest, node_public: bytes, repository: Repository, session: Session
+) -> tuple[Refs, RootBody]:
+    """Refs and body of a commit; RejectedError where they do not belong to it."""
+    try:
+        body = check_signed_root(request.signed_root, node_public)
+        refs = decode_refs(request.refs_object)
+    except DamagedError as error:
+        raise RejectedError(f"the commit does not check out: {error.message}") from error
+    if refs_hash(request.refs_object) != body.refs_hash:
+        raise RejectedError("the refs are not those that the root was signed with")
+    claimed = (body.repository, body.volume, body.node, body.session)
+    actual = (
+        repository.config.repository,
+        session.volume_id,
+        session.node_id,
+        session.session_id,
+    )
+    if claimed != actual:
+        raise RejectedError("the root was signed for another volume, node or session")
+    return refs, body
