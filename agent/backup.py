@@ -146,7 +146,8 @@ class _Backup:
             head = None  # not the last one that the coordinator knows
         while True:
             self.statistics = BackupStatistics()
-            self._storer = Storer(tree, packs, known, keys, services.workers, services.clock.now_ns)
+            now_ns = services.clock.now_ns
+            self._storer = Storer(tree, packs, known, keys, services.workers, now_ns)
             metadata = MetadataWriter(packs, known, keys.ids)
             maker = Maker(
                 volume_id, services.state, services.workers, self._storer, metadata, self.statistics

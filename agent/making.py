@@ -92,6 +92,7 @@ class Maker:
         self._workers = workers
         self._storer = storer
         self._metadata = metadata
+        self._turn = storer.turn
         self._usage = Usage()
         self._statistics = statistics
         self._kept_files = 0
@@ -113,7 +114,8 @@ class Maker:
         root = None if head is None else decode_pointer(head.manifest)
         walk = sweep(tree, self._old_entries(root), excludes=excludes, is_canceled=is_canceled)
         edits = self._edits(walk, is_canceled, on_progress)
-        edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
+        with self._turn.taken():
+            edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
         assert edited.root is not None, "a volume's own entry is always there"
         self._metadata.flush()
         return self._made(edited, edited.root, base=root is None)
@@ -188,12 +190,16 @@ class Maker:
                 yield self._begin(group)
                 group = _Group()
             if large:
-                yield self._storer.save_large(item, self._put_list)
+                yield self._save_large(item)
             else:
                 group.found.append(item)
                 group.bytes += item.stat.st_size
         if group.found or group.removed:
             yield self._begin(group)
+
+    def _save_large(self, found: Found) -> PendingFile:
+        with self._turn.let_go():
+            return self._storer.save_large(found, self._put_list)
 
     def _begin(self, group: _Group) -> _Group:
         if group.found:
@@ -209,15 +215,20 @@ class Maker:
 
     def _settle(self, work: _Group | PendingFile) -> Iterator[Edit]:
         if isinstance(work, PendingFile):
-            yield from self._settle_one(work.result())
+            with self._turn.let_go():
+                pending = work.result()
+            yield from self._settle_one(pending)
             return
-        saved = [] if work.future is None else work.future.result()
+        with self._turn.let_go():
+            saved = [] if work.future is None else work.future.result()
         parts: list[Sequence[Saved | Found | Removed]] = [saved, work.removed]
         for item in heapq.merge(*parts, key=_key):
             if isinstance(item, Removed):
                 yield from self._remove(item.key, item.old)
             elif isinstance(item, Found):  # it was small when the walk saw it
-                yield from self._settle_one(self._storer.save_large(item, self._put_list).result())
+                with self._turn.let_go():
+                    grown = self._storer.save_large(item, self._put_list).result()
+                yield from self._settle_one(grown)
             else:
                 yield from self._settle_one(item)
 

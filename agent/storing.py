@@ -21,6 +21,7 @@ from agent.known import KnownChunks
 from agent.packing import Packs
 from agent.reading import LargeFile, VanishedError, is_settled, meaning_of, read_small
 from agent.sweep import Found, entry_type
+from agent.turn import Turn
 from repository.chunking import (
     BLOCK_BYTES,
     CHUNK_BYTES_MAX,
@@ -111,6 +112,7 @@ class Storer:
         self._local = threading.local()
         self._groups = threading.BoundedSemaphore(_GROUPS_IN_FLIGHT)
         self._window = memoryview(bytearray(_WINDOW_BYTES))
+        self.turn = Turn()
         self.counters = Counters()
 
     def _encoder(self) -> FrameEncoder:
@@ -127,20 +129,22 @@ class Storer:
         chunks: dict[ChunkId, bytes | memoryview] = {}
         pending: list[tuple[int, list[PlainChunk], ChunkClass]] = []
         read = 0
-        for found in batch:
-            try:
-                outcome = self._read_one(found)
-            except VanishedError:
-                outcome = Saved(found.key, found.old, None)
-            except SourceError as error:
-                outcome = _unread(found, error)
-            if isinstance(outcome, _Read):
-                read += outcome.bytes_read
-                pending.append((len(saved), outcome.chunks, outcome.chunking))
-                chunks.update(outcome.chunks)
-                outcome = outcome.saved
-            saved.append(outcome)
-        places = self._store(chunks, RAW_BYTES_TARGET)
+        with self.turn.taken():
+            for found in batch:
+                try:
+                    outcome = self._read_one(found)
+                except VanishedError:
+                    outcome = Saved(found.key, found.old, None)
+                except SourceError as error:
+                    outcome = _unread(found, error)
+                if isinstance(outcome, _Read):
+                    read += outcome.bytes_read
+                    pending.append((len(saved), outcome.chunks, outcome.chunking))
+                    chunks.update(outcome.chunks)
+                    outcome = outcome.saved
+                saved.append(outcome)
+            places = self._known.find(list(chunks))
+        self._store(chunks, places, RAW_BYTES_TARGET)
         for index, cut, chunking in pending:
             saved[index] = _with_content(saved[index], cut, chunking, places)
         self.counters.add(read=read)
@@ -162,8 +166,9 @@ class Storer:
         saved = Saved(found.key, found.old, entry)
         if not data:
             return saved
-        chunking = classify(path_of(found.key), len(data), b"", _class_of(found.old))
-        pieces = _pieces(data) if chunking is ChunkClass.PAGED else [data]
+        paged = _class_of(found.old) is ChunkClass.PAGED
+        chunking = ChunkClass.PAGED if paged else ChunkClass.SMALL
+        pieces = _pieces(data) if paged else [data]
         cut = [PlainChunk(self._ids.chunk_id(ObjectType.DATA, piece), piece) for piece in pieces]
         return _Read(saved, cut, chunking, content.bytes_read)
 
@@ -265,18 +270,19 @@ class Storer:
 
     def _store_group(self, group: Sequence[bytes], frame_bytes: int) -> list[Extent]:
         chunks = [PlainChunk(self._ids.chunk_id(ObjectType.DATA, data), data) for data in group]
-        places = self._store(dict(chunks), frame_bytes)
+        places = self._known.find([chunk.id for chunk in chunks])
+        self._store(dict(chunks), places, frame_bytes)
         return [Extent.at(chunk.id, places[chunk.id]) for chunk in chunks]
 
     # Chunks into frames.
 
     def _store(
-        self, chunks: Mapping[ChunkId, bytes | memoryview], frame_bytes: int
-    ) -> dict[bytes, Location]:
-        """Where each chunk lies, after the unknown ones were put into frames."""
-        if not chunks:
-            return {}
-        places = self._known.find(list(chunks))
+        self,
+        chunks: Mapping[ChunkId, bytes | memoryview],
+        places: dict[bytes, Location],
+        frame_bytes: int,
+    ) -> None:
+        """Put the chunks that have no place yet into frames, and add their places."""
         frame: list[PlainChunk] = []
         raw_bytes = 0
         for chunk_id, data in chunks.items():
@@ -289,7 +295,6 @@ class Storer:
             raw_bytes += len(data)
         if frame:
             places.update(self._store_frame(frame, raw_bytes))
-        return places
 
     def _store_frame(
         self, frame: Sequence[PlainChunk], raw_bytes: int
