@@ -59,12 +59,13 @@ class ContentCutter:
     """FastCDC with a gear table keyed by the repository. Not for two threads at once."""
 
     def __init__(self, secret: bytes) -> None:
-        """`secret`: the repository's chunker key; its first 64 bits re-key the gear table."""
+        """`secret`: the repository's chunker key; its first 63 bits re-key the gear table."""
         self._cutter = FastCDC(
             avg_size=CHUNK_BYTES_AVERAGE,
             min_size=CHUNK_BYTES_MIN,
             max_size=CHUNK_BYTES_MAX,
-            seed=int.from_bytes(secret[:8], "big") | 1,
+            # 63 bits, since pyfastcdc refuses a seed with the 64th set.
+            seed=int.from_bytes(secret[:8], "big") >> 1 | 1,
         )
 
     def cut(self, window: memoryview, *, last: bool) -> Iterator[int]:
