@@ -71,8 +71,12 @@ class Custody(Protocol):
         """Open the object of the repository's keys. LockedError, WrongKeyError."""
         ...
 
-    def pack_key(self, sealed_data_key: bytes, nonce: PackNonce, info: bytes) -> PackKey:
+    def pack_key(self, sealed_data_key: bytes, nonce: PackNonce) -> PackKey:
         """The key of one pack of a session. LockedError, WrongKeyError."""
+        ...
+
+    def serve(self, repository: RepositoryId) -> None:
+        """From now on open what was sealed for this repository."""
         ...
 
     def recovery_kit(self, repository: RepositoryId, signing_public: bytes) -> str:
@@ -107,8 +111,12 @@ class LockedCustody(Custody):
         raise self._locked()
 
     @override
-    def pack_key(self, sealed_data_key: bytes, nonce: PackNonce, info: bytes) -> PackKey:
+    def pack_key(self, sealed_data_key: bytes, nonce: PackNonce) -> PackKey:
         raise self._locked()
+
+    @override
+    def serve(self, repository: RepositoryId) -> None:
+        return
 
     @override
     def recovery_kit(self, repository: RepositoryId, signing_public: bytes) -> str:
@@ -120,6 +128,7 @@ class OpenCustody(Custody):
 
     def __init__(self, secret: RecoverySecret) -> None:
         self._secret = secret
+        self._data_key_info = DATA_KEY_INFO
         self._unsealing = secret.unsealing_key()
         self._data_keys: OrderedDict[bytes, bytes] = OrderedDict()
 
@@ -145,16 +154,20 @@ class OpenCustody(Custody):
         return RepositoryKeys.unseal(sealed, self._unsealing, repository)
 
     @override
-    def pack_key(self, sealed_data_key: bytes, nonce: PackNonce, info: bytes) -> PackKey:
+    def pack_key(self, sealed_data_key: bytes, nonce: PackNonce) -> PackKey:
         data_key = self._data_keys.get(sealed_data_key)
         if data_key is None:
-            data_key = self._unsealing.unseal(sealed_data_key, info)
+            data_key = self._unsealing.unseal(sealed_data_key, self._data_key_info)
             if len(data_key) != KEY_BYTES:
                 raise WrongKeyError("a session's data key is not of the right length")
             self._data_keys[sealed_data_key] = data_key
             if len(self._data_keys) > _SESSION_KEYS_MAX:
                 self._data_keys.popitem(last=False)
         return pack_key(data_key, nonce)
+
+    @override
+    def serve(self, repository: RepositoryId) -> None:
+        self._data_key_info = DATA_KEY_INFO + repository
 
     @override
     def recovery_kit(self, repository: RepositoryId, signing_public: bytes) -> str:
@@ -224,14 +237,3 @@ def _stretch(passphrase: bytes, salt: bytes, *, memory_kib: int, passes: int, la
         return derivation.derive(passphrase)
     except ValueError as error:
         raise FormatError("the custody file asks for what Argon2id does not do") from error
-
-
-__all__ = [
-    "DATA_KEY_INFO",
-    "Custody",
-    "LockedCustody",
-    "OpenCustody",
-    "Random",
-    "create_custody",
-    "open_custody",
-]

@@ -125,6 +125,7 @@ async def open_repository(
             "which is not this coordinator's",
             hint=_REBUILD_HINT,
         )
+    custody.serve(config.repository)
     return Repository(
         store=store,
         location=str(directory),

@@ -31,7 +31,7 @@ from coordinator.sessions import Sessions
 from repository.frames import FrameReader
 from repository.ids import ID_BYTES, SessionId
 from repository.keys import frame_key
-from repository.layout import DATA_KEY_INFO, parse_pack_name
+from repository.layout import parse_pack_name
 from repository.pack import (
     HEAD_BYTES,
     PACK_BYTES_MAX,
@@ -211,7 +211,7 @@ class Intake:
 
         def open_frame() -> None:
             try:
-                key = self._custody.pack_key(origin.sealed_data_key, origin.nonce, DATA_KEY_INFO)
+                key = self._custody.pack_key(origin.sealed_data_key, origin.nonce)
                 reader = FrameReader(self._repository.config.repository, self._repository.keys.ids)
                 chunks = reader.open(
                     sealed, frame_key(key, entry.number), index.identity(entry), entry.kind
@@ -242,7 +242,7 @@ def _origins(index: PackIndex, session: Session) -> tuple[PackOrigin, ...]:
     for origin in index.origins:
         if origin.session != session.session_id or origin.node != session.node_id:
             raise RejectedError("a pack names another session or node as its origin", hint=_HINT)
-        if session.sealed_data_key not in {b"", origin.sealed_data_key}:
+        if session.sealed_data_key != origin.sealed_data_key:
             raise RejectedError("a pack carries another session key than its session", hint=_HINT)
     return tuple(
         PackOrigin(

@@ -291,7 +291,6 @@ class Session:
     volume_id: VolumeId
     node_id: NodeId
     fencing_token: int
-    # Empty until its first pack tells it, if the agent could not seal one before.
     sealed_data_key: bytes
     opened_at: int
     state: SessionState = SessionState.OPEN

@@ -18,7 +18,7 @@ from coordinator.founding import Repository
 from repository.frames import FrameIdentity
 from repository.ids import PackNonce
 from repository.keys import FrameKey, frame_key
-from repository.layout import DATA_KEY_INFO, ReaderKeys
+from repository.layout import ReaderKeys
 from repository.pack import FrameTable
 from repository.reader import FrameSource, SealedFrame, SnapshotReader
 
@@ -91,7 +91,7 @@ class CatalogFrames(FrameSource):
 
     def _key(self, identity: FrameIdentity) -> FrameKey:
         origin = self._places[identity.nonce][0].origin
-        key = self._custody.pack_key(origin.sealed_data_key, identity.nonce, DATA_KEY_INFO)
+        key = self._custody.pack_key(origin.sealed_data_key, identity.nonce)
         return frame_key(key, identity.number)
 
     async def _locate(self, identity: FrameIdentity) -> _Wanted:

@@ -25,7 +25,7 @@ from coordinator.model import Node, RestoreOrder, Snapshot, TaskId
 from repository.frames import FrameIdentity
 from repository.ids import PackNonce
 from repository.keys import KEY_BYTES, frame_key, seal, wrap
-from repository.layout import DATA_KEY_INFO, GRANT_INFO
+from repository.layout import GRANT_INFO
 from repository.pack import FrameTable
 
 # What each wrapped key is bound to; agent/restore.py opens them with the same.
@@ -142,7 +142,7 @@ class Restores:
         parts: list[GrantPart] = []
         for place, frames in wanted:
             nonce = place.origin.pack_nonce
-            key = self._custody.pack_key(place.origin.sealed_data_key, nonce, DATA_KEY_INFO)
+            key = self._custody.pack_key(place.origin.sealed_data_key, nonce)
             if place.origin.volume_id == snapshot.volume_id:
                 wrapped = wrap(grant_key, key, PACK_CONTEXT + nonce)
                 parts.append(PackGrant(nonce, place.name, wrapped, place.frame_table))

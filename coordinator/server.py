@@ -198,6 +198,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             sessions=sessions,
             intake=Intake(catalog, repository, custody, sessions, metrics, clock=clock),
             restores=Restores(catalog, repository, custody, dispatcher, random=random),
+            config=repository.config,
             version=product_version,
         ),
         gate,

@@ -23,7 +23,6 @@ from coordinator.errors import (
     BusyError,
     DamagedError,
     FencedError,
-    ObjectExistsError,
     ObjectMissingError,
     RejectedError,
     StoreError,
@@ -42,7 +41,8 @@ from coordinator.model import (
     TaskId,
 )
 from repository.ids import ID_BYTES, SessionId, VolumeId
-from repository.layout import refs_name, root_name
+from repository.keys import seal
+from repository.layout import REFS_INFO, refs_name, root_name
 from repository.refs import REFS_BYTES_MAX, Refs, decode_refs, refs_hash
 from repository.snapshot import (
     Countersigning,
@@ -208,9 +208,10 @@ class Sessions:
     async def _write(self, pinned: Snapshot, refs_object: bytes, refs: Refs) -> Snapshot:
         """Between T1 and T2. A failed write leaves no snapshot, unless the root turns out there."""
         try:
-            await self._put_once(refs_name(pinned.volume_id, pinned.sequence), refs_object)
+            sealed = await asyncio.to_thread(self._sealed_refs, pinned.volume_id, refs_object)
+            await self._repository.store.put(refs_name(pinned.volume_id, pinned.sequence), sealed)
             root = self._countersigned(pinned)
-            await self._put_once(root_name(pinned.volume_id, pinned.sequence), root)
+            await self._repository.store.put(root_name(pinned.volume_id, pinned.sequence), root)
         except StoreError:
             await self._settle(pinned, refs_object)
             settled = await self._catalog.ledger.snapshot_of_session(pinned.session_id)
@@ -218,6 +219,11 @@ class Sessions:
                 raise
             return settled
         return await self._finish(pinned, root, refs)
+
+    def _sealed_refs(self, volume_id: VolumeId, refs_object: bytes) -> bytes:
+        config = self._repository.config
+        info = REFS_INFO + config.repository + volume_id
+        return seal(config.metadata_public, refs_object, info)
 
     def _countersigned(self, pinned: Snapshot) -> bytes:
         completed = pinned.phase is Phase.COMPLETED
@@ -228,13 +234,6 @@ class Sessions:
             verdict=Verdict.COMPLETED if completed else Verdict.PARTIALLY_FAILED,
         )
         return countersign(pinned.signed_root, addition, self._repository.signing)
-
-    async def _put_once(self, name: str, content: bytes) -> None:
-        try:
-            await self._repository.store.put(name, content)
-        except ObjectExistsError:
-            if await self._repository.store.get(name) != content:
-                raise
 
     async def _finish(self, pinned: Snapshot, root: bytes, refs: Refs) -> Snapshot:
         references = [

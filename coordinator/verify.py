@@ -41,7 +41,7 @@ from repository.entries import Entry, Extent, Pointer, path_of
 from repository.frames import FrameIdentity, FrameReader
 from repository.ids import PackNonce
 from repository.keys import frame_key
-from repository.layout import DATA_KEY_INFO, root_name
+from repository.layout import root_name
 from repository.needs import drive_async
 from repository.pack import PackEnd, PackIndex, identities, parse_tail
 from repository.reader import SnapshotReader
@@ -241,7 +241,7 @@ class _Run:
             origin = index.origins[entry.origin]
             sealed = view[entry.offset : entry.offset + entry.length]
             try:
-                key = self._custody.pack_key(origin.sealed_data_key, origin.nonce, DATA_KEY_INFO)
+                key = self._custody.pack_key(origin.sealed_data_key, origin.nonce)
                 chunks = reader.open(sealed, frame_key(key, entry.number), identity, entry.kind)
             except (DamagedError, KeyMaterialError):
                 bad.add(identity)

@@ -19,6 +19,7 @@ from coordinator.restores import GrantHeader, GrantPart, PackGrant, Restores
 from coordinator.sessions import CommitRequest, Sessions
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
 from repository.ids import SessionId
+from repository.layout import RepositoryConfig
 from repository.refs import REFS_BYTES_MAX
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ class AgentParts:
     sessions: Sessions
     intake: Intake
     restores: Restores
+    config: RepositoryConfig
     version: str
 
 
@@ -112,7 +114,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def _speak(self, link: AgentLink, context: Context) -> None:
         while (message := await link.outbox.get()) is not None:
             if isinstance(message, RunTask):
-                await context.write(translate.run_task(message.task))
+                await context.write(translate.run_task(message.task, self._parts.config))
             else:
                 cancel = agent_pb2.CancelTask(task_id=message.task_id)
                 await context.write(agent_pb2.ConnectResponse(cancel_task=cancel))

@@ -32,6 +32,7 @@ from coordinator.model import (
 from proto.tidemark.v1 import admin_pb2, agent_pb2, common_pb2
 from repository.entries import EntryType
 from repository.ids import NodeId, VolumeId
+from repository.layout import RepositoryConfig
 
 PHASES: Final = {
     Phase.NEW: common_pb2.PHASE_NEW,
@@ -145,12 +146,16 @@ def _path_error_back(message: common_pb2.PathError) -> PathError:
 # ---- to agents ----------------------------------------------------------------------------------
 
 
-def run_task(task: Task) -> agent_pb2.ConnectResponse:
+def run_task(task: Task, config: RepositoryConfig) -> agent_pb2.ConnectResponse:
     """The message that hands a task to an agent."""
     order = task.order
     if isinstance(order, BackupOrder):
         backup = agent_pb2.RunBackup(
-            task_id=task.task_id, job_id=task.job_id, volume_id=order.volume_id
+            task_id=task.task_id,
+            job_id=task.job_id,
+            volume_id=order.volume_id,
+            recovery_public_key=config.recovery_public,
+            repository_id=config.repository,
         )
         return agent_pb2.ConnectResponse(run_backup=backup)
     assert isinstance(order, RestoreOrder)
