@@ -1,0 +1,95 @@
+"""Custody of the recovery secret."""
+
+from pathlib import Path
+from secrets import token_bytes
+
+import pytest
+
+from coordinator.custody import LockedCustody, OpenCustody, create_custody, open_custody
+from coordinator.errors import FormatError, LockedError, WrongKeyError
+from repository.ids import PackNonce, RepositoryId
+from repository.keys import pack_key, seal
+from repository.layout import DATA_KEY_INFO, parse_kit
+
+NONCE = PackNonce(bytes(16))
+REPOSITORY = RepositoryId(bytes(range(16)))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("custody") / "custody"
+    create_custody(path, b"passphrase", token_bytes)
+    return path
+
+
+@pytest.fixture(scope="module")
+def custody(file: Path) -> OpenCustody:
+    opened = open_custody(file, b"passphrase")
+    opened.serve(REPOSITORY)
+    return opened
+
+
+def test_the_file_is_for_its_owner_only_and_holds_no_secret_in_the_clear(
+    file: Path, custody: OpenCustody
+) -> None:
+    kit = parse_kit(custody.recovery_kit(REPOSITORY, bytes(32)))
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert kit.secret.reveal() not in file.read_bytes()
+
+
+def test_another_passphrase_does_not_open_it(file: Path) -> None:
+    with pytest.raises(WrongKeyError) as caught:
+        open_custody(file, b"passphrasf")
+    assert caught.value.exit_code == 12
+    assert caught.value.hint
+
+
+def test_a_damaged_file_says_so(file: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "custody"
+    damaged.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(FormatError):
+        open_custody(damaged, b"passphrase")
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(LockedError):
+        open_custody(tmp_path / "custody", b"passphrase")
+
+
+def test_a_sealed_session_key_gives_its_pack_keys(custody: OpenCustody) -> None:
+    data_key = token_bytes(32)
+    sealed = seal(custody.recovery_public(), data_key, DATA_KEY_INFO + REPOSITORY)
+    for _ in range(2):
+        assert custody.pack_key(sealed, NONCE) == pack_key(data_key, NONCE)
+
+
+def test_a_key_that_was_sealed_for_another_repository_does_not_open(custody: OpenCustody) -> None:
+    sealed = seal(custody.recovery_public(), token_bytes(32), DATA_KEY_INFO + bytes(16))
+    with pytest.raises(WrongKeyError):
+        custody.pack_key(sealed, NONCE)
+
+
+def test_a_session_key_of_the_wrong_length_is_refused(custody: OpenCustody) -> None:
+    sealed = seal(custody.recovery_public(), b"short", DATA_KEY_INFO + REPOSITORY)
+    with pytest.raises(WrongKeyError):
+        custody.pack_key(sealed, NONCE)
+
+
+def test_it_never_prints_what_it_holds(custody: OpenCustody) -> None:
+    assert repr(custody) == "OpenCustody(hidden)"
+
+
+def test_locked_custody_refuses_everything_with_a_hint() -> None:
+    locked = LockedCustody("the passphrase is wrong")
+    locked.serve(REPOSITORY)
+    assert not locked.unlocked
+    for ask in (
+        locked.signing_key,
+        locked.recovery_public,
+        lambda: locked.repository_keys(b"", REPOSITORY),
+        lambda: locked.pack_key(b"", NONCE),
+        lambda: locked.recovery_kit(REPOSITORY, b""),
+    ):
+        with pytest.raises(LockedError) as caught:
+            ask()
+        assert caught.value.hint
