@@ -1,0 +1,495 @@
+"""What every catalog promises. Each test gets an empty one; another engine joins `catalogs`."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from coordinator.catalog import Catalog, CommitPlan, TokenRecord, open_catalog
+from coordinator.errors import CatalogError, FencedError, RejectedError
+from coordinator.model import (
+    BackupOrder,
+    BackupStatistics,
+    ChangeDetection,
+    Failure,
+    FrameReference,
+    Job,
+    JobId,
+    JobKind,
+    LogLine,
+    Node,
+    Origin,
+    Pack,
+    PackOrigin,
+    PathError,
+    Phase,
+    RestoreOrder,
+    RestoreResult,
+    Session,
+    SessionState,
+    Snapshot,
+    SnapshotHex,
+    Task,
+    TaskId,
+    VerifyDepth,
+    VerifyOrder,
+    VerifyResult,
+    VolumeReport,
+)
+from repository.ids import NodeId, PackNonce, SessionId, VolumeId
+from repository.pack import FrameTable
+
+pytestmark = pytest.mark.asyncio
+
+NODE = NodeId(b"\x01" * 16)
+OTHER_NODE = NodeId(b"\x02" * 16)
+VOLUME = VolumeId(b"\x03" * 16)
+OTHER_VOLUME = VolumeId(b"\x04" * 16)
+NONCE = PackNonce(b"\x05" * 16)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty catalog to copy: migrating a new one for each test would be most of its time."""
+    path = tmp_path_factory.mktemp("template") / "catalog.db"
+
+    async def make() -> None:
+        await (await open_catalog(path)).close()
+
+    asyncio.run(make())
+    return path
+
+
+@pytest_asyncio.fixture
+async def catalog(template: Path, tmp_path: Path) -> AsyncIterator[Catalog]:
+    shutil.copy(template, tmp_path / "catalog.db")
+    opened = await open_catalog(tmp_path / "catalog.db")
+    yield opened
+    await opened.close()
+
+
+def node(node_id: NodeId = NODE, name: str = "n") -> Node:
+    return Node(node_id, name, 10, 20, b"k" * 32, b"certificate")
+
+
+def report(volume_id: VolumeId = VOLUME, name: str = "v") -> VolumeReport:
+    return VolumeReport(volume_id, name, "path", b"/srv", "protected", "by hand")
+
+
+def backup_job(number: int, volume_id: VolumeId = VOLUME) -> Job:
+    job_id = JobId(f"job{number}")
+    task = Task(TaskId(f"task{number}"), job_id, BackupOrder(volume_id), NODE)
+    return Job(job_id, JobKind.BACKUP, Origin.MANUAL, number, ("v",), (task,))
+
+
+async def join(catalog: Catalog, joining: Node) -> None:
+    secret = joining.node_id
+    await catalog.fleet.add_token(TokenRecord(joining.node_id, secret, 0, 100))
+    assert await catalog.fleet.enrol(joining, secret, 1)
+
+
+async def open_session(
+    catalog: Catalog, number: int, *, volume_id: VolumeId = VOLUME, node_id: NodeId = NODE
+) -> Session:
+    """A session of a job of its own, on a node and volume that are made as needed."""
+    if await catalog.fleet.node(node_id) is None:
+        await join(catalog, node(node_id, node_id.hex()))
+        await catalog.fleet.report_volumes(node_id, [report(volume_id)], 5)
+    job = backup_job(number, volume_id)
+    await catalog.jobs.add_job(job)
+    session = Session(
+        session_id=SessionId(bytes([number]) * 16),
+        task_id=job.tasks[0].task_id,
+        volume_id=volume_id,
+        node_id=node_id,
+        fencing_token=0,
+        sealed_data_key=b"sealed",
+        opened_at=number,
+    )
+    return await catalog.ledger.open_session(session)
+
+
+def pack(session: Session, name: str = "packs/a", nonce: PackNonce = NONCE) -> Pack:
+    origin = PackOrigin(
+        nonce, session.session_id, session.node_id, session.volume_id, session.sealed_data_key
+    )
+    return Pack(
+        name=name,
+        kind="data",
+        size_bytes=100,
+        blake3=b"h" * 32,
+        session_id=session.session_id,
+        node_id=session.node_id,
+        volume_id=session.volume_id,
+        stored_at=1,
+        frame_table=FrameTable({nonce: {0: (32, 10), 1: (42, 10)}}).encode(),
+        origins=(origin,),
+    )
+
+
+def plan(session: Session, *references: FrameReference, head: int = 0, now: int = 50) -> CommitPlan:
+    return CommitPlan(
+        session_id=session.session_id,
+        fencing_token=session.fencing_token,
+        snapshot_id=SnapshotHex(session.session_id.hex()),
+        head_sequence=head,
+        phase=Phase.COMPLETED,
+        signed_root=b"signed",
+        refs_object=b"refs",
+        references=references,
+        statistics=BackupStatistics(errors=(PathError(b"\xff", "no"),), files_new=3),
+        total_files=3,
+        total_bytes=30,
+        now=now,
+    )
+
+
+def frame(number: int, live_bytes: int = 7, nonce: PackNonce = NONCE) -> FrameReference:
+    return FrameReference(nonce, number, live_bytes)
+
+
+async def commit(
+    catalog: Catalog, session: Session, *references: FrameReference, head: int, base: bool = False
+) -> Snapshot:
+    begun = await catalog.ledger.begin_commit(plan(session, *references, head=head))
+    await catalog.ledger.finish_commit(begun.snapshot_id, b"root", references, base=base)
+    finished = await catalog.ledger.snapshot(begun.snapshot_id)
+    assert finished is not None
+    return finished
+
+
+# ---- nodes and volumes --------------------------------------------------------------------------
+
+
+async def test_a_token_makes_one_node_and_no_second(catalog: Catalog) -> None:
+    await catalog.fleet.add_token(TokenRecord(bytes(16), b"hash", 0, 100))
+    assert await catalog.fleet.enrol(node(), b"hash", 50)
+    assert not await catalog.fleet.enrol(node(OTHER_NODE), b"hash", 60)
+    assert await catalog.fleet.nodes() == [node()]
+
+
+async def test_a_token_that_has_expired_or_never_was_makes_none(catalog: Catalog) -> None:
+    await catalog.fleet.add_token(TokenRecord(bytes(16), b"hash", 0, 100))
+    assert not await catalog.fleet.enrol(node(), b"hash", 100)
+    assert not await catalog.fleet.enrol(node(), b"other", 1)
+    assert await catalog.fleet.node(NODE) is None
+
+
+async def test_a_node_is_remembered_as_seen_and_as_revoked(catalog: Catalog) -> None:
+    await join(catalog, node())
+    await catalog.fleet.node_seen(NODE, "1.2", 70)
+    await catalog.fleet.revoke_node(NODE)
+    expected = replace(node(), agent_version="1.2", last_seen_at=70, revoked=True)
+    assert await catalog.fleet.node(NODE) == expected
+
+
+async def test_a_report_is_the_whole_truth_about_a_nodes_volumes(catalog: Catalog) -> None:
+    await join(catalog, node())
+    await catalog.fleet.report_volumes(NODE, [report(), report(OTHER_VOLUME, "w")], 5)
+    await catalog.fleet.report_volumes(NODE, [replace(report(), path=b"/new")], 9)
+    volume, gone = await catalog.fleet.volumes()
+    assert (volume.path, volume.present, volume.first_seen_at) == (b"/new", True, 5)
+    assert (gone.name, gone.present) == ("w", False)
+
+
+async def test_a_node_cannot_take_a_volume_of_another(catalog: Catalog) -> None:
+    await join(catalog, node())
+    await join(catalog, node(OTHER_NODE, "m"))
+    await catalog.fleet.report_volumes(NODE, [report()], 5)
+    await catalog.fleet.report_volumes(OTHER_NODE, [replace(report(), path=b"/etc")], 6)
+    (volume,) = await catalog.fleet.volumes()
+    assert (volume.node_id, volume.path) == (NODE, b"/srv")
+
+
+async def test_the_schedule_remembers_what_it_asked_for(catalog: Catalog) -> None:
+    await join(catalog, node())
+    await catalog.fleet.report_volumes(NODE, [report()], 5)
+    await catalog.fleet.mark_scheduled([VOLUME], 77)
+    assert (await catalog.fleet.volumes())[0].scheduled_at == 77
+
+
+async def test_facts_are_kept_and_replaced(catalog: Catalog) -> None:
+    assert await catalog.fleet.get_meta("key") is None
+    for value in (b"1", b"2"):
+        await catalog.fleet.set_meta("key", value)
+    assert await catalog.fleet.get_meta("key") == b"2"
+
+
+# ---- jobs ---------------------------------------------------------------------------------------
+
+
+async def test_a_job_reads_back_with_everything_about_its_tasks(catalog: Catalog) -> None:
+    statistics = BackupStatistics(
+        change_detection=ChangeDetection.EVENTS, errors=(PathError(b"\xff", "m", "h"),)
+    )
+    job = backup_job(1)
+    await catalog.jobs.add_job(job)
+    ended = replace(
+        job.tasks[0],
+        phase=Phase.FAILED,
+        started_at=2,
+        finished_at=3,
+        failure=Failure("m", "h", 12),
+        snapshot_id=SnapshotHex("s"),
+        result=statistics,
+    )
+    after = replace(job, phase=Phase.FAILED, started_at=2, finished_at=3, tasks=(ended,))
+    await catalog.jobs.save_job(after, [ended])
+    assert await catalog.jobs.job(job.job_id) == after
+
+
+async def test_orders_and_results_of_each_kind_read_back(catalog: Catalog) -> None:
+    restore = RestoreOrder(SnapshotHex("s"), b"/t\xff", (b"a",), overwrite=True)
+    verify = VerifyOrder(VerifyDepth.DATA, (SnapshotHex("s"),))
+    tasks = (
+        Task(TaskId("r"), JobId("j"), restore, NODE, result=RestoreResult(files_restored=1)),
+        Task(TaskId("v"), JobId("j"), verify, None, result=VerifyResult(packs_checked=2)),
+    )
+    job = Job(JobId("j"), JobKind.RESTORE, Origin.MANUAL, 1, ("s",), tasks)
+    await catalog.jobs.add_job(job)
+    assert await catalog.jobs.job(JobId("j")) == job
+
+
+async def test_jobs_are_listed_newest_first_by_kind_and_up_to_a_limit(catalog: Catalog) -> None:
+    for number in (1, 2, 3):
+        await catalog.jobs.add_job(backup_job(number))
+    found = await catalog.jobs.jobs(kind=JobKind.BACKUP, limit=2)
+    assert [job.job_id for job in found] == ["job3", "job2"]
+    assert await catalog.jobs.jobs(kind=JobKind.VERIFY, limit=2) == []
+
+
+async def test_unfinished_jobs_are_those_that_have_not_ended(catalog: Catalog) -> None:
+    first, second = backup_job(1), backup_job(2)
+    await catalog.jobs.add_job(first)
+    await catalog.jobs.add_job(second)
+    await catalog.jobs.save_job(replace(first, phase=Phase.CANCELED), [])
+    assert [job.job_id for job in await catalog.jobs.unfinished_jobs()] == ["job2"]
+
+
+async def test_the_newest_ended_backup_of_a_volume_is_known(catalog: Catalog) -> None:
+    for number, phase in ((1, Phase.FAILED), (2, Phase.COMPLETED), (3, Phase.IN_PROGRESS)):
+        job = backup_job(number)
+        await catalog.jobs.add_job(job)
+        await catalog.jobs.save_job(job, [replace(job.tasks[0], phase=phase)])
+    last = await catalog.jobs.last_backup_tasks()
+    assert {volume: task.task_id for volume, task in last.items()} == {VOLUME: "task2"}
+
+
+async def test_only_the_last_thousand_lines_of_a_log_are_kept(catalog: Catalog) -> None:
+    await catalog.jobs.add_job(backup_job(1))
+    for start in (0, 600):
+        lines = [LogLine(number, "info", "m") for number in range(start, start + 600)]
+        await catalog.jobs.append_log(JobId("job1"), lines)
+    await catalog.jobs.append_log(JobId("job1"), [])
+    kept = await catalog.jobs.log(JobId("job1"))
+    assert [line.at for line in kept] == list(range(200, 1200))
+
+
+# ---- sessions and packs -------------------------------------------------------------------------
+
+
+async def test_a_new_session_fences_the_older_one_of_its_volume(catalog: Catalog) -> None:
+    older = await open_session(catalog, 1)
+    newer = await open_session(catalog, 2)
+    assert newer.fencing_token > older.fencing_token
+    found = await catalog.ledger.session(older.session_id)
+    assert found is not None
+    assert found.state is SessionState.FENCED
+
+
+async def test_a_fenced_session_records_no_pack(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.fence_task(session.task_id)
+    with pytest.raises(FencedError):
+        await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    assert await catalog.ledger.pack("packs/a") is None
+
+
+async def test_a_wrong_fencing_token_records_no_pack(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    with pytest.raises(FencedError):
+        await catalog.ledger.record_pack(pack(session), session.fencing_token + 1)
+
+
+async def test_a_pack_recorded_twice_is_recorded_once(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    for _ in range(2):
+        await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    assert await catalog.ledger.pack("packs/a") == pack(session)
+    assert (await catalog.ledger.totals()).packs == 1
+
+
+async def test_fencing_all_ends_every_open_session(catalog: Catalog) -> None:
+    await open_session(catalog, 1)
+    await catalog.ledger.fence_all()
+    assert (await catalog.ledger.totals()).sessions_open == 0
+
+
+# ---- commits ------------------------------------------------------------------------------------
+
+
+async def test_a_commit_is_no_snapshot_before_its_second_step(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    begun = await catalog.ledger.begin_commit(plan(session, frame(0)))
+    assert not begun.settled
+    assert await catalog.ledger.snapshots() == []
+    assert await catalog.ledger.snapshot(begun.snapshot_id) is None
+    assert [(each.snapshot_id, refs) for each, refs in await catalog.ledger.unsettled()] == [
+        (begun.snapshot_id, b"refs")
+    ]
+
+
+async def test_the_second_step_makes_the_snapshot_and_twice_is_once(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    done = await commit(catalog, session, frame(0), head=0)
+    await catalog.ledger.finish_commit(done.snapshot_id, b"another", [], base=True)
+    assert await catalog.ledger.snapshots(volume_id=VOLUME) == [done]
+    assert (done.sequence, done.root_object, done.statistics.files_new) == (1, b"root", 3)
+    assert await catalog.ledger.snapshot_of_task(session.task_id) == done
+    assert await catalog.ledger.unsettled() == []
+
+
+async def test_a_committed_session_writes_nothing_more(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await commit(catalog, session, head=0)
+    with pytest.raises(FencedError):
+        await catalog.ledger.begin_commit(plan(session, head=1))
+    with pytest.raises(FencedError):
+        await catalog.ledger.record_pack(pack(session), session.fencing_token)
+
+
+async def test_an_abandoned_commit_leaves_nothing_but_its_sequence_used(catalog: Catalog) -> None:
+    begun = await catalog.ledger.begin_commit(plan(await open_session(catalog, 1)))
+    await catalog.ledger.abandon_commit(begun.snapshot_id)
+    assert await catalog.ledger.unsettled() == []
+    assert (await commit(catalog, await open_session(catalog, 2), head=0)).sequence == 2
+
+
+async def test_a_commit_on_an_older_head_is_fenced(catalog: Catalog) -> None:
+    await commit(catalog, await open_session(catalog, 1), head=0)
+    with pytest.raises(FencedError):
+        await catalog.ledger.begin_commit(plan(await open_session(catalog, 2), head=0))
+
+
+async def test_nothing_commits_while_an_earlier_commit_is_not_settled(catalog: Catalog) -> None:
+    await catalog.ledger.begin_commit(plan(await open_session(catalog, 1)))
+    with pytest.raises(FencedError):
+        await catalog.ledger.begin_commit(plan(await open_session(catalog, 2)))
+
+
+async def test_a_reference_to_a_pack_that_is_not_stored_is_refused(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    with pytest.raises(RejectedError):
+        await catalog.ledger.begin_commit(plan(session, frame(0)))
+
+
+async def test_a_reference_to_a_frame_that_the_pack_does_not_hold_is_refused(
+    catalog: Catalog,
+) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    with pytest.raises(RejectedError):
+        await catalog.ledger.begin_commit(plan(session, frame(2)))
+
+
+async def test_a_dropped_frame_need_not_be_stored_any_more(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    assert await catalog.ledger.begin_commit(plan(session, frame(9, live_bytes=0)))
+
+
+async def test_a_node_cannot_name_the_frames_of_another(catalog: Catalog) -> None:
+    theirs = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(theirs), theirs.fencing_token)
+    mine = await open_session(catalog, 2, volume_id=OTHER_VOLUME, node_id=OTHER_NODE)
+    with pytest.raises(RejectedError):
+        await catalog.ledger.begin_commit(plan(mine, frame(0)))
+
+
+async def test_a_node_may_name_its_own_frames_in_another_volume(catalog: Catalog) -> None:
+    first = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(first), first.fencing_token)
+    await catalog.fleet.report_volumes(NODE, [report(), report(OTHER_VOLUME, "w")], 6)
+    second = await open_session(catalog, 2, volume_id=OTHER_VOLUME)
+    assert (await commit(catalog, second, frame(0), head=0)).volume_id == OTHER_VOLUME
+
+
+async def test_a_clock_that_was_set_back_does_not_reorder_history(catalog: Catalog) -> None:
+    first = await commit(catalog, await open_session(catalog, 1), head=0)
+    session = await open_session(catalog, 2)
+    second = await catalog.ledger.begin_commit(plan(session, head=1, now=1))
+    assert second.committed_at > first.committed_at
+
+
+# ---- references ---------------------------------------------------------------------------------
+
+
+async def test_each_snapshot_keeps_the_frames_of_its_own_time(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    first = await commit(catalog, session, frame(0), frame(1), head=0)
+    second = await commit(catalog, await open_session(catalog, 2), frame(0, live_bytes=0), head=1)
+    third = await commit(catalog, await open_session(catalog, 3), frame(0), head=2)
+    assert await catalog.ledger.references(first) == {NONCE: [0, 1]}
+    assert await catalog.ledger.references(second) == {NONCE: [1]}
+    assert await catalog.ledger.references(third) == {NONCE: [0, 1]}
+
+
+async def test_a_base_replaces_whatever_was_needed_before(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    first = await commit(catalog, session, frame(0), head=0)
+    second = await commit(catalog, await open_session(catalog, 2), frame(1), head=1, base=True)
+    assert await catalog.ledger.references(first) == {NONCE: [0]}
+    assert await catalog.ledger.references(second) == {NONCE: [1]}
+
+
+async def test_who_needs_a_pack_is_found_with_where_it_lies(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    first = await commit(catalog, session, frame(0), head=0)
+    await commit(catalog, await open_session(catalog, 2), frame(0, live_bytes=0), head=1)
+    assert await catalog.ledger.snapshots_needing([NONCE]) == [first]
+    places = await catalog.ledger.places([NONCE, PackNonce(bytes(16))])
+    assert {nonce: place.name for nonce, place in places.items()} == {NONCE: "packs/a"}
+
+
+async def test_heads_tell_the_newest_the_last_whole_and_the_last_proof(catalog: Catalog) -> None:
+    first = await commit(catalog, await open_session(catalog, 1), head=0)
+    session = await open_session(catalog, 2)
+    partly = replace(plan(session, head=1), phase=Phase.PARTIALLY_FAILED)
+    second = await catalog.ledger.begin_commit(partly)
+    await catalog.ledger.finish_commit(second.snapshot_id, b"root", [], base=False)
+    await catalog.ledger.mark_proof([first.snapshot_id], 99)
+    head, completed_at, proof_at = (await catalog.ledger.heads())[VOLUME]
+    assert (head.sequence, completed_at, proof_at) == (2, first.committed_at, 99)
+    assert await catalog.ledger.head(VOLUME) == head
+
+
+async def test_a_snapshot_is_found_by_the_beginning_of_its_id(catalog: Catalog) -> None:
+    first = await commit(catalog, await open_session(catalog, 1), head=0)
+    assert await catalog.ledger.find_snapshots(first.snapshot_id[:4]) == [first.snapshot_id]
+    assert await catalog.ledger.find_snapshots("%") == []
+
+
+# ---- the file -----------------------------------------------------------------------------------
+
+
+async def test_what_was_written_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
+    first = await open_catalog(tmp_path / "c.db")
+    await join(first, node())
+    await first.close()
+    second = await open_catalog(tmp_path / "c.db")
+    assert await second.fleet.nodes() == [node()]
+    await second.close()
+
+
+async def test_a_file_that_is_no_database_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "c.db").write_bytes(b"nonsense" * 1000)
+    with pytest.raises(CatalogError, match=r"c\.db"):
+        await open_catalog(tmp_path / "c.db")
