@@ -7,7 +7,7 @@ building from nothing would give; tests compare the two.
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from typing_extensions import override
 
@@ -22,9 +22,13 @@ from repository.tree import (
     decode_pointer,
     encode_node,
     encode_pointer,
+    items_min,
 )
 
 Edit = tuple[bytes, bytes | None]
+
+# Nodes above the one being edited that are kept decoded: a path of any depth, and its neighbours.
+_INNER_NODES_MAX: Final = 256
 
 
 class Edited(NamedTuple):
@@ -42,6 +46,7 @@ class _Cutter:
         self, level: int, boundaries: Boundaries, emit: Callable[[list[Item]], None]
     ) -> None:
         self._level = level
+        self._items_min = items_min(level)
         self._starts = boundaries.starts
         self._emit = emit
         self._items: list[Item] = []
@@ -49,7 +54,8 @@ class _Cutter:
 
     def add(self, key: bytes, value: bytes) -> None:
         size = len(key) + len(value)
-        if self._items and (self._size + size > NODE_BYTES_MAX or self._starts(self._level, key)):
+        is_full = len(self._items) >= self._items_min and self._size + size > NODE_BYTES_MAX
+        if is_full or (self._items and self._starts(self._level, key)):
             self.flush()
         self._items.append((key, value))
         self._size += size
@@ -88,7 +94,7 @@ class _Cursor:
         if node is None:
             node = decode_node(self._load(pointer), level)
             if level > self.level:
-                if len(self._inner) > 256:
+                if len(self._inner) >= _INNER_NODES_MAX:
                     self._inner.clear()
                 self._inner[pointer.id] = node
         return node

@@ -144,16 +144,16 @@ class FrameDecoder:
             return payload
         if codec != _ZSTD:
             raise FormatError(f"a frame's codec {codec} is unknown")
+        raw = None
         try:
             # zstd would allocate what the payload claims; so the claim is compared first.
-            if zstandard.frame_content_size(payload) != raw_length:
-                raise FormatError("a compressed frame is not of the length it claims")
-            raw = self._decompressor.decompress(
-                payload, max_output_size=raw_length, allow_extra_data=False
-            )
+            if zstandard.frame_content_size(payload) == raw_length:
+                raw = self._decompressor.decompress(
+                    payload, max_output_size=raw_length, allow_extra_data=False
+                )
         except zstandard.ZstdError as error:
             raise FormatError("a frame does not decompress") from error
-        if len(raw) != raw_length:
+        if raw is None or len(raw) != raw_length:
             raise FormatError("a compressed frame is not of the length it claims")
         return memoryview(raw)
 

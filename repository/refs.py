@@ -57,7 +57,8 @@ def decode_refs(encoded: bytes) -> Refs:
         raise FormatError("refs do not decode") from error
     numbers = [number for _, frames in refs.packs for number, _ in frames]
     live = [live_bytes for _, frames in refs.packs for _, live_bytes in frames]
-    if any(len(nonce) != ID_BYTES for nonce, _ in refs.packs) or min(numbers + live, default=0) < 0:
+    possible = min(numbers + live, default=0) >= 0 and max(numbers, default=0) < 1 << 32
+    if any(len(nonce) != ID_BYTES for nonce, _ in refs.packs) or not possible:
         raise FormatError("refs name an impossible frame")
     if Refs.of(refs.live(), base=refs.base).encode() != encoded:
         raise FormatError("refs are not encoded as refs are")

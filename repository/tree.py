@@ -21,6 +21,9 @@ from repository.errors import UNDECODABLE, FormatError
 # Entries a node on average: about 8 KiB with the usual 130 bytes an entry (key and value).
 FANOUT: Final = 64
 NODE_BYTES_MAX: Final = 32 * 1024
+# Above the leaves a node holds so many items before its size cuts it: else names that are longer
+# than a node (a program may nest directories that deep) would make levels that never get fewer.
+INNER_ITEMS_MIN: Final = 4
 # 64 ** 8 entries: deeper than any honest tree by far.
 LEVEL_MAX: Final = 16
 
@@ -74,11 +77,17 @@ def decode_node(encoded: bytes | memoryview, level: int | None = None) -> Node:
         raise FormatError("a manifest node's keys are not in order")
     if not 0 <= node.level <= LEVEL_MAX or (level is not None and node.level != level):
         raise FormatError("a manifest node stands at the wrong level")
-    if len(encoded) > NODE_BYTES_MAX and len(keys) > 1 and _size(node) > NODE_BYTES_MAX:
+    is_large = len(encoded) > NODE_BYTES_MAX and _size(node) > NODE_BYTES_MAX
+    if is_large and len(keys) > items_min(node.level):
         raise FormatError("a manifest node is larger than nodes are")
     if _encode(node) != bytes(encoded):
         raise FormatError("a manifest node is not encoded as nodes are")
     return node
+
+
+def items_min(level: int) -> int:
+    """With so many items a node may have any size."""
+    return INNER_ITEMS_MIN if level else 1
 
 
 def _size(node: Node) -> int:

@@ -5,13 +5,22 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
-from repository.editing import Edited, Editor
-from repository.entries import Entry, EntryType, Pointer, encode_entry, subtree
+from repository import editing
+from repository.editing import Edited, Editor, _Ahead
+from repository.entries import KEY_BYTES_MAX, Entry, EntryType, Pointer, encode_entry, subtree
 from repository.errors import FormatError
-from repository.ids import IdKeys, ObjectType, PackNonce
+from repository.ids import ChunkId, IdKeys, ObjectType, PackNonce
 from repository.needs import drive
-from repository.tree import NODE_BYTES_MAX, Boundaries, children, decode_node, encode_node
+from repository.tree import (
+    NODE_BYTES_MAX,
+    Boundaries,
+    children,
+    decode_node,
+    encode_node,
+    encode_pointer,
+)
 from repository.walking import diff, lookup, node_pointers, scan
 
 BOUNDARIES = Boundaries(b"secret")
@@ -79,6 +88,18 @@ def test_editing_gives_the_tree_that_building_anew_gives(
     old_pointers, new_pointers = nodes.pointers(old), nodes.pointers(edited.root)
     assert set(edited.removed) == old_pointers - new_pointers
     assert set(edited.added) == new_pointers - old_pointers
+
+
+def test_editing_remembers_a_bounded_number_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editing, "_INNER_NODES_MAX", 1)
+    nodes = Nodes()
+    items = {b"%06d" % number: entry(1) for number in range(20_000)}
+    old = nodes.build(items)
+
+    edited = nodes.edit(old, {b"%06d" % number: entry(2) for number in range(0, 20_000, 900)})
+
+    changed = {key: entry(2) if int(key) % 900 == 0 else value for key, value in items.items()}
+    assert edited.root == nodes.build(changed)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -180,6 +201,143 @@ def test_a_subtree_holds_what_lies_beneath_a_directory_and_not_its_neighbours() 
     found = [key for batch in drive(scan(root, *subtree(b"a")), nodes.load) for key, _ in batch]
 
     assert found == [b"a", b"a\x00b", b"a\x00b\x00c"]
+
+
+LONG = st.integers(0, 40).map(lambda number: b"d" * (NODE_BYTES_MAX // 2) + b"%02d" % number)
+
+
+@given(st.sets(LONG, max_size=30), st.dictionaries(LONG, st.none() | ENTRIES, max_size=10))
+def test_names_longer_than_a_node_edit_as_they_build(
+    names: set[bytes], edits: dict[bytes, bytes | None]
+) -> None:
+    nodes = Nodes()
+    before = dict.fromkeys(names, entry(1))
+    after = {key: value for key, value in (before | edits).items() if value is not None}
+
+    edited = nodes.edit(nodes.build(before), edits)
+
+    assert edited.root == nodes.build(after)
+    assert sorted(nodes.items(edited.root)) == sorted(after)
+
+
+def test_names_longer_than_a_node_make_no_tower() -> None:
+    nodes = Nodes()
+    root = nodes.build({b"d" * 20_000 + b"%04d" % number: entry(1) for number in range(1500)})
+    assert root is not None
+
+    assert decode_node(nodes.load(root)).level <= 8
+
+
+class Chosen(Boundaries):
+    """Boundaries that the last byte of a key tells: at so many levels it starts a node."""
+
+    @override
+    def starts(self, level: int, key: bytes) -> bool:
+        return level < key[-1]
+
+
+def test_a_tree_that_is_left_with_one_old_branch_keeps_no_tower_of_only_children() -> None:
+    nodes = Nodes()
+    edit = Editor(Chosen(b""), nodes.load, nodes.put).edit
+    old = edit(None, [(b"a\x00", entry(1)), (b"b\x03", entry(1))])
+    assert len(old.added) == 7  # two leaves, two towers upon them, and the root
+
+    edited = Editor(Chosen(b""), nodes.load, nodes.put).edit(old.root, [(b"a\x00", None)])
+
+    assert edited.root is not None
+    assert decode_node(nodes.load(edited.root)).level == 0
+    assert nodes.items(edited.root).keys() == {b"b\x03"}
+    assert not edited.added
+    assert set(edited.removed) == nodes.pointers(old.root) - {edited.root}
+
+
+def test_a_tree_that_never_gets_narrower_is_given_up() -> None:
+    nodes = Nodes()
+    editor = Editor(Chosen(b""), nodes.load, nodes.put)
+
+    with pytest.raises(AssertionError, match="depth"):
+        editor.edit(None, [(b"a\xff", entry(1)), (b"b\xff", entry(1))])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_diff_of_trees_of_different_shapes_is_the_difference_of_the_two_sets(seed: int) -> None:
+    chance = random.Random(seed)
+    left = {b"%05d" % chance.randrange(10**5): entry(1) for _ in range(chance.randrange(8000))}
+    right = {b"%05d" % chance.randrange(10**5): entry(1) for _ in range(chance.randrange(300))}
+    right |= {key: entry(chance.randrange(1, 3)) for key in sorted(left)[2000:4000]}
+    nodes = Nodes()
+
+    batches = drive(diff(nodes.build(left), nodes.build(right)), nodes.load)
+
+    assert [each.key for batch in batches for each in batch] == sorted(
+        key for key in left.keys() | right.keys() if left.get(key) != right.get(key)
+    )
+
+
+def test_more_differences_than_a_batch_come_in_several() -> None:
+    nodes = Nodes()
+    items = {b"%06d" % number: entry(1) for number in range(1000)}
+
+    batches = list(drive(diff(None, nodes.build(items)), nodes.load))
+
+    assert [each.key for batch in batches for each in batch] == sorted(items)
+    assert len(batches) > 1
+
+
+def test_edits_that_are_not_in_order_are_a_mistake_of_the_caller() -> None:
+    nodes = Nodes()
+    root = nodes.build({b"a": entry(1)})
+    editor = Editor(BOUNDARIES, nodes.load, nodes.put)
+
+    with pytest.raises(AssertionError, match="rising"):
+        editor.edit(root, [(b"c", entry(1)), (b"b", entry(1))])
+    assert list(_Ahead([(b"a", None), (b"b", None)])) == [(b"a", None), (b"b", None)]
+
+
+def test_editing_nothing_changes_nothing() -> None:
+    nodes = Nodes()
+    root = nodes.build({b"%06d" % number: entry(1) for number in range(1000)})
+
+    assert nodes.edit(root, {}) == Edited(root, [], [])
+
+
+VALUE = entry(1)
+POINTER = encode_pointer(Pointer(ChunkId(b"i" * 32), PackNonce(b"p" * 16), 0, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("raw", "level", "reason"),
+    [
+        (encode_node(0, []), None, "order"),
+        (encode_node(0, [(b"a", VALUE), (b"a", VALUE)]), None, "order"),
+        (encode_node(0, [(b"b", VALUE), (b"a", VALUE)]), None, "order"),
+        (encode_node(0, [(b"a" * (KEY_BYTES_MAX + 1), VALUE)]), None, "order"),
+        (encode_node(-1, [(b"a", VALUE)]), None, "level"),
+        (encode_node(17, [(b"a", VALUE)]), None, "level"),
+        (encode_node(0, [(b"a", VALUE)]), 1, "level"),
+        (encode_node(1, [(b"a", POINTER)]), 0, "level"),
+        (encode_node(0, [(b"a", entry(1, 20_000)), (b"b", entry(1, 20_000))]), 0, "larger"),
+        (encode_node(1, [(b"%d" % n + b"a" * 9000, POINTER) for n in range(5)]), 1, "larger"),
+        (b"\x92\xcc\x00" + encode_node(0, [(b"a", VALUE)])[2:], None, "encoded"),
+        (b"\x92\x00\x91\x92\xc4\x01a" + b"\x91" * 100_000, None, "decode"),
+    ],
+)
+def test_a_node_that_can_be_none_is_refused(raw: bytes, level: int | None, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        decode_node(raw, level)
+
+
+def test_a_node_of_one_large_entry_is_a_node() -> None:
+    assert decode_node(encode_node(0, [(b"a", entry(1, 100_000))])).level == 0
+    names = [b"%d" % number + b"a" * 20_000 for number in range(4)]
+    assert decode_node(encode_node(1, [(name, POINTER) for name in names])).level == 1
+
+
+def test_a_pointer_that_can_be_none_is_refused() -> None:
+    node = decode_node(encode_node(1, [(b"a", VALUE)]))
+
+    with pytest.raises(FormatError, match="pointer"):
+        children(node)
 
 
 @given(st.binary(max_size=200))
