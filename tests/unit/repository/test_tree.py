@@ -251,6 +251,18 @@ def test_a_tree_that_is_left_with_one_old_branch_keeps_no_tower_of_only_children
     assert set(edited.removed) == nodes.pointers(old.root) - {edited.root}
 
 
+def test_a_node_that_loses_its_start_joins_the_last_node_of_the_branch_before() -> None:
+    nodes = Nodes()
+    items = {key: entry(1) for key in (b"a\x00", b"b\x01", b"c\x02", b"d\x00")}
+    old = Editor(Chosen(b""), nodes.load, nodes.put).edit(None, sorted(items.items()))
+
+    edited = Editor(Chosen(b""), nodes.load, nodes.put).edit(old.root, [(b"c\x02", None)])
+
+    del items[b"c\x02"]
+    built = Editor(Chosen(b""), nodes.load, nodes.put).edit(None, sorted(items.items()))
+    assert edited.root == built.root
+
+
 def test_a_tree_that_never_gets_narrower_is_given_up() -> None:
     nodes = Nodes()
     editor = Editor(Chosen(b""), nodes.load, nodes.put)
