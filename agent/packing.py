@@ -39,8 +39,8 @@ from repository.pack import (
     encode_head,
 )
 
-# One that is filled and two on their way: an upload's latency is hidden, memory stays bounded.
-_BUFFERS: Final = {PackKind.DATA: 3, PackKind.METADATA: 2}
+# One that is filled and one on its way hide each other; memory stays bounded.
+_BUFFERS: Final = {PackKind.DATA: 2, PackKind.METADATA: 2}
 _TARGETS: Final = {PackKind.DATA: DATA_PACK_BYTES, PackKind.METADATA: METADATA_PACK_BYTES}
 # What a frame may be longer than its chunks: for each a length and an id, then header and tag.
 _CHUNK_OVERHEAD: Final = 4 + CHUNK_ID_BYTES

@@ -19,6 +19,7 @@ from agent.beneath import Tree
 from agent.errors import SourceError
 from agent.known import KnownChunks
 from agent.packing import Packs
+from agent.reading import Content as SmallContent
 from agent.reading import LargeFile, VanishedError, is_settled, meaning_of, read_small
 from agent.sweep import Found, entry_type
 from agent.turn import Turn
@@ -127,8 +128,7 @@ class Storer:
         """Store names of any type; a file that turns out to be large comes back as it was."""
         saved: list[Saved | Found] = []
         chunks: dict[ChunkId, bytes | memoryview] = {}
-        pending: list[tuple[int, list[PlainChunk], ChunkClass]] = []
-        read = 0
+        read: list[tuple[int, _Read]] = []
         with self.turn.taken():
             for found in batch:
                 try:
@@ -138,16 +138,18 @@ class Storer:
                 except SourceError as error:
                     outcome = _unread(found, error)
                 if isinstance(outcome, _Read):
-                    read += outcome.bytes_read
-                    pending.append((len(saved), outcome.chunks, outcome.chunking))
+                    read.append((len(saved), outcome))
                     chunks.update(outcome.chunks)
-                    outcome = outcome.saved
-                saved.append(outcome)
+                    saved.append(found)
+                else:
+                    saved.append(outcome)
             places = self._known.find(list(chunks))
         self._store(chunks, places, RAW_BYTES_TARGET)
-        for index, cut, chunking in pending:
-            saved[index] = _with_content(saved[index], cut, chunking, places)
-        self.counters.add(read=read)
+        with self.turn.taken():
+            for index, outcome in read:
+                found = batch[index]
+                saved[index] = Saved(found.key, found.old, _entry_of_read(outcome, places))
+        self.counters.add(read=sum(outcome.content.bytes_read for _, outcome in read))
         return saved
 
     def _read_one(self, found: Found) -> "Saved | Found | _Read":
@@ -161,16 +163,10 @@ class Storer:
         content = read_small(self._tree, found.key, SMALL_BYTES_MAX - 1, self._now_ns)
         if content is None:
             return found
-        data = content.data
-        entry = entry_of(content.stat, size=len(data), fuzzy=content.fuzzy, settled=content.settled)
-        saved = Saved(found.key, found.old, entry)
-        if not data:
-            return saved
         paged = _class_of(found.old) is ChunkClass.PAGED
-        chunking = ChunkClass.PAGED if paged else ChunkClass.SMALL
-        pieces = _pieces(data) if paged else [data]
+        pieces = _pieces(content.data) if paged else [content.data] if content.data else []
         cut = [PlainChunk(self._ids.chunk_id(ObjectType.DATA, piece), piece) for piece in pieces]
-        return _Read(saved, cut, chunking, content.bytes_read)
+        return _Read(content, cut, ChunkClass.PAGED if paged else ChunkClass.SMALL)
 
     def _read_link(self, key: bytes) -> bytes:
         try:
@@ -336,10 +332,11 @@ class PendingFile:
 
 
 class _Read(NamedTuple):
-    saved: Saved
+    """A small file that was read, cut and not stored yet."""
+
+    content: SmallContent
     chunks: list[PlainChunk]
     chunking: ChunkClass
-    bytes_read: int
 
 
 def entry_of(
@@ -349,8 +346,9 @@ def entry_of(
     target: bytes | None = None,
     fuzzy: bool = False,
     settled: bool = True,
+    content: Content | None = None,
 ) -> Entry:
-    """The entry of a name with this stat, its content still to come."""
+    """The entry of a name with this stat."""
     return Entry(
         type=entry_type(found.st_mode),
         mode=stat.S_IMODE(found.st_mode),
@@ -367,7 +365,7 @@ def entry_of(
         target=target,
         xattrs=None,
         long_xattrs=None,
-        content=None,
+        content=content,
     )
 
 
@@ -380,17 +378,16 @@ def _class_of(old: Entry | None) -> ChunkClass | None:
     return None if old is None or old.content is None else old.content.chunking
 
 
-def _with_content(
-    saved: "Saved | Found",
-    cut: Sequence[PlainChunk],
-    chunking: ChunkClass,
-    places: Mapping[bytes, Location],
-) -> Saved:
-    assert isinstance(saved, Saved)
-    assert saved.entry is not None
-    extents = [Extent.at(chunk.id, places[chunk.id]) for chunk in cut]
-    content = Content(chunking, extents, None)
-    return saved._replace(entry=structs.replace(saved.entry, content=content))
+def _entry_of_read(read: _Read, places: Mapping[bytes, Location]) -> Entry:
+    content = read.content
+    extents = [Extent.at(chunk.id, places[chunk.id]) for chunk in read.chunks]
+    return entry_of(
+        content.stat,
+        size=len(content.data),
+        fuzzy=content.fuzzy,
+        settled=content.settled,
+        content=Content(read.chunking, extents, None) if extents else None,
+    )
 
 
 def _unread(found: Found, error: SourceError) -> Saved:
