@@ -93,6 +93,11 @@ def test_another_key_cuts_elsewhere() -> None:
     assert not (ends(CUTS) & ends(cuts(RANDOM, b"another" * 5))) - {len(RANDOM)}
 
 
+@pytest.mark.parametrize("secret", [bytes(32), b"\xff" * 32])
+def test_any_key_makes_a_cutter(secret: bytes) -> None:
+    assert sum(cuts(RANDOM[:3_000_000], secret)) == 3_000_000
+
+
 @given(st.integers(0, 10 * BLOCK_BYTES))
 def test_blocks_are_aligned_and_join_to_the_length(length: int) -> None:
     lengths = list(blocks(length))
