@@ -1,0 +1,388 @@
+"""A backup's snapshot holds what the volume holds, costs what changed, and never lies."""
+
+import asyncio
+import os
+import random
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from agent.backup import run_backup
+from agent.errors import VolumeError
+from agent.services import BackupOutcome, BackupTask, Progress, Services, Volume
+from agent.state import State
+from repository.entries import EntryType, Flag
+from repository.errors import FencedError, StoreFullError
+from tests.fakes.coordinator import NODE, REPOSITORY, MemoryCoordinator
+
+VOLUME_ID = b"V" * 16
+
+
+class Clock:
+    """Later than any file's times, so that these are settled."""
+
+    def now_ns(self) -> int:
+        return 1 << 62
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+class Agent:
+    """One node with one volume."""
+
+    def __init__(self, volume: Path, state: State, workers: ThreadPoolExecutor) -> None:
+        self.volume = volume
+        self.state = state
+        self.workers = workers
+        self.coordinator = MemoryCoordinator()
+        self.on_progress: Callable[[Progress], None] = lambda _: None
+
+    async def backup(self, excludes: frozenset[tuple[int, int]] = frozenset()) -> BackupOutcome:
+        services = Services(
+            node_id=NODE,
+            signing_key=self.coordinator.node,
+            state=self.state,
+            coordinator=self.coordinator,
+            workers=self.workers,
+            clock=Clock(),
+            progress=self.on_progress,
+            log=lambda *_: None,
+        )
+        volume = Volume(VOLUME_ID, "volume", os.fsencode(self.volume))
+        public = self.coordinator.recovery.public
+        task = BackupTask("task", "job", volume, REPOSITORY, public, excludes)
+        return await run_backup(task, services)
+
+    async def check(self) -> None:
+        """The last snapshot is what the volume is, and its refs are what it uses."""
+        found = await self.coordinator.tree()
+        assert {key: content for key, (_, content) in found.items()} == contents(self.volume)
+        for key, (entry, _) in found.items():
+            now = os.lstat(os.fsencode(self.volume) + b"/" + key.replace(b"\0", b"/"))
+            assert (entry.mode, entry.mtime_ns, entry.uid) == (
+                now.st_mode & 0o7777,
+                now.st_mtime_ns,
+                now.st_uid,
+            )
+        assert self.coordinator.live == self.coordinator.used()
+
+
+def contents(root: Path) -> dict[bytes, bytes]:
+    """What lies beneath a directory by key; nothing for what is no file."""
+    found = {b"": b""}
+    for directory, directories, files in os.walk(os.fsencode(root)):
+        for name in directories + files:
+            path = os.path.join(directory, name)
+            regular = os.path.isfile(path) and not os.path.islink(path)
+            key = os.path.relpath(path, os.fsencode(root)).replace(b"/", b"\0")
+            found[key] = Path(os.fsdecode(path)).read_bytes() if regular else b""
+    return found
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    with State(tmp_path / "state.db") as state, ThreadPoolExecutor(2) as workers:
+        yield Agent(volume, state, workers)
+
+
+def fill(volume: Path, seed: int = 1) -> None:
+    chance = random.Random(seed)
+    for number in range(600):
+        path = volume / f"d{number % 7}" / f"e{number % 3}" / f"file-{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(chance.randbytes(chance.choice([0, 10, 2000])) * chance.choice([1, 3]))
+    (volume / "large").write_bytes(chance.randbytes(3_000_000))
+    (volume / "medium").write_bytes(b"the same again and again\n" * 20_000)
+    (volume / "link").symlink_to("d0/nowhere")
+    (volume / os.fsdecode(b"not \xff utf-8\n")).write_bytes(b"odd")
+    (volume / "d1").chmod(0o700)
+
+
+@pytest.mark.asyncio
+async def test_a_snapshot_holds_what_the_volume_holds(agent: Agent) -> None:
+    fill(agent.volume)
+
+    outcome = await agent.backup()
+
+    assert outcome.error is None
+    await agent.check()
+    statistics = outcome.statistics
+    files = sum(not path.is_dir() or path.is_symlink() for path in agent.volume.rglob("*"))
+    assert statistics.files_new == statistics.total_files_processed == files
+    assert statistics.bytes_read == statistics.total_bytes_processed > 3_000_000
+    assert agent.coordinator.body().total_files == files
+
+
+@pytest.mark.asyncio
+async def test_an_unchanged_volume_is_a_new_snapshot_that_reads_and_stores_nothing(
+    agent: Agent,
+) -> None:
+    fill(agent.volume)
+    await agent.backup()
+    packs = dict(agent.coordinator.store.packs)
+
+    outcome = await agent.backup()
+
+    assert outcome.committed is not None
+    assert outcome.committed.sequence == 2
+    assert outcome.statistics.bytes_read == outcome.statistics.data_added_packed == 0
+    assert outcome.statistics.files_unmodified == outcome.statistics.total_files_processed
+    assert agent.coordinator.store.packs == packs
+    assert agent.coordinator.body(0).manifest == agent.coordinator.body(1).manifest
+
+
+@pytest.mark.asyncio
+async def test_a_change_costs_what_changed(agent: Agent) -> None:
+    fill(agent.volume)
+    await agent.backup()
+    (agent.volume / "d0" / "e0" / "file-0").write_bytes(b"changed")
+    (agent.volume / "new").write_bytes(b"new")
+    (agent.volume / "d1" / "e1" / "file-1").unlink()
+
+    outcome = await agent.backup()
+
+    statistics = outcome.statistics
+    assert (statistics.files_new, statistics.files_changed, statistics.files_removed) == (1, 1, 1)
+    assert statistics.bytes_read == len(b"changed") + len(b"new")
+    assert statistics.data_added < 60_000
+    await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_random_changes_of_every_kind_leave_the_snapshot_equal_to_the_volume(
+    agent: Agent,
+) -> None:
+    chance = random.Random(7)
+    fill(agent.volume)
+    await agent.backup()
+    for step in range(6):
+        paths = sorted(path for path in agent.volume.rglob("*") if path.is_file())
+        for path in chance.sample(paths, 12):
+            action = chance.choice(["write", "append", "unlink", "chmod", "to_directory", "rename"])
+            match action:
+                case "write":
+                    path.write_bytes(chance.randbytes(chance.choice([5, 300_000])))
+                case "append":
+                    with path.open("ab") as file:
+                        file.write(b"more")
+                case "unlink":
+                    path.unlink()
+                case "chmod":
+                    path.chmod(chance.choice([0o600, 0o755, 0o4711]))
+                case "to_directory":
+                    path.unlink()
+                    path.mkdir()
+                    (path / f"inside-{step}").write_bytes(b"x" * step)
+                case _:
+                    path.rename(path.with_name(f"renamed-{step}-{path.name[-6:]}"))
+        assert (await agent.backup()).error is None
+        await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_what_was_stored_before_is_not_stored_again_under_another_name(agent: Agent) -> None:
+    fill(agent.volume)
+    await agent.backup()
+    (agent.volume / "copy").write_bytes((agent.volume / "large").read_bytes())
+
+    outcome = await agent.backup()
+
+    assert outcome.statistics.bytes_read == 3_000_000
+    assert outcome.statistics.data_added < 60_000
+    await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_a_changed_page_of_a_database_costs_a_block(agent: Agent) -> None:
+    database = agent.volume / "app.sqlite"
+    with sqlite3.connect(database) as connection:
+        connection.execute("create table t (id integer primary key, data blob)")
+        rows = [(number, os.urandom(2000)) for number in range(2000)]
+        connection.executemany("insert into t values (?, ?)", rows)
+    await agent.backup()
+    with sqlite3.connect(database) as connection:
+        connection.execute("update t set data = ? where id = 1000", (os.urandom(2000),))
+
+    outcome = await agent.backup()
+
+    assert outcome.statistics.files_changed == 1
+    assert outcome.statistics.data_added < 5 * 64 * 1024
+    await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_a_lost_state_costs_reading_and_no_second_snapshot_of_the_same_place(
+    agent: Agent, tmp_path: Path
+) -> None:
+    fill(agent.volume)
+    await agent.backup()
+    (agent.volume / "new").write_bytes(b"new")
+    with State(tmp_path / "another.db") as empty:
+        agent.state = empty
+
+        outcome = await agent.backup()
+
+        assert outcome.error is None
+        assert outcome.statistics.files_new == outcome.statistics.total_files_processed
+        await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_a_missing_manifest_node_means_reading_all_and_storing_nothing_twice(
+    agent: Agent,
+) -> None:
+    fill(agent.volume)
+    first = await agent.backup()
+    head = agent.state.head(VOLUME_ID)
+    assert head is not None
+    await agent.state.commit(VOLUME_ID, head, {}, [], [], replace=True)
+
+    outcome = await agent.backup()
+
+    assert outcome.error is None
+    assert outcome.statistics.bytes_read == first.statistics.bytes_read
+    assert outcome.statistics.data_added == 0
+    await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_a_full_store_fails_the_backup_and_blames_no_file(agent: Agent) -> None:
+    fill(agent.volume)
+    for fits in range(2):
+        agent.coordinator.uploads_left = fits
+
+        outcome = await agent.backup()
+
+        assert isinstance(outcome.error, StoreFullError)
+        assert outcome.committed is None
+        assert outcome.statistics.errors_total == 0
+    agent.coordinator.uploads_left = None
+    assert (await agent.backup()).error is None
+    await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_packs_of_a_backup_that_failed_are_not_sent_again(agent: Agent) -> None:
+    fill(agent.volume)
+    agent.coordinator.commit_error = FencedError("the lease has lapsed")
+    failed = await agent.backup()
+    assert isinstance(failed.error, FencedError)
+    agent.coordinator.commit_error = None
+
+    outcome = await agent.backup()
+
+    assert outcome.error is None
+    assert outcome.statistics.data_added == 0
+    await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_a_volume_that_is_not_there_is_an_error_and_no_empty_snapshot(agent: Agent) -> None:
+    agent.volume.rmdir()
+
+    outcome = await agent.backup()
+
+    assert isinstance(outcome.error, VolumeError)
+    assert not agent.coordinator.roots
+
+
+@pytest.mark.asyncio
+async def test_a_volume_that_goes_away_meanwhile_is_an_error_and_no_empty_snapshot(
+    agent: Agent,
+) -> None:
+    fill(agent.volume)
+    await agent.backup()
+
+    def remove(progress: Progress) -> None:
+        if progress.activity == "reading" and agent.volume.exists():
+            agent.volume.rename(agent.volume.with_name("elsewhere"))
+
+    agent.on_progress = remove
+
+    outcome = await agent.backup()
+
+    assert isinstance(outcome.error, VolumeError)
+    assert len(agent.coordinator.roots) == 1
+
+
+@pytest.mark.asyncio
+async def test_an_excluded_directory_is_recorded_and_not_read(agent: Agent) -> None:
+    fill(agent.volume)
+    excluded = agent.volume / "d0"
+    found = excluded.stat()
+
+    await agent.backup(frozenset({(found.st_dev, found.st_ino)}))
+
+    keys = set(await agent.coordinator.tree())
+    assert b"d0" in keys
+    assert not any(key.startswith(b"d0\0") for key in keys)
+
+
+@pytest.mark.asyncio
+async def test_a_single_file_can_be_a_volume(agent: Agent) -> None:
+    agent.volume.rmdir()
+    agent.volume.write_bytes(b"alone")
+
+    await agent.backup()
+    agent.volume.write_bytes(b"alone and changed")
+    outcome = await agent.backup()
+
+    assert outcome.statistics.files_changed == 1
+    ((key, (entry, content)),) = (await agent.coordinator.tree()).items()
+    assert (key, entry.type, content) == (b"", EntryType.FILE, b"alone and changed")
+
+
+@pytest.mark.asyncio
+async def test_a_file_that_keeps_changing_is_stored_and_said_to_be_fuzzy(agent: Agent) -> None:
+    (agent.volume / "busy").write_bytes(b"x" * 400_000)
+    stop = asyncio.Event()
+
+    def write() -> None:
+        with (agent.volume / "busy").open("r+b", buffering=0) as file:
+            while not stop.is_set():
+                file.seek(0)
+                file.write(os.urandom(16))
+
+    writing = asyncio.get_running_loop().run_in_executor(None, write)
+    try:
+        outcome = await agent.backup()
+    finally:
+        stop.set()
+        await writing
+
+    assert outcome.error is None
+    entry, content = (await agent.coordinator.tree())[b"busy"]
+    assert len(content) == 400_000
+    assert bool(entry.flags & Flag.FUZZY) == bool(outcome.statistics.fuzzy_files)
+    again = await agent.backup()
+    assert again.statistics.fuzzy_files == 0
+    await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_cancellation_ends_the_thread_and_leaves_no_snapshot(agent: Agent) -> None:
+    fill(agent.volume)
+    running = asyncio.current_task()
+    assert running is not None
+    loop = asyncio.get_running_loop()
+
+    def cancel(progress: Progress) -> None:
+        if progress.activity == "reading":
+            loop.call_soon_threadsafe(running.cancel)
+            agent.on_progress = lambda _: None
+
+    agent.on_progress = cancel
+
+    with pytest.raises(asyncio.CancelledError):
+        await agent.backup()
+
+    running.uncancel()
+    assert not agent.coordinator.roots
+    assert (await agent.backup()).error is None
+    await agent.check()
