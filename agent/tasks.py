@@ -59,7 +59,6 @@ class Tasks:
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
         self._live: dict[str, _Live] = {}
-        self._ended = asyncio.Condition()
         self._draining = False
 
     def ids(self) -> list[str]:
@@ -102,13 +101,12 @@ class Tasks:
         for live in list(self._live.values()):
             live.why_stopped = _stopped()
             self._happen(live, Event.CANCEL)
-        try:
-            async with asyncio.timeout(seconds), self._ended:
-                await self._ended.wait_for(lambda: not self._running())
-        except TimeoutError:
-            _log.warning(
-                "tasks still run", task_ids=[live.order.task_id for live in self._running()]
-            )
+        runners = [live.runner for live in self._running() if live.runner is not None]
+        if runners:
+            await asyncio.wait(runners, timeout=seconds)
+        still = [live.order.task_id for live in self._running()]
+        if still:
+            _log.warning("tasks still run", task_ids=still)
 
     def _running(self) -> Sequence[_Live]:
         return [live for live in self._live.values() if live.state not in _NOT_RUNNING]
@@ -130,6 +128,7 @@ class Tasks:
                 case Effect.RUN:
                     name = f"task {live.order.task_id}"
                     live.runner = self._group.create_task(self._run(live), name=name)
+                    live.runner.add_done_callback(lambda _: self._never_ran(live))
                 case Effect.STOP:
                     assert live.runner is not None
                     live.runner.cancel()
@@ -160,8 +159,12 @@ class Tasks:
                 _log.exception("a task failed unexpectedly")
                 live.report = live.order.failed(_unexpected(error))
             self._happen(live, Event.END)
-            async with self._ended:
-                self._ended.notify_all()
+
+    def _never_ran(self, live: _Live) -> None:
+        """A task canceled before its first step ends without having run at all."""
+        if live.state is State.CANCELING:
+            live.report = live.order.failed(live.why_stopped)
+            self._happen(live, Event.END)
 
 
 def _stopped() -> StoppedError:

@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from agent.config import Address, Config, Protected, load, parse_address, read_protected
+from agent.errors import ConfigError
+
+MINIMAL = ["--config", "/dev/null", "--coordinator", "host:9440"]
+
+
+def config(*arguments: str, **environment: str) -> Config:
+    return load([*MINIMAL, *arguments], environment).config
+
+
+def test_what_is_not_said_has_its_default() -> None:
+    found = config()
+
+    assert found.coordinator == Address("host", 9440)
+    assert str(found.http) == "0.0.0.0:9442"
+    assert found.restore_roots == (found.state / "restores",)
+    assert not found.exit_with_parent
+
+
+def test_flags_go_over_environment_and_environment_over_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("coordinator: file:1\nnode_name: file\nhttp: 127.0.0.1:1\n")
+    environment = {"TIDEMARK_AGENT_NODE_NAME": "environment", "TIDEMARK_AGENT_HTTP": "127.0.0.1:2"}
+
+    found = load(["--config", str(file), "--http", "127.0.0.1:3"], environment).config
+
+    assert found.coordinator == Address("file", 1)
+    assert found.node_name == "environment"
+    assert found.http == Address("127.0.0.1", 3)
+
+
+def test_lists_come_from_repeated_flags_files_and_separated_variables(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("coordinator: file:1\nrestore_root: [/a, /b]\n")
+
+    found = load(
+        ["--config", str(file), "--exclude", "/x", "--exclude", "/y"],
+        {"TIDEMARK_AGENT_RESTORE_ROOT": "/c:/d"},
+    ).config
+
+    assert found.exclude == (Path("/x"), Path("/y"))
+    assert found.restore_roots == (Path("/c"), Path("/d"))
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("colour: blue\nstate: [1, 2]\n")
+
+    with pytest.raises(ConfigError) as caught:
+        load(
+            ["--config", str(file), "--http", "nowhere", "--exclude", "relative"],
+            {"TIDEMARK_AGENT_SHAPE": "round"},
+        )
+
+    for part in ("colour", "state takes one", "nowhere", "relative", "SHAPE", "--coordinator"):
+        assert part in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("content", ["- a list", "a: b: c", "\xff"])
+def test_a_file_that_holds_no_settings_is_an_error(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_bytes(content.encode("latin-1"))
+
+    with pytest.raises(ConfigError, match=r"agent\.yaml"):
+        load(["--config", str(file), "--coordinator", "h:1"], {})
+
+
+def test_an_unknown_flag_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="unrecognized"):
+        config("--colour", "blue")
+
+
+def test_checking_the_settings_checks_the_protect_file_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="protect file"):
+        config("--check-config", "--protect-file", str(tmp_path / "absent"))
+
+    assert load([*MINIMAL, "--check-config"], {}).check_only
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("a:1", Address("a", 1)),
+        ("[::1]:9440", Address("::1", 9440)),
+        ("1.2.3.4:0", Address("1.2.3.4", 0)),
+    ],
+)
+def test_addresses_are_read_and_shown(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize("text", ["a", ":1", "a:", "a:x", "a:65536", "a:-1"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        parse_address(text)
+
+
+def protect(tmp_path: Path, document: object) -> tuple[Protected, ...]:
+    file = tmp_path / "protect.json"
+    file.write_text(json.dumps(document))
+    return read_protected(file)
+
+
+def test_volumes_are_read_with_any_bytes_in_their_paths(tmp_path: Path) -> None:
+    found = protect(
+        tmp_path,
+        {
+            "volumes": [
+                {"name": "web", "path": "/srv/web"},
+                {"name": "odd", "path": "/srv/\\xff", "path_base64": "L3Nydi//"},
+            ]
+        },
+    )
+
+    assert found == (Protected("web", b"/srv/web"), Protected("odd", b"/srv/\xff"))
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ([], "Expected"),
+        ({"volumes": [{"name": "a", "path": "/a", "colour": "blue"}]}, "unknown field"),
+        ({"volumes": [{"name": "a", "path": "relative"}]}, "not absolute"),
+        ({"volumes": [{"name": "a/b", "path": "/a"}]}, "cannot be the name"),
+        ({"volumes": [{"name": "a", "path": "/a", "path_base64": "?"}]}, "not base64"),
+        ({"volumes": [{"name": "a", "path": "/a"}, {"name": "a", "path": "/b"}]}, "more than once"),
+    ],
+)
+def test_a_wrong_protect_file_says_what_is_wrong(
+    tmp_path: Path, document: object, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        protect(tmp_path, document)
