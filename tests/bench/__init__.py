@@ -1,0 +1,1 @@
+"""Side by side with restic and borg: the same data, in one run, on this machine (`make bench`)."""

@@ -1,0 +1,217 @@
+"""Run it. Exits 1 where a command failed or a restore differs; goals missed are only shown."""
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from tests.bench.data import CASES, Case, differences, size_of
+from tests.bench.results import MIB, OURS, Sample, Step, figures
+from tests.bench.table import failures, render
+from tests.bench.tools import INSTALL_HINT, TIDEMARK, TOOLS, BenchError, Outcome, Tool, run
+
+# Source, a repository and a restore for each tool, with room to spare.
+_SPACE_FACTOR = 3
+
+
+class Machine(NamedTuple):
+    """Where it was measured."""
+
+    versions: dict[str, str]
+    cores: int
+    kernel: str
+    python: str
+    load_before: str
+
+
+def main() -> int:
+    """Measure, print, write."""
+    options = _options()
+    signal.signal(signal.SIGTERM, _interrupted)
+    tools = _installed(options.tools)
+    machine = _machine(tools)
+    scratch = Path(tempfile.mkdtemp(prefix="tidemark-bench-", dir=options.scratch))
+    samples: list[Sample] = []
+    print(f"{machine.cores} cores, Linux {machine.kernel}, load {machine.load_before}")
+    print("; ".join(f"{tool} {version}" for tool, version in machine.versions.items()))
+    try:
+        for name in options.cases:
+            _measure_case(CASES[name], scratch, tools, options, samples)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what follows is what was measured until then", file=sys.stderr)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _report(options, machine, tools, samples)
+    return 1 if failures(samples) else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each step (default 3)")
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the data (default 1)")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where to write")
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    return parser.parse_args()
+
+
+def _interrupted(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _installed(wanted: Sequence[str]) -> list[str]:
+    found = [tool for tool in wanted if tool == OURS or shutil.which(tool)]
+    for tool in wanted:
+        if tool not in found:
+            print(f"{tool} is not installed and not measured; {INSTALL_HINT}", file=sys.stderr)
+    return found
+
+
+def _load() -> str:
+    return " ".join(f"{average:.2f}" for average in os.getloadavg())
+
+
+def _machine(tools: Sequence[str]) -> Machine:
+    commands = {
+        OURS: [TIDEMARK, "version"],
+        "restic": ["restic", "version"],
+        "borg": ["borg", "--version"],
+    }
+    versions = {tool: run(commands[tool], {}, Path.cwd()).output.split()[1] for tool in tools}
+    return Machine(
+        versions=versions,
+        cores=len(os.sched_getaffinity(0)),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        load_before=_load(),
+    )
+
+
+def _measure_case(
+    case: Case,
+    scratch: Path,
+    tools: Sequence[str],
+    options: argparse.Namespace,
+    samples: list[Sample],
+) -> None:
+    source = scratch / case.name / "source"
+    source.mkdir(parents=True)
+    case.make(source, options.scale)
+    size = size_of(source)
+    needed = size * (1 + _SPACE_FACTOR * len(tools))
+    if shutil.disk_usage(scratch).free < needed:
+        sys.exit(
+            f"error: {case.title} needs {needed // MIB} MiB of free space below {options.scratch}\n"
+            "hint: name another directory with --scratch, or shrink the data with --scale"
+        )
+    print(f"{case.title}: {size / MIB:.0f} MiB", flush=True)
+    for number in range(1, options.rounds + 1):
+        # Whoever comes first may find caches colder: so it is another one in each round.
+        shift = number % len(tools)
+        order = [*tools[shift:], *tools[:shift]]
+        _measure_round(case, source, order, number, samples)
+    shutil.rmtree(source.parent)
+
+
+def _measure_round(
+    case: Case, source: Path, tools: Sequence[str], number: int, samples: list[Sample]
+) -> None:
+    place = source.parent / "round"
+    place.mkdir()
+    with ExitStack() as stack:
+        opened: dict[str, Tool] = {}
+        for name in tools:
+            try:
+                opened[name] = stack.enter_context(TOOLS[name](place / name, source))
+            except BenchError as error:
+                samples.append(
+                    Sample(case.name, name, Step.FULL, number, None, 0, {}, {}, str(error))
+                )
+        for step in Step:
+            if step is Step.CHANGED:
+                case.change(source, random.Random(number))
+            for name, tool in opened.items():
+                _settle()
+                sample = _measure_step(case, step, number, (name, tool), source)
+                samples.append(sample)
+                took = f"{sample.seconds:.2f} s" if sample.seconds is not None else sample.error
+                print(f"  round {number}  {step:<9}  {name:<8}  {took}", flush=True)
+    shutil.rmtree(place)
+
+
+def _settle() -> None:
+    """What one tool left to be written must not slow the next one down."""
+    os.sync()
+
+
+def _measure_step(
+    case: Case, step: Step, number: int, tool: tuple[str, Tool], source: Path
+) -> Sample:
+    name, driven = tool
+    target = source.parent / "restored"
+    try:
+        if step is Step.RESTORE:
+            target.mkdir()
+            outcome = driven.restore(target)
+            different = differences(source, target)
+            error = f"restored otherwise: {', '.join(different[:3])}" if different else ""
+        else:
+            outcome, error = driven.back_up(), ""
+    except BenchError as failed:
+        outcome, error = Outcome(0, {}, {}), str(failed)
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+    return Sample(
+        case=case.name,
+        tool=name,
+        step=step,
+        round=number,
+        seconds=None if error else outcome.seconds,
+        stored_bytes=size_of(driven.repository),
+        memory_bytes=outcome.memory_bytes,
+        details=outcome.details,
+        error=error,
+    )
+
+
+def _report(
+    options: argparse.Namespace,
+    machine: Machine,
+    tools: Sequence[str],
+    samples: Sequence[Sample],
+) -> None:
+    found = figures(samples)
+    print(f"\nMedians of {options.rounds} rounds at scale {options.scale:g}.")
+    print("`vs` is a peer's time over ours; for stored bytes ours over the peer's.")
+    print("Memory is the highest of all rounds: agent+coordinator+command, or the peer's one.\n")
+    print(render(found, tools))
+    for failure in failures(samples):
+        print(f"failed: {failure}", file=sys.stderr)
+    document = {
+        "machine": machine._asdict() | {"load_after": _load()},
+        "rounds": options.rounds,
+        "scale": options.scale,
+        "settings": {
+            "restic": "repository version 2, --compression auto, fresh cache each round",
+            "borg": "repokey-blake2, --compression zstd,3, fresh cache each round",
+            OURS: "tidemark up --every off, fresh in each round",
+        },
+        "figures": [figure._asdict() | {"failed": sorted(figure.failed)} for figure in found],
+        "samples": [sample._asdict() for sample in samples],
+    }
+    options.json.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"\nEvery sample is in {options.json}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The table that fits a terminal. Pure."""
+
+from collections.abc import Sequence
+
+from tests.bench.results import MEMORY, MIB, OURS, STORED, Figure, Sample, verdict
+
+
+def render(figures: Sequence[Figure], tools: Sequence[str]) -> str:
+    """Medians by tool; ratios to the peers; goals."""
+    others = [tool for tool in tools if tool != OURS]
+    shown = [OURS, *others] if OURS in tools else others
+    peers = others if OURS in tools else []
+    head = ["case", "step", *shown, *[f"vs {peer}" for peer in peers], "goal (to restic)"]
+    rows = [head]
+    previous = ""
+    for figure in figures:
+        case = "" if figure.case == previous else figure.case
+        previous = figure.case
+        if figure.row == MEMORY:
+            rows.append([case, MEMORY, *[_memory(figure, tool) for tool in shown]])
+            rows[-1] += [""] * len(peers) + [verdict(figure)]
+            continue
+        ratios = [f"{figure.ratios[peer]:.2f}" if peer in figure.ratios else "" for peer in peers]
+        values = [_value(figure, tool) for tool in shown]
+        rows.append([case, str(figure.row), *values, *ratios, verdict(figure)])
+    return _aligned(rows)
+
+
+def _value(figure: Figure, tool: str) -> str:
+    if tool in figure.failed:
+        return "failed"
+    if tool not in figure.medians:
+        return "-"
+    value = figure.medians[tool]
+    return f"{value / MIB:.1f} MiB" if figure.row == STORED else f"{value:.2f} s"
+
+
+def _memory(figure: Figure, tool: str) -> str:
+    """Peaks of a tool's processes, the agent's before the coordinator's."""
+    peaks = {
+        process: peak
+        for process, peak in figure.medians.items()
+        if process == tool or process.startswith(f"{tool} ")
+    }
+    order = sorted(peaks, key=lambda process: (process.endswith("command"), process))
+    return "+".join(f"{peaks[process] / MIB:.0f}" for process in order) + " MiB" if peaks else "-"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        # Names to the left, numbers to the right, the goal to the left again.
+        cells = [
+            cell.ljust(width) if index < 2 or index == len(row) - 1 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def failures(samples: Sequence[Sample]) -> list[str]:
+    """What went wrong, one line each."""
+    return [
+        f"{each.case}, {each.tool}, {each.step}, round {each.round}: {each.error}"
+        for each in samples
+        if each.error
+    ]

@@ -1,0 +1,189 @@
+"""The bench's figures: medians, ratios that say who is better, goals, and the table of them."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.bench.data import (
+    CASES,
+    change_region,
+    change_small,
+    differences,
+    make_random,
+    make_small,
+    make_text,
+    size_of,
+)
+from tests.bench.results import MEMORY, MIB, STORED, Figure, Goal, Sample, Step, figures, verdict
+from tests.bench.table import failures, render
+
+
+def sample(
+    tool: str,
+    step: Step,
+    seconds: float | None,
+    stored: int = 0,
+    memory: dict[str, int] | None = None,
+    number: int = 1,
+) -> Sample:
+    error = "" if seconds is not None else "it broke"
+    return Sample("small", tool, step, number, seconds, stored, memory or {}, {}, error)
+
+
+SAMPLES = [
+    sample("tidemark", Step.FULL, 2.0, memory={"agent": 100 * MIB, "coordinator": 60 * MIB}),
+    sample("tidemark", Step.FULL, 9.0, memory={"agent": 120 * MIB, "command": 40 * MIB}),
+    sample("tidemark", Step.FULL, 3.0),
+    sample("restic", Step.FULL, 6.0, memory={"": 70 * MIB}),
+    sample("tidemark", Step.CHANGED, 1.0, stored=100 * MIB),
+    sample("restic", Step.CHANGED, 1.0, stored=80 * MIB),
+    sample("restic", Step.RESTORE, 4.0),
+    sample("tidemark", Step.RESTORE, None),
+]
+
+
+def found(row: str, samples: list[Sample] = SAMPLES) -> Figure:
+    (figure,) = [each for each in figures(samples) if each.row == row]
+    return figure
+
+
+def test_a_figure_is_the_median_of_the_rounds() -> None:
+    assert found(Step.FULL).medians == {"tidemark": 3.0, "restic": 6.0}
+
+
+def test_a_ratio_of_times_says_how_many_times_faster_we_are() -> None:
+    assert found(Step.FULL).ratios == {"restic": 2.0}
+
+
+def test_a_ratio_of_bytes_says_how_many_times_more_we_store() -> None:
+    assert found(STORED).medians == {"tidemark": 100 * MIB, "restic": 80 * MIB}
+    assert found(STORED).ratios == {"restic": 1.25}
+
+
+def test_memory_is_the_highest_of_all_steps_by_process() -> None:
+    assert found(MEMORY).medians == {
+        "tidemark agent": 120 * MIB,
+        "tidemark coordinator": 60 * MIB,
+        "tidemark command": 40 * MIB,
+        "restic": 70 * MIB,
+    }
+    assert found(MEMORY).ratios == {}
+
+
+def test_a_step_that_failed_has_no_figure_and_is_named() -> None:
+    assert found(Step.RESTORE) == Figure(
+        "small", Step.RESTORE, {"restic": 4.0}, {}, frozenset({"tidemark"})
+    )
+    assert failures(SAMPLES) == ["small, tidemark, restore, round 1: it broke"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "ratio", "met"),
+    [
+        (Goal(1.5), 1.5, True),
+        (Goal(1.5), 1.49, False),
+        (Goal(1.05, at_most=True), 1.05, True),
+        (Goal(1.05, at_most=True), 1.06, False),
+    ],
+)
+def test_a_goal_is_met_or_missed(goal: Goal, ratio: float, met: bool) -> None:
+    assert goal.is_met(ratio) is met
+
+
+def test_a_verdict_compares_with_restic_and_with_the_limit_of_memory() -> None:
+    assert verdict(found(Step.FULL)) == "≥1.5 met"
+    assert verdict(found(STORED)) == "≤1.05 MISSED"
+    assert verdict(found(Step.UNCHANGED)) == ""
+    assert verdict(found(Step.CHANGED)) == ""
+    assert verdict(found(MEMORY)) == "<256 MiB met"
+    large = [sample("tidemark", Step.FULL, 1.0, memory={"agent": 256 * MIB})]
+    assert verdict(found(MEMORY, large)) == "<256 MiB MISSED"
+    alone = [sample("restic", Step.FULL, 1.0, memory={"": 1})]
+    assert verdict(found(MEMORY, alone)) == ""
+
+
+def test_the_table_fits_a_terminal_and_says_what_failed() -> None:
+    table = render(figures(SAMPLES), ["restic", "tidemark"])
+
+    assert max(map(len, table.splitlines())) <= 100
+    assert table.splitlines() == [
+        "case   step            tidemark    restic  vs restic  goal (to restic)",
+        "----------------------------------------------------------------------",
+        "small  full              3.00 s    6.00 s       2.00  ≥1.5 met",
+        "       unchanged              -         -",
+        "       changed           1.00 s    1.00 s       1.00",
+        "       restore           failed    4.00 s",
+        "       stored         100.0 MiB  80.0 MiB       1.25  ≤1.05 MISSED",
+        "       memory     120+60+40 MiB    70 MiB             <256 MiB met",
+    ]
+
+
+def test_a_tool_alone_has_no_ratios() -> None:
+    table = render(figures([sample("restic", Step.FULL, 1.0)]), ["restic"])
+
+    assert "vs" not in table
+    assert "1.00 s" in table
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_data_are_the_same_on_every_machine(name: str, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for directory in (one, other):
+        directory.mkdir()
+        CASES[name].make(directory, 0.001)
+        CASES[name].change(directory, random.Random(1))
+
+    mine = {path.relative_to(one): path.read_bytes() for path in one.rglob("*") if path.is_file()}
+    theirs = {
+        path.relative_to(other): path.read_bytes() for path in other.rglob("*") if path.is_file()
+    }
+    assert mine == theirs
+
+
+def test_sizes_are_what_was_asked_for(tmp_path: Path) -> None:
+    for name, make in (("text", make_text), ("random", make_random)):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name, 0.001)
+        assert size_of(tmp_path / name) == (1 << 30) // 1000
+    (tmp_path / "small").mkdir()
+    make_small(tmp_path / "small", 0.003)
+    sizes = [path.stat().st_size for path in (tmp_path / "small").rglob("*.log")]
+    assert len(sizes) == 300
+    assert 512 <= min(sizes) < 1024 < 8192 < max(sizes) <= 16 * 1024
+
+
+def test_a_change_touches_what_it_should(tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    make_text(tmp_path / "large", 0.001)
+    before = (tmp_path / "large/application.log").read_bytes()
+    change_region(tmp_path / "large", random.Random(1))
+    after = (tmp_path / "large/application.log").read_bytes()
+    assert len(before) == len(after)
+    changed = [at for at in range(len(before)) if before[at] != after[at]]
+    assert max(changed) - min(changed) <= len(before) // 128
+
+    (tmp_path / "small").mkdir()
+    make_small(tmp_path / "small", 0.003)
+    old = {path: path.read_bytes() for path in (tmp_path / "small").rglob("*.log")}
+    change_small(tmp_path / "small", random.Random(1))
+    assert sum(path.read_bytes() != content for path, content in old.items()) == 100
+
+
+def test_a_comparison_finds_every_difference(tmp_path: Path) -> None:
+    source, restored = tmp_path / "source", tmp_path / "restored"
+    make_small(source, 0.001)
+    shutil.copytree(source, restored)
+    assert differences(source, restored) == []
+
+    one, two, three, *_ = sorted(restored.rglob("*.log"))
+    one.unlink()
+    two.chmod(0o600)
+    modified = three.stat().st_mtime_ns
+    three.write_bytes(three.read_bytes()[:-1] + b"!")
+    os.utime(three, ns=(modified, modified))
+
+    names = [str(path.relative_to(restored)) for path in (one, two, three)]
+    assert [each for each in differences(source, restored) if each.endswith(".log")] == names
