@@ -7,10 +7,10 @@ agent that says so.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -47,6 +47,7 @@ from repository.ids import NodeId, VolumeId
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
 Clock = Callable[[], int]
 # Does a verification; tells its progress.
 LocalWorker = Callable[[VerifyOrder, Callable[[Progress], None]], Awaitable[VerifyResult]]
@@ -153,6 +154,7 @@ class Dispatcher:
         self._random = random
         self.limits = limits or Limits()
         self._group: asyncio.TaskGroup | None = None
+        self._ending = False
         self._verify: LocalWorker | None = None
         self._jobs: dict[JobId, _LiveJob] = {}
         self._links: dict[NodeId, AgentLink] = {}
@@ -161,6 +163,7 @@ class Dispatcher:
 
     def end(self) -> None:
         """Hand nothing out any more and let nothing fire: the server stops."""
+        self._ending = True
         for live in self._live.values():
             live.stop_timer()
             if live.worker is not None:
@@ -225,6 +228,10 @@ class Dispatcher:
             Task(TaskId(self._random(16).hex()), job_id, order, node) for order, node in orders
         )
         job = Job(job_id, kind, origin, self._clock(), subjects, tasks)
+        return await self._whole(self._begin_job(job), f"begin {job_id}")
+
+    async def _begin_job(self, job: Job) -> Job:
+        job_id, kind, subjects, tasks = job.job_id, job.kind, job.subjects, job.tasks
         await self._catalog.jobs.add_job(job)
         live = _LiveJob(job, {task.task_id: _LiveTask(task) for task in tasks})
         self._jobs[job_id] = live
@@ -301,14 +308,18 @@ class Dispatcher:
 
     # ---- agents come and go ---------------------------------------------------------------------
 
-    async def connect(
-        self, node: Node, running: Iterable[TaskId]
-    ) -> tuple[AgentLink, list[TaskId]]:
-        """An agent said hello. Its link, and those of its tasks that it must stop."""
+    def connect(self, node: Node) -> AgentLink:
+        """An agent said hello. Whoever gets the link must disconnect it."""
         if (older := self._links.get(node.node_id)) is not None:
             older.close()
         link = AgentLink(node)
         self._links[node.node_id] = link
+        log.info("agent connected", node=node.name)
+        return link
+
+    async def compare(self, link: AgentLink, running: Iterable[TaskId]) -> list[TaskId]:
+        """What the agent says it works on, against what it should: those that it must stop."""
+        node = link.node
         told = set(running)
         mine = [live for live in self._of_node(node.node_id) if live.state is not State.QUEUED]
         known = {live.task.task_id for live in mine}
@@ -320,15 +331,17 @@ class Dispatcher:
         for live in self._of_node(node.node_id):
             if live.state is State.QUEUED:
                 live.stop_timer()
-        log.info("agent connected", node=node.name)
-        return link, sorted(told - known)
+        return sorted(told - known)
 
     async def welcomed(self, link: AgentLink) -> None:
-        """The agent's volumes are known; it may be given work."""
-        await self._pump(link.node.node_id)
+        """The agent was answered; it may be given work."""
+        await self._whole(self._pump(link.node.node_id), f"pump {link.node.name}")
 
     async def disconnect(self, link: AgentLink) -> None:
         """An agent's connection has ended; nothing, if it has a newer one."""
+        await self._whole(self._disconnect(link), f"disconnect {link.node.name}")
+
+    async def _disconnect(self, link: AgentLink) -> None:
         node_id = link.node.node_id
         if self._links.get(node_id) is not link:
             return
@@ -452,8 +465,46 @@ class Dispatcher:
         result: Result | None = None,
         snapshot: Snapshot | None = None,
     ) -> None:
-        """One step of a task's life: state first, then the catalog, then the effects."""
-        if not life.can(live.state, event):
+        """One step of a task's life, done wholly even if whoever caused it goes away."""
+        transition = self._transition(
+            live, event, failure=failure, result=result, snapshot=snapshot
+        )
+        await self._whole(transition, f"{event} {live.task.task_id}")
+
+    async def _whole(self, work: Coroutine[None, None, T], name: str) -> T:
+        """Run this in the server's task group: a caller that is canceled leaves no half step.
+
+        A failure is the caller's; it must not end the server, whose group this is.
+        """
+        assert self._group is not None
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def run() -> None:
+            try:
+                result = await work
+            except TidemarkError as error:
+                if done.done():
+                    log.error("a step failed", step=name, reason=error.message)  # noqa: TRY400
+                else:
+                    done.set_exception(error)
+            else:
+                if not done.done():
+                    done.set_result(result)
+
+        self._group.create_task(run(), name=name)
+        return await done
+
+    async def _transition(
+        self,
+        live: _LiveTask,
+        event: Event,
+        *,
+        failure: Failure | None,
+        result: Result | None,
+        snapshot: Snapshot | None,
+    ) -> None:
+        """State first, then the catalog, then the effects."""
+        if self._ending or not life.can(live.state, event):
             return
         live.state, effects = life.step(live.state, event)
         phase = life.PHASES[live.state]
@@ -589,12 +640,19 @@ class Dispatcher:
         live.stop_timer()
         group = self._group
         assert group is not None
+        if self._ending:
+            return
 
         async def run() -> None:
-            await then(live)
+            try:
+                await then(live)
+            except TidemarkError as error:
+                log.error("a timer failed", reason=error.message)  # noqa: TRY400
 
         def fire() -> None:
             live.timer = None
+            if self._ending:
+                return
             group.create_task(run(), name=f"timer of {live.task.task_id}")
 
         live.timer = asyncio.get_running_loop().call_later(seconds, fire)

@@ -66,5 +66,5 @@ class Scheduler:
             for volume in volumes
             if volume.present and volume not in due
         ]
-        seconds = (min(waiting, default=now) - now) / NANOSECONDS
-        return min(_LOOK_SECONDS, max(_PAUSE_SECONDS, seconds)) if waiting else _LOOK_SECONDS
+        soonest = min(waiting, default=now + self._every_ns)
+        return min(_LOOK_SECONDS, max(_PAUSE_SECONDS, (soonest - now) / NANOSECONDS))

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -100,6 +102,7 @@ async def serve(
     clock: Clock,
     random: Random,
     limits: Limits | None = None,
+    started: asyncio.Event | None = None,
 ) -> None:
     """Open everything, serve until told to stop, close everything in reverse."""
     now = clock()
@@ -125,43 +128,60 @@ async def serve(
         )
         await services.sessions.recover()
         await services.dispatcher.recover()
-        await _serve_until(stop, config, services, authority, now)
+        await _serve(stop, started or asyncio.Event(), config, services, authority, now)
     finally:
         workers.close()
         await catalog.close()
 
 
-async def _serve_until(
-    stop: asyncio.Event, config: Config, services: Services, authority: Authority, now: int
+async def _serve(
+    stop: asyncio.Event,
+    started: asyncio.Event,
+    config: Config,
+    services: Services,
+    authority: Authority,
+    now: int,
 ) -> None:
+    """Everything that runs, in one group. Calls are drained while the rest still works."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            services.dispatcher.begin(group, services.verifier.verify)
+            group.create_task(services.scheduler.run(), name="scheduler")
+            async with _listening(config, services, authority, now):
+                started.set()
+                await stop.wait()
+                log.info("stopping")
+                services.dispatcher.end()
+            _stop()
+    except* _Stopping:
+        pass
+
+
+def _stop() -> NoReturn:
+    """The one way to end a task group as a whole."""
+    raise _Stopping
+
+
+@asynccontextmanager
+async def _listening(
+    config: Config, services: Services, authority: Authority, now: int
+) -> AsyncIterator[None]:
+    """Both ports, open to everybody who may come in; drained on leaving."""
     server = grpc.aio.server(options=_OPTIONS)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(services.agent, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(services.admin, server)
     port = _listen(server, config.listen, authority, now)
     try:
-        async with asyncio.TaskGroup() as group:
-            services.dispatcher.begin(group, services.verifier.verify)
-            http_port = await services.http.open(config.http)
-            await server.start()
-            group.create_task(services.scheduler.run(), name="scheduler")
-            grpc_address = Address(_reachable(config.listen.host), port)
-            http_address = Address(_reachable(config.http.host), http_port)
-            _announce(config.data, grpc_address, http_address, authority, now)
-            log.info("serving", grpc=str(grpc_address), http=str(http_address))
-            await _stopped(stop, services.dispatcher)
-    except* _Stopping:
-        pass
+        http_port = await services.http.open(config.http)
+        await server.start()
+        grpc_address = Address(_reachable(config.listen.host), port)
+        http_address = Address(_reachable(config.http.host), http_port)
+        _announce(config.data, grpc_address, http_address, authority, now)
+        log.info("serving", grpc=str(grpc_address), http=str(http_address))
+        yield
     finally:
         await server.stop(_DRAIN_SECONDS)
         await services.http.close()
-
-
-async def _stopped(stop: asyncio.Event, dispatcher: Dispatcher) -> NoReturn:
-    """Raises when it is time to go: the one exception that ends a task group as a whole."""
-    await stop.wait()
-    log.info("stopping")
-    dispatcher.end()
-    raise _Stopping
 
 
 def _compose(  # noqa: PLR0913 - this is where everything meets

@@ -88,10 +88,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         await self._parts.fleet.said_hello(
             node, hello.agent_version, [translate.volume_report(each) for each in hello.volumes]
         )
-        link, unknown = await dispatcher.connect(
-            node, [TaskId(each) for each in hello.running_task_ids]
-        )
+        link = dispatcher.connect(node)
         try:
+            running = [TaskId(each) for each in hello.running_task_ids]
+            unknown = await dispatcher.compare(link, running)
             welcome = agent_pb2.Welcome(
                 protocol_version=PROTOCOL_VERSION,
                 coordinator_version=self._parts.version,

@@ -6,10 +6,11 @@ the disk before it returns (`synchronous=FULL`): what the coordinator has acknow
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
@@ -18,6 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from coordinator.errors import CatalogError
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 # Listing and browsing while a backup commits; more would only wait for the same disk.
 _READERS: Final = 3
@@ -32,6 +36,7 @@ class Connections:
         self._writer_engine = _engine(path, size=1, writes=True)
         self._reader_engine = _engine(path, size=_READERS, writes=False)
         self._writing = asyncio.Lock()
+        self._running: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -48,10 +53,50 @@ class Connections:
             async with self._reader_engine.begin() as connection:
                 yield connection
 
+    async def unbroken(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        """Do this to its end, even if whoever waits for it is canceled meanwhile.
+
+        A connection whose statement was broken off is in no known state, and closing it so can
+        hang. Not a task group's: the caller may end, the transaction may not.
+        """
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            # Looked at, lest it counts as forgotten where the caller is gone.
+            task.exception()
+
     async def close(self) -> None:
         """Close every connection; the last one folds the log into the file."""
+        if self._running:
+            await asyncio.wait(self._running)
         await self._reader_engine.dispose()
         await self._writer_engine.dispose()
+
+
+class HasConnections(Protocol):
+    """A part of the catalog."""
+
+    connections: Connections
+
+
+Part = TypeVar("Part", bound=HasConnections)
+
+
+def unbroken(
+    method: Callable[Concatenate[Part, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Part, P], Coroutine[Any, Any, T]]:
+    """A method that runs to its end once begun."""
+
+    @functools.wraps(method)
+    async def whole(self: Part, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.connections.unbroken(method(self, *args, **kwargs), method.__name__)
+
+    return whole
 
 
 class _translated:  # noqa: N801 - reads as a word where it is used

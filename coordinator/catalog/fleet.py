@@ -7,7 +7,7 @@ from sqlalchemy.dialects.sqlite import insert
 from typing_extensions import override
 
 from coordinator.catalog import coding
-from coordinator.catalog.connections import Connections
+from coordinator.catalog.connections import Connections, unbroken
 from coordinator.catalog.interface import Fleet, TokenRecord
 from coordinator.catalog.tables import meta, nodes, tokens, volumes
 from coordinator.model import Node, Volume, VolumeReport
@@ -18,9 +18,10 @@ class SqlFleet(Fleet):
     """Fleet on SQLite."""
 
     def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+        self.connections = connections
 
     @override
+    @unbroken
     async def add_token(self, token: TokenRecord) -> None:
         row = {
             "token_id": token.token_id,
@@ -28,10 +29,11 @@ class SqlFleet(Fleet):
             "created_at": token.created_at,
             "expires_at": token.expires_at,
         }
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(insert(tokens).values(row))
 
     @override
+    @unbroken
     async def enrol(self, node: Node, secret_hash: bytes, now: int) -> bool:
         good = (
             update(tokens)
@@ -48,49 +50,54 @@ class SqlFleet(Fleet):
             "signing_public_key": node.signing_public_key,
             "signing_certificate": node.signing_certificate,
         }
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             if (await connection.execute(good)).rowcount != 1:
                 return False
             await connection.execute(insert(nodes).values(row))
         return True
 
     @override
+    @unbroken
     async def node(self, node_id: NodeId) -> Node | None:
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(select(nodes).where(nodes.c.node_id == node_id))
             row = found.one_or_none()
         return None if row is None else coding.node(row)
 
     @override
+    @unbroken
     async def nodes(self) -> list[Node]:
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(
                 select(nodes).order_by(nodes.c.name, nodes.c.enrolled_at)
             )
             return [coding.node(row) for row in found]
 
     @override
+    @unbroken
     async def node_seen(self, node_id: NodeId, agent_version: str, now: int) -> None:
         seen = (
             update(nodes)
             .where(nodes.c.node_id == node_id)
             .values(agent_version=agent_version, last_seen_at=now)
         )
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(seen)
 
     @override
+    @unbroken
     async def revoke_node(self, node_id: NodeId) -> None:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(
                 update(nodes).where(nodes.c.node_id == node_id).values(revoked=True)
             )
 
     @override
+    @unbroken
     async def report_volumes(
         self, node_id: NodeId, reports: Sequence[VolumeReport], now: int
     ) -> None:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(
                 update(volumes).where(volumes.c.node_id == node_id).values(present=False)
             )
@@ -116,35 +123,39 @@ class SqlFleet(Fleet):
                 )
 
     @override
+    @unbroken
     async def volumes(self) -> list[Volume]:
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(
                 select(volumes).order_by(volumes.c.name, volumes.c.volume_id)
             )
             return [coding.volume(row) for row in found]
 
     @override
+    @unbroken
     async def mark_scheduled(self, volume_ids: Iterable[VolumeId], now: int) -> None:
         marked = (
             update(volumes)
             .where(volumes.c.volume_id.in_(list(volume_ids)))
             .values(scheduled_at=now)
         )
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(marked)
 
     @override
+    @unbroken
     async def get_meta(self, key: str) -> bytes | None:
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             value: bytes | None = await connection.scalar(
                 select(meta.c.value).where(meta.c.key == key)
             )
         return value
 
     @override
+    @unbroken
     async def set_meta(self, key: str, value: bytes) -> None:
         kept = insert(meta).values(key=key, value=value)
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(
                 kept.on_conflict_do_update(index_elements=[meta.c.key], set_={"value": value})
             )

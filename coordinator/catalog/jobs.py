@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
 
 from coordinator.catalog import coding
-from coordinator.catalog.connections import Connections
+from coordinator.catalog.connections import Connections, unbroken
 from coordinator.catalog.interface import Jobs
 from coordinator.catalog.tables import job_logs, jobs, tasks
 from coordinator.model import Job, JobId, JobKind, LogLine, Phase, Task
@@ -25,19 +25,21 @@ class SqlJobs(Jobs):
     """Jobs on SQLite."""
 
     def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+        self.connections = connections
 
     @override
+    @unbroken
     async def add_job(self, job: Job) -> None:
         number = select(func.coalesce(func.max(jobs.c.number), 0) + 1).scalar_subquery()
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(insert(jobs).values(**coding.job_row(job), number=number))
             rows = [coding.task_row(task, index) for index, task in enumerate(job.tasks)]
             await connection.execute(insert(tasks), rows)
 
     @override
+    @unbroken
     async def save_job(self, job: Job, changed: Sequence[Task]) -> None:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(
                 update(jobs).where(jobs.c.job_id == job.job_id).values(**coding.job_state(job))
             )
@@ -49,26 +51,30 @@ class SqlJobs(Jobs):
                 )
 
     @override
+    @unbroken
     async def job(self, job_id: JobId) -> Job | None:
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await _jobs(connection, select(jobs).where(jobs.c.job_id == job_id))
         return found[0] if found else None
 
     @override
+    @unbroken
     async def jobs(self, *, kind: JobKind | None, limit: int) -> list[Job]:
         query = select(jobs).order_by(jobs.c.number.desc()).limit(limit)
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             return await _jobs(connection, query)
 
     @override
+    @unbroken
     async def unfinished_jobs(self) -> list[Job]:
         query = select(jobs).where(jobs.c.phase.in_(_UNFINISHED)).order_by(jobs.c.number)
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             return await _jobs(connection, query)
 
     @override
+    @unbroken
     async def last_backup_tasks(self) -> dict[VolumeId, Task]:
         latest = (
             select(tasks.c.volume_id, func.max(jobs.c.number).label("number"))
@@ -86,25 +92,27 @@ class SqlJobs(Jobs):
                 (latest.c.number == jobs.c.number) & (latest.c.volume_id == tasks.c.volume_id),
             )
         )
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(query)
             return {VolumeId(row.volume_id): coding.task(row) for row in found}
 
     @override
+    @unbroken
     async def count_jobs(self) -> dict[tuple[JobKind, Phase], int]:
         query = select(jobs.c.kind, jobs.c.phase, func.count()).group_by(jobs.c.kind, jobs.c.phase)
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(query)
             return {(JobKind(kind), Phase(phase)): count for kind, phase, count in found}
 
     @override
+    @unbroken
     async def append_log(self, job_id: JobId, lines: Sequence[LogLine]) -> None:
         if not lines:
             return
         last = select(func.coalesce(func.max(job_logs.c.line), 0)).where(
             job_logs.c.job_id == job_id
         )
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             number = await connection.scalar(last) or 0
             kept = lines[-LOG_LINES_MAX:]
             rows = [
@@ -125,9 +133,10 @@ class SqlJobs(Jobs):
             )
 
     @override
+    @unbroken
     async def log(self, job_id: JobId) -> list[LogLine]:
         query = select(job_logs).where(job_logs.c.job_id == job_id).order_by(job_logs.c.line)
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(query)
             return [LogLine(row.at, row.level, row.message) for row in found]
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from coordinator.catalog import coding
 from coordinator.catalog.commit import begin_commit, drop_references, settle_references
-from coordinator.catalog.connections import Connections
+from coordinator.catalog.connections import Connections, unbroken
 from coordinator.catalog.interface import CommitPlan, Ledger, PackPlace
 from coordinator.catalog.tables import (
     pack_origins,
@@ -49,9 +49,10 @@ class SqlLedger(Ledger):
     """Ledger on SQLite."""
 
     def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+        self.connections = connections
 
     @override
+    @unbroken
     async def open_session(self, session: Session) -> Session:
         fence = (
             update(sessions)
@@ -60,7 +61,7 @@ class SqlLedger(Ledger):
             .values(state=SessionState.FENCED)
         )
         token = select(func.coalesce(func.max(sessions.c.fencing_token), 0) + 1).scalar_subquery()
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(fence)
             await connection.execute(
                 insert(sessions).values(
@@ -80,8 +81,9 @@ class SqlLedger(Ledger):
             return coding.session(found.one())
 
     @override
+    @unbroken
     async def session(self, session_id: SessionId) -> Session | None:
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(
                 select(sessions).where(sessions.c.session_id == session_id)
             )
@@ -89,8 +91,9 @@ class SqlLedger(Ledger):
         return None if row is None else coding.session(row)
 
     @override
+    @unbroken
     async def fence_task(self, task_id: TaskId) -> None:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(
                 update(sessions)
                 .where(sessions.c.task_id == task_id)
@@ -99,8 +102,9 @@ class SqlLedger(Ledger):
             )
 
     @override
+    @unbroken
     async def fence_all(self) -> None:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(
                 update(sessions)
                 .where(sessions.c.state == SessionState.OPEN)
@@ -108,15 +112,17 @@ class SqlLedger(Ledger):
             )
 
     @override
+    @unbroken
     async def mark_proven(self, session_id: SessionId) -> None:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             await connection.execute(
                 update(sessions).where(sessions.c.session_id == session_id).values(proven=True)
             )
 
     @override
+    @unbroken
     async def record_pack(self, pack: Pack, fencing_token: int) -> None:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             writing = await connection.scalar(
                 select(sessions.c.state)
                 .where(sessions.c.session_id == pack.session_id)
@@ -151,8 +157,9 @@ class SqlLedger(Ledger):
             )
 
     @override
+    @unbroken
     async def pack(self, name: str) -> Pack | None:
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(select(packs).where(packs.c.name == name))
             row = found.one_or_none()
             if row is None:
@@ -163,12 +170,14 @@ class SqlLedger(Ledger):
             return coding.pack(row, tuple(coding.origin(each) for each in origins))
 
     @override
+    @unbroken
     async def begin_commit(self, plan: CommitPlan) -> Snapshot:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             row = await begin_commit(connection, plan)
             return coding.snapshot(row)
 
     @override
+    @unbroken
     async def finish_commit(
         self,
         snapshot_id: SnapshotHex,
@@ -177,7 +186,7 @@ class SqlLedger(Ledger):
         *,
         base: bool,
     ) -> None:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             found = await connection.execute(
                 select(snapshots)
                 .where(snapshots.c.snapshot_id == snapshot_id)
@@ -203,8 +212,9 @@ class SqlLedger(Ledger):
             )
 
     @override
+    @unbroken
     async def abandon_commit(self, snapshot_id: SnapshotHex) -> None:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             abandoned = (
                 delete(snapshots)
                 .where(snapshots.c.snapshot_id == snapshot_id)
@@ -213,27 +223,31 @@ class SqlLedger(Ledger):
             await connection.execute(abandoned)
 
     @override
+    @unbroken
     async def unsettled(self) -> list[tuple[Snapshot, bytes]]:
         query = select(snapshots).where(snapshots.c.state == coding.COMMITTING)
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(query.order_by(snapshots.c.committed_at))
             return [(coding.snapshot(row), row.refs_object) for row in found]
 
     @override
+    @unbroken
     async def snapshot(self, snapshot_id: SnapshotHex) -> Snapshot | None:
         query = select(snapshots).where(snapshots.c.snapshot_id == snapshot_id).where(_SETTLED)
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else coding.snapshot(row)
 
     @override
+    @unbroken
     async def snapshot_of_session(self, session_id: SessionId) -> Snapshot | None:
         query = select(snapshots).where(snapshots.c.session_id == session_id)
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else coding.snapshot(row)
 
     @override
+    @unbroken
     async def snapshot_of_task(self, task_id: TaskId) -> Snapshot | None:
         query = (
             select(snapshots)
@@ -242,21 +256,23 @@ class SqlLedger(Ledger):
             .where(_SETTLED)
             .limit(1)
         )
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else coding.snapshot(row)
 
     @override
+    @unbroken
     async def snapshots(self, *, volume_id: VolumeId | None = None) -> list[Snapshot]:
         query = select(snapshots).where(_SETTLED)
         if volume_id is not None:
             query = query.where(snapshots.c.volume_id == volume_id)
         order = (snapshots.c.committed_at, snapshots.c.snapshot_id)
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(query.order_by(*order))
             return [coding.snapshot(row) for row in found]
 
     @override
+    @unbroken
     async def find_snapshots(self, prefix: str) -> list[SnapshotHex]:
         query = (
             select(snapshots.c.snapshot_id)
@@ -264,11 +280,12 @@ class SqlLedger(Ledger):
             .where(snapshots.c.snapshot_id.startswith(prefix, autoescape=True))
             .limit(10)
         )
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.scalars(query)
             return [SnapshotHex(snapshot_id) for snapshot_id in found]
 
     @override
+    @unbroken
     async def head(self, volume_id: VolumeId) -> Snapshot | None:
         query = (
             select(snapshots)
@@ -277,11 +294,12 @@ class SqlLedger(Ledger):
             .order_by(snapshots.c.sequence.desc())
             .limit(1)
         )
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else coding.snapshot(row)
 
     @override
+    @unbroken
     async def heads(self) -> dict[VolumeId, tuple[Snapshot, int | None, int | None]]:
         newest = (
             select(
@@ -301,7 +319,7 @@ class SqlLedger(Ledger):
             (newest.c.volume_id == snapshots.c.volume_id)
             & (newest.c.sequence == snapshots.c.sequence),
         )
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             found = await connection.execute(query)
             return {
                 VolumeId(row.volume_id): (coding.snapshot(row), row.completed_at, row.proof_at)
@@ -309,6 +327,7 @@ class SqlLedger(Ledger):
             }
 
     @override
+    @unbroken
     async def references(self, snapshot: Snapshot) -> dict[PackNonce, list[int]]:
         query = (
             select(refs.c.pack_nonce, refs.c.frame)
@@ -318,18 +337,19 @@ class SqlLedger(Ledger):
             .order_by(refs.c.pack_nonce, refs.c.frame)
         )
         needed: defaultdict[PackNonce, list[int]] = defaultdict(list)
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             for nonce, frame in await connection.execute(query):
                 needed[PackNonce(nonce)].append(frame)
         return dict(needed)
 
     @override
+    @unbroken
     async def places(self, nonces: Iterable[PackNonce]) -> dict[PackNonce, PackPlace]:
         query = select(pack_origins, packs.c.name, packs.c.frame_table).join(
             packs, packs.c.name == pack_origins.c.pack
         )
         places: dict[PackNonce, PackPlace] = {}
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             for batch in _batches(nonces):
                 found = await connection.execute(query.where(pack_origins.c.pack_nonce.in_(batch)))
                 for row in found:
@@ -338,9 +358,10 @@ class SqlLedger(Ledger):
         return places
 
     @override
+    @unbroken
     async def snapshots_needing(self, nonces: Iterable[PackNonce]) -> list[Snapshot]:
         found: dict[str, Snapshot] = {}
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             for batch in _batches(nonces):
                 needing = (
                     select(snapshots.c.snapshot_id)
@@ -355,8 +376,9 @@ class SqlLedger(Ledger):
         return sorted(found.values(), key=lambda snapshot: snapshot.committed_at)
 
     @override
+    @unbroken
     async def mark_proof(self, snapshot_ids: Iterable[SnapshotHex], now: int) -> None:
-        async with self._connections.write() as connection:
+        async with self.connections.write() as connection:
             for batch in _batches(snapshot_ids):
                 await connection.execute(
                     update(snapshots)
@@ -365,8 +387,9 @@ class SqlLedger(Ledger):
                 )
 
     @override
+    @unbroken
     async def totals(self) -> Totals:
-        async with self._connections.read() as connection:
+        async with self.connections.read() as connection:
             stored = await connection.execute(
                 select(func.count(), func.coalesce(func.sum(packs.c.size_bytes), 0))
             )

@@ -400,7 +400,8 @@ async def test_a_reference_to_a_frame_that_the_pack_does_not_hold_is_refused(
 
 async def test_a_dropped_frame_need_not_be_stored_any_more(catalog: Catalog) -> None:
     session = await open_session(catalog, 1)
-    assert await catalog.ledger.begin_commit(plan(session, frame(9, live_bytes=0)))
+    begun = await catalog.ledger.begin_commit(plan(session, frame(9, live_bytes=0)))
+    assert begun.sequence == 1
 
 
 async def test_a_node_cannot_name_the_frames_of_another(catalog: Catalog) -> None:
