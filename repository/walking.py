@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from repository.entries import Entry, Pointer, decode_entry, decode_own_entry
+from repository.errors import FormatError
 from repository.needs import Answer, Need, Reading
 from repository.tree import Node, children, decode_node, decode_pointer
 
@@ -22,6 +23,28 @@ def _read(pointers: list[Pointer], level: int | None) -> Generator[Need, Answer 
     return [decode_node(node, level) for node in encoded]
 
 
+def _check_keys(node: Node, first: bytes, end: bytes | None) -> None:
+    """FormatError unless a node holds the keys that the one above it says.
+
+    With this no node can stand twice in one tree, so a walk of it ends, whoever made it.
+    """
+    if node.items[0][0] != first or (end is not None and node.items[-1][0] >= end):
+        raise FormatError("a manifest node does not hold the keys that the one above it says")
+
+
+def _read_below(
+    node: Node, end: bytes | None, low: int, high: int
+) -> Generator[Need, Answer | None, list[tuple[Node, bytes | None]]]:
+    """Children low to high of a node whose keys are below `end`, each with its own such end."""
+    keys = [key for key, _ in node.items]
+    ends = [*keys[1:], end][low:high]
+    pointers = [decode_pointer(raw) for _, raw in node.items[low:high]]
+    below = yield from _read(pointers, node.level - 1)
+    for child, first, its_end in zip(below, keys[low:high], ends, strict=True):
+        _check_keys(child, first, its_end)
+    return list(zip(below, ends, strict=True))
+
+
 def scan(
     root: Pointer, first: bytes = b"", end: bytes | None = None, *, own: bool = False
 ) -> Reading[Batch]:
@@ -30,10 +53,10 @@ def scan(
     `own` skips the second look at encodings, for nodes from the agent's own state.
     """
     decode = decode_own_entry if own else decode_entry
-    pending = yield from _read([root], None)
-    pending.reverse()
+    (top,) = yield from _read([root], None)
+    pending: list[tuple[Node, bytes | None]] = [(top, None)]
     while pending:
-        node = pending.pop()
+        node, its_end = pending.pop()
         keys = [key for key, _ in node.items]
         low = bisect_left(keys, first)
         high = len(keys) if end is None else bisect_left(keys, end)
@@ -43,9 +66,8 @@ def scan(
             continue
         # The child before the first key that is not below `first` may hold it too.
         low = max(0, bisect_right(keys, first) - 1)
-        wanted = [decode_pointer(raw) for _, raw in node.items[low:high]]
-        if wanted:
-            pending += reversed((yield from _read(wanted, node.level - 1)))
+        if low < high:
+            pending += reversed((yield from _read_below(node, its_end, low, high)))
 
 
 def lookup(root: Pointer, key: bytes) -> Reading[Entry]:
@@ -60,20 +82,20 @@ def lookup(root: Pointer, key: bytes) -> Reading[Entry]:
             if found == key:
                 yield decode_entry(raw)
             return
-        (node,) = yield from _read([decode_pointer(raw)], node.level - 1)
+        ((node, _),) = yield from _read_below(node, None, index, index + 1)
 
 
 def node_pointers(root: Pointer) -> Reading[list[Pointer]]:
     """The pointers of all nodes, a batch per node of the level above, the root first."""
     yield [root]
-    pending = yield from _read([root], None)
+    (top,) = yield from _read([root], None)
+    pending: list[tuple[Node, bytes | None]] = [(top, None)]
     while pending:
-        node = pending.pop()
+        node, end = pending.pop()
         if node.level > 0:
-            pointers = children(node)
-            yield pointers
+            yield children(node)
             if node.level > 1:
-                pending += yield from _read(pointers, node.level - 1)
+                pending += yield from _read_below(node, end, 0, len(node.items))
 
 
 class Difference(NamedTuple):
@@ -107,7 +129,9 @@ def diff(before: Pointer | None, after: Pointer | None) -> Reading[list[Differen
         for side in unread:
             subtree = side.pop()
             assert isinstance(subtree, _Subtree)
-            side.extend(_stacked((yield from _read([subtree.pointer], subtree.level))[0]))
+            (node,) = yield from _read([subtree.pointer], subtree.level)
+            _check_keys(node, subtree.key, side[-1][0] if side else None)
+            side.extend(_stacked(node))
         if unread:
             continue
         difference = _step(left, right)

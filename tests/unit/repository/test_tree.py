@@ -313,6 +313,27 @@ def test_editing_nothing_changes_nothing() -> None:
     assert nodes.edit(root, {}) == Edited(root, [], [])
 
 
+@pytest.mark.parametrize("wrong", ["first key", "last key", "a node that stands twice"])
+def test_a_node_that_does_not_hold_what_the_one_above_says_is_refused(wrong: str) -> None:
+    nodes = Nodes()
+    names = {"first key": [b"b", b"c"], "last key": [b"a", b"m"]}.get(wrong, [b"a", b"c"])
+    left = nodes.put(encode_node(0, [(name, VALUE) for name in names]))
+    right = nodes.put(encode_node(0, [(b"m", VALUE)]))
+    second = left if wrong == "a node that stands twice" else right
+    root = nodes.put(encode_node(1, [(b"a", encode_pointer(left)), (b"m", encode_pointer(second))]))
+    above = nodes.put(encode_node(2, [(b"a", encode_pointer(root))]))
+
+    with pytest.raises(FormatError, match="above it says"):
+        list(drive(scan(root), nodes.load))
+    with pytest.raises(FormatError, match="above it says"):
+        list(drive(diff(None, root), nodes.load))
+    with pytest.raises(FormatError, match="above it says"):
+        list(drive(lookup(root, b"b" if wrong != "a node that stands twice" else b"n"), nodes.load))
+    top = nodes.put(encode_node(3, [(b"b", encode_pointer(above))]))
+    with pytest.raises(FormatError, match="above it says"):
+        list(drive(node_pointers(top), nodes.load))
+
+
 VALUE = entry(1)
 POINTER = encode_pointer(Pointer(ChunkId(b"i" * 32), PackNonce(b"p" * 16), 0, 0, 1))
 
@@ -350,6 +371,16 @@ def test_a_pointer_that_can_be_none_is_refused() -> None:
 
     with pytest.raises(FormatError, match="pointer"):
         children(node)
+
+
+def test_a_scan_of_an_empty_range_reads_the_root_only() -> None:
+    nodes = Nodes()
+    root = nodes.build({b"%06d" % number: entry(1) for number in range(1000)})
+    assert root is not None
+    nodes.loaded.clear()
+
+    assert list(drive(scan(root, b"5", b""), nodes.load)) == []
+    assert nodes.loaded == [root]
 
 
 @given(st.binary(max_size=200))
