@@ -14,6 +14,7 @@ import os
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -29,13 +30,14 @@ from agent.services import (
     RestoreTask,
     Services,
 )
+from agent.turn import Turn
 from agent.writing import MARKER, File, Target, TargetFullError, open_target
 from repository.entries import Entry, EntryType, Extent, Pointer, key_of, path_of
 from repository.errors import DamagedError, FormatError, TidemarkError, UsageError
 from repository.frames import FrameIdentity, FrameReader
 from repository.ids import ObjectType
 from repository.keys import KEY_BYTES, UnsealingKey
-from repository.reader import SnapshotReader, slice_extent
+from repository.reader import Chunks, SnapshotReader, slice_extent
 
 _T = TypeVar("_T")
 
@@ -45,6 +47,8 @@ _WINDOW_EXTENTS: Final = 32_768
 _FETCHES: Final = 4
 # Descriptors that a worker holds while it spreads one fetch over files.
 _OPEN_FILES: Final = 32
+# From so many files on, a frame is spread in turns (turn.py).
+_MANY_PIECES: Final = 8
 _ERRORS_MAX: Final = 100
 
 
@@ -109,6 +113,7 @@ class _Restore:
         self._roots = roots
         self._lock = threading.Lock()
         self._local = threading.local()
+        self._turn = Turn()
         self._grant: OpenedGrant
         self._fetcher: Fetcher
         self._reader: SnapshotReader
@@ -259,11 +264,7 @@ class _Restore:
         if entry.links <= 1 or not entry.inode:
             return False
         first = self._firsts.setdefault(entry.inode, file)
-        if first is file or (first.entry.content, first.entry.size, first.entry.ctime_ns) != (
-            entry.content,
-            entry.size,
-            entry.ctime_ns,
-        ):
+        if first is file or not _is_same_file(first.entry, entry):
             return False
         self._links.append((file.key, first))
         return True
@@ -360,15 +361,21 @@ class _Restore:
                 except DamagedError as error:
                     self._give_up_all(target, pieces, error)
                     continue
-                for piece in pieces:
-                    try:
-                        self._put(target, opened, piece, slice_extent(piece.extent, chunks))
-                    except TargetFullError:
-                        raise
-                    except (DamagedError, TargetError) as error:
-                        self._give_up(target, piece.file, error)
+                with self._turn.taken() if len(pieces) > _MANY_PIECES else nullcontext():
+                    self._put_all(target, opened, pieces, chunks)
         finally:
             opened.close()
+
+    def _put_all(
+        self, target: Target, opened: "_OpenFiles", pieces: Iterable[_Piece], chunks: Chunks
+    ) -> None:
+        for piece in pieces:
+            try:
+                self._put(target, opened, piece, slice_extent(piece.extent, chunks))
+            except TargetFullError:
+                raise
+            except (DamagedError, TargetError) as error:
+                self._give_up(target, piece.file, error)
 
     def _put(self, target: Target, opened: "_OpenFiles", piece: _Piece, data: memoryview) -> None:
         file = piece.file
@@ -510,6 +517,19 @@ class _OpenFiles:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+
+def _is_same_file(one: Entry, other: Entry) -> bool:
+    """Whether two names with one inode number were names of one file, and not of two in turn."""
+    if (one.ctime_ns, one.mtime_ns, one.size) != (other.ctime_ns, other.mtime_ns, other.size):
+        return False
+    # Content that was read twice may lie in two places; what it is stands in the ids.
+    return _ids(one) == _ids(other)
+
+
+def _ids(entry: Entry) -> list[tuple[bytes, int, int]]:
+    extents = entry.content.extents if entry.content is not None else []
+    return [(extent.id, extent.skip, extent.length) for extent in extents]
 
 
 def _plain(path: bytes) -> bytes:

@@ -1,0 +1,65 @@
+"""Grants from the packs of a coordinator in memory, some of its bytes damaged or missing."""
+
+from collections.abc import Sequence
+
+from typing_extensions import override
+
+from agent.errors import CoordinatorError
+from agent.services import Grant, GrantedFrame, GrantedPack, RestoreClient
+from repository.frames import FrameIdentity
+from repository.keys import frame_key, seal, wrap
+from repository.layout import GRANT_INFO, ReaderKeys
+from tests.fakes.coordinator import REPOSITORY, MemoryCoordinator
+
+_KEY = b"g" * 32
+
+
+class MemoryGrants(RestoreClient):
+    """Grants the coordinator's last snapshot."""
+
+    def __init__(self, coordinator: MemoryCoordinator) -> None:
+        self._coordinator = coordinator
+        self.single_frames = False
+        """Whether frames are granted one by one, as those of another volume are."""
+        self.missing: set[str] = set()
+        self.asked: list[tuple[str, list[tuple[int, int]]]] = []
+
+    @override
+    async def open_restore(self, task_id: str, public_key: bytes) -> Grant:
+        packs, frames = [], []
+        for nonce, (name, table, key) in self._coordinator.store._tables.items():
+            if not self.single_frames:
+                wrapped = wrap(_KEY, key, b"pack" + nonce)
+                packs.append(GrantedPack(nonce, name, wrapped, table.encode()))
+                continue
+            for number, (offset, length) in table.places[nonce].items():
+                context = b"frame" + nonce + number.to_bytes(4, "big")
+                wrapped = wrap(_KEY, frame_key(key, number), context)
+                frames.append(GrantedFrame(nonce, number, name, wrapped, offset, length))
+        reader_keys = ReaderKeys(REPOSITORY, self._coordinator.ids).encode()
+        return Grant(
+            root=self._coordinator.roots[-1],
+            sealed_grant_key=seal(public_key, _KEY, GRANT_INFO),
+            wrapped_reader_keys=wrap(_KEY, reader_keys, b"reader keys"),
+            packs=packs,
+            frames=frames,
+        )
+
+    @override
+    async def read_pack(
+        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
+    ) -> list[memoryview]:
+        self.asked.append((name, list(ranges)))
+        pack = memoryview(self._coordinator.store.packs[name])
+        if name in self.missing or any(at + length > len(pack) for at, length in ranges):
+            raise CoordinatorError(f"pack {name} is not there, or not all of it")
+        return [pack[at : at + length] for at, length in ranges]
+
+    def damage(self, identity: FrameIdentity) -> None:
+        """Flip one byte of a frame."""
+        name, table, _ = self._coordinator.store._tables[identity.nonce]
+        place = table.find(identity)
+        assert place is not None
+        pack = bytearray(self._coordinator.store.packs[name])
+        pack[place[0] + place[1] // 2] ^= 1
+        self._coordinator.store.packs[name] = bytes(pack)
