@@ -61,6 +61,11 @@ _JOIN_BACKOFF_SECONDS: Final = (0.5, 15.0)
 _T = TypeVar("_T")
 _log = structlog.get_logger()
 
+# What tasks hold while they run: packs under construction, or frames being opened, are what bounds
+# the agent's memory, so there is one of each at a time (docs/decisions/0004).
+_PACKING: Final = b"packing"
+_WRITING: Final = b"writing"
+
 
 class SystemClock(Clock):
     """Time as the machine tells it."""
@@ -211,7 +216,7 @@ class _Agent(Handler):
         order = Order(
             task_id=wish.task_id,
             job_id=wish.job_id,
-            holds=wish.volume_id,
+            holds=_PACKING,
             perform=lambda: self._back_up(task),
             failed=lambda error: self._backup_ended(task, _failed_backup(error)),
         )
@@ -222,7 +227,7 @@ class _Agent(Handler):
         order = Order(
             task_id=task.task_id,
             job_id=task.job_id,
-            holds=b"target:" + task.target,
+            holds=_WRITING,
             perform=lambda: self._restore(task),
             failed=lambda error: self._restore_ended(task, _failed_restore(error)),
         )

@@ -9,13 +9,14 @@ written is an exception, and ends the backup.
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Final, NamedTuple
 
 from msgspec import structs
 
 from agent.beneath import Tree
+from agent.cutting import FileCutter, Hole
 from agent.errors import SourceError
 from agent.known import KnownChunks
 from agent.packing import Packs
@@ -25,11 +26,8 @@ from agent.sweep import Found, entry_type
 from agent.turn import Turn
 from repository.chunking import (
     BLOCK_BYTES,
-    CHUNK_BYTES_MAX,
     MAGIC_BYTES,
     SMALL_BYTES_MAX,
-    ContentCutter,
-    blocks,
     classify,
 )
 from repository.content import ContentWriter
@@ -56,13 +54,15 @@ from repository.pack import PackKind
 
 # Rewritten blocks of a paged file share a frame with few others, or collection could free nothing.
 _REWRITTEN_BYTES: Final = 4 * BLOCK_BYTES
-# Twice the largest chunk: every window but the last yields at least one.
-_WINDOW_BYTES: Final = 2 * CHUNK_BYTES_MAX
 # Groups of a large file's chunks that wait or are worked on, each 1 to 5 MiB.
 _GROUPS_IN_FLIGHT: Final = 6
 # A large file that keeps changing is read again as long as that costs no more than this.
 _REREAD_BYTES_MAX: Final = 1024 * 1024 * 1024
 _LARGE_TRIES: Final = 20
+
+
+# The extents of a stretch of a large file, or their promise.
+_Extents = list[Extent] | Future[list[Extent]]
 
 
 class Saved(NamedTuple):
@@ -107,12 +107,11 @@ class Storer:
         self._packs = packs
         self._known = known
         self._ids = keys.ids
-        self._cutter = ContentCutter(keys.chunker)
+        self._cutter = FileCutter(keys.chunker)
         self._workers = workers
         self._now_ns = now_ns
         self._local = threading.local()
         self._groups = threading.BoundedSemaphore(_GROUPS_IN_FLIGHT)
-        self._window = memoryview(bytearray(_WINDOW_BYTES))
         self.turn = Turn()
         self.counters = Counters()
 
@@ -203,56 +202,28 @@ class Storer:
             )
             return PendingFile(Saved(found.key, found.old, entry), chunking, groups, put_list)
 
-    def _read_large(
-        self, found: Found, file: LargeFile
-    ) -> "tuple[ChunkClass, list[Future[list[Extent]]]]":
+    def _read_large(self, found: Found, file: LargeFile) -> "tuple[ChunkClass, list[_Extents]]":
         file.begin()
-        first = file.read_into(self._window[:MAGIC_BYTES], 0)
-        beginning = bytes(self._window[:first])
-        file.bytes_read -= first  # it is read again with the rest
+        beginning = self._cutter.beginning(file, MAGIC_BYTES)
         previous = _class_of(found.old)
         chunking = classify(path_of(found.key), file.stat.st_size, beginning, previous)
         rewrite = chunking is ChunkClass.PAGED and previous is ChunkClass.PAGED
         frame_bytes = _REWRITTEN_BYTES if rewrite else RAW_BYTES_TARGET
-        groups: list[Future[list[Extent]]] = []
+        groups: list[_Extents] = []
         group: list[bytes] = []
         group_bytes = 0
-        for piece in self._cut(file, chunking):
-            group.append(piece)
-            group_bytes += len(piece)
-            if group_bytes >= RAW_BYTES_TARGET:
+        for piece in self._cutter.pieces(file, chunking):
+            if not isinstance(piece, Hole):
+                group.append(piece)
+                group_bytes += len(piece)
+            if group and (isinstance(piece, Hole) or group_bytes >= RAW_BYTES_TARGET):
                 groups.append(self._submit(group, frame_bytes))
                 group, group_bytes = [], 0
+            if isinstance(piece, Hole):
+                groups.append([Extent.hole(piece.length)])
         if group:
             groups.append(self._submit(group, frame_bytes))
         return chunking, groups
-
-    def _cut(self, file: LargeFile, chunking: ChunkClass) -> Iterator[bytes]:
-        """The chunks of a file, read in windows; what a window's end cut short goes with the next.
-
-        A file that grows meanwhile is read as far as it was long when the pass began.
-        """
-        window, offset, carried, size = self._window, 0, 0, file.stat.st_size
-        while True:
-            wanted = min(len(window) - carried, size - offset)
-            filled = file.read_into(window[carried : carried + wanted], offset)
-            offset += filled
-            last = offset >= size or filled < wanted
-            held = window[: carried + filled]
-            position = 0
-            for length in self._lengths(held, chunking, last=last):
-                yield bytes(held[position : position + length])
-                position += length
-            if last:
-                file.size = offset
-                return
-            carried = len(held) - position
-            window[:carried] = bytes(held[position:])
-
-    def _lengths(self, held: memoryview, chunking: ChunkClass, *, last: bool) -> Iterator[int]:
-        if chunking is not ChunkClass.PAGED:
-            return self._cutter.cut(held, last=last)
-        return blocks(len(held) if last else len(held) - len(held) % BLOCK_BYTES)
 
     def _submit(self, group: list[bytes], frame_bytes: int) -> "Future[list[Extent]]":
         self._groups.acquire()
@@ -311,7 +282,7 @@ class PendingFile:
         self,
         saved: Saved,
         chunking: ChunkClass = ChunkClass.GENERAL,
-        groups: "Sequence[Future[list[Extent]]]" = (),
+        groups: "Sequence[_Extents]" = (),
         put_list: Callable[[bytes], Pointer] | None = None,
     ) -> None:
         self._saved = saved
@@ -325,7 +296,7 @@ class PendingFile:
             return self._saved
         writer = ContentWriter(self._chunking, self._put_list)
         for group in self._groups:
-            for extent in group.result():
+            for extent in group.result() if isinstance(group, Future) else group:
                 writer.add(extent)
         entry = structs.replace(self._saved.entry, content=writer.finish())
         return self._saved._replace(entry=entry, lists=tuple(writer.pointers))
