@@ -61,7 +61,12 @@ class Boundaries:
 
 
 def encode_node(level: int, items: list[Item]) -> bytes:
-    """The one encoding of a node."""
+    """The one encoding of a node; FormatError for a key that no reader would take."""
+    if any(len(key) > KEY_BYTES_MAX for key, _ in items):
+        raise FormatError(
+            f"a path is longer than {KEY_BYTES_MAX} bytes",
+            hint="directories are nested thousands deep; exclude or remove them",
+        )
     return _encode((level, [(key, msgspec.Raw(value)) for key, value in items]))
 
 

@@ -344,7 +344,13 @@ POINTER = encode_pointer(Pointer(ChunkId(b"i" * 32), PackNonce(b"p" * 16), 0, 0,
         (encode_node(0, []), None, "order"),
         (encode_node(0, [(b"a", VALUE), (b"a", VALUE)]), None, "order"),
         (encode_node(0, [(b"b", VALUE), (b"a", VALUE)]), None, "order"),
-        (encode_node(0, [(b"a" * (KEY_BYTES_MAX + 1), VALUE)]), None, "order"),
+        (
+            encode_node(0, [(b"a" * KEY_BYTES_MAX, VALUE)]).replace(
+                b"\xc6\x00\x10\x00\x00", b"\xc6\x00\x10\x00\x01a"
+            ),
+            None,
+            "order",
+        ),
         (encode_node(-1, [(b"a", VALUE)]), None, "level"),
         (encode_node(17, [(b"a", VALUE)]), None, "level"),
         (encode_node(0, [(b"a", VALUE)]), 1, "level"),
@@ -358,6 +364,12 @@ POINTER = encode_pointer(Pointer(ChunkId(b"i" * 32), PackNonce(b"p" * 16), 0, 0,
 def test_a_node_that_can_be_none_is_refused(raw: bytes, level: int | None, reason: str) -> None:
     with pytest.raises(FormatError, match=reason):
         decode_node(raw, level)
+
+
+def test_a_path_that_no_reader_would_take_is_not_written() -> None:
+    assert encode_node(0, [(b"a" * KEY_BYTES_MAX, VALUE)])
+    with pytest.raises(FormatError, match="longer than"):
+        encode_node(0, [(b"a" * (KEY_BYTES_MAX + 1), VALUE)])
 
 
 def test_a_node_of_one_large_entry_is_a_node() -> None:
