@@ -1,0 +1,36 @@
+import aiohttp
+import pytest
+
+from agent.config import Address
+from agent.metrics import Endpoint, Metrics, Sample
+
+
+def sample() -> Sample:
+    return Sample(
+        tasks={"running": 2}, connected=True, uploads_waiting=3, uploads_running=1, volumes=4
+    )
+
+
+@pytest.mark.asyncio
+async def test_metrics_and_health_are_shown_on_a_free_port() -> None:
+    metrics = Metrics("1.2.3")
+    metrics.watch(sample)
+    metrics.tasks_total.labels("backup", "completed").inc()
+    endpoint = Endpoint(metrics, sample)
+    bound = await endpoint.open(Address("127.0.0.1", 0))
+    try:
+        async with aiohttp.ClientSession(f"http://{bound}") as session:
+            async with session.get("/metrics") as answer:
+                text = await answer.text()
+            async with session.get("/healthz") as answer:
+                health = await answer.json()
+    finally:
+        await endpoint.close()
+
+    assert bound.port
+    assert 'tidemark_agent_tasks_total{kind="backup",phase="completed"} 1.0' in text
+    assert 'tidemark_agent_tasks_now{state="running"} 2.0' in text
+    assert 'tidemark_agent_uploads{state="waiting"} 2.0' in text
+    assert 'tidemark_agent_build_info{version="1.2.3"} 1.0' in text
+    assert "process_resident_memory_bytes" in text
+    assert health == {"status": "ok", "connected": True, "tasks": {"running": 2}, "volumes": 4}
