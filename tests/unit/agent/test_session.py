@@ -1,0 +1,171 @@
+"""The control stream against a coordinator that breaks it as it likes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import grpc.aio
+import pytest
+from typing_extensions import override
+
+from agent.daemon import SystemClock
+from agent.services import (
+    BackupOutcome,
+    BackupStatistics,
+    BackupTask,
+    Progress,
+    RestoreTask,
+    Volume,
+)
+from agent.session import BackupWish, ControlStream, Greeting
+from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
+from repository.errors import StoreFullError
+
+pytestmark = pytest.mark.asyncio
+
+Stream = grpc.aio.ServicerContext[agent_pb2.ConnectRequest, agent_pb2.ConnectResponse]
+VOLUME = Volume(b"v" * 16, "volume", b"/srv")
+TASK = BackupTask("task", "job", VOLUME, b"r" * 16, b"k" * 32)
+
+
+class Agent:
+    """Notes what the coordinator says."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Queue[object] = asyncio.Queue()
+        self.tasks: list[str] = []
+
+    def greeting(self) -> Greeting:
+        return Greeting("1", [VOLUME], self.tasks, [b"/restores"])
+
+    def on_welcome(self, unknown_task_ids: Sequence[str]) -> None:
+        self.said.put_nowait(("welcome", list(unknown_task_ids)))
+
+    def on_backup(self, wish: BackupWish) -> None:
+        self.said.put_nowait(wish)
+
+    def on_restore(self, task: RestoreTask) -> None:
+        self.said.put_nowait(task)
+
+    def on_cancel(self, task_id: str) -> None:
+        self.said.put_nowait(("cancel", task_id))
+
+    def on_reported(self, task_id: str) -> None:
+        self.said.put_nowait(("reported", task_id))
+
+
+class Coordinator(agent_pb2_grpc.AgentServiceServicer):
+    """Notes what the agent says; answers and hangs up when the test says so."""
+
+    def __init__(self) -> None:
+        self.heard: asyncio.Queue[agent_pb2.ConnectRequest] = asyncio.Queue()
+        self.to_say: asyncio.Queue[agent_pb2.ConnectResponse | None] = asyncio.Queue()
+
+    @override
+    async def Connect(  # type: ignore[override]  # writes to the context
+        self, request_iterator: AsyncIterator[agent_pb2.ConnectRequest], context: Stream
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            listening = group.create_task(self._listen(request_iterator), name="listen")
+            while (message := await self.to_say.get()) is not None:
+                await context.write(message)
+            listening.cancel()
+
+    async def _listen(self, requests: AsyncIterator[agent_pb2.ConnectRequest]) -> None:
+        async for request in requests:
+            self.heard.put_nowait(request)
+
+    def welcome(self, *unknown: str) -> None:
+        welcome = agent_pb2.Welcome(heartbeat_seconds=1, unknown_task_ids=unknown)
+        self.to_say.put_nowait(agent_pb2.ConnectResponse(welcome=welcome))
+
+    async def hears(self, kind: str) -> agent_pb2.ConnectRequest:
+        while True:
+            message = await self.heard.get()
+            if message.WhichOneof("message") == kind:
+                return message
+
+
+@asynccontextmanager
+async def talking() -> AsyncIterator[tuple[Agent, Coordinator, ControlStream]]:
+    agent = Agent()
+    coordinator = Coordinator()  # type: ignore[abstract]  # it answers one call
+    server = grpc.aio.server()
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(coordinator, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with asyncio.timeout(8), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stream = ControlStream(channel, agent, SystemClock())
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(stream.run(), name="stream")
+            yield agent, coordinator, stream
+            running.cancel()
+    await server.stop(None)
+
+
+async def test_the_agent_says_who_it_is_and_takes_tasks() -> None:
+    async with talking() as (agent, coordinator, stream):
+        hello = (await coordinator.hears("hello")).hello
+        coordinator.welcome("old")
+        assert await agent.said.get() == ("welcome", ["old"])
+        assert stream.is_connected
+
+        ask = agent_pb2.RunRestore(task_id="1", job_id="2", target=b"/t", dry_run=True)
+        coordinator.to_say.put_nowait(agent_pb2.ConnectResponse(run_restore=ask))
+        cancel = agent_pb2.CancelTask(task_id="1")
+        coordinator.to_say.put_nowait(agent_pb2.ConnectResponse(cancel_task=cancel))
+
+        restore = await agent.said.get()
+        assert isinstance(restore, RestoreTask)
+        assert (restore.task_id, restore.target, restore.wishes) == ("1", b"/t", ("dry_run",))
+        assert await agent.said.get() == ("cancel", "1")
+        assert [volume.name for volume in hello.volumes] == ["volume"]
+        assert list(hello.restore_roots) == [b"/restores"]
+
+
+async def test_progress_logs_ends_and_heartbeats_go_up() -> None:
+    async with talking() as (_, coordinator, stream):
+        coordinator.welcome()
+        await coordinator.hears("hello")
+        await asyncio.to_thread(stream.send_log, "task", "info", "a line")
+        await asyncio.to_thread(stream.send_progress, "task", Progress("reading", 1))
+        await asyncio.to_thread(stream.send_progress, "task", Progress("reading", 2))
+
+        assert (await coordinator.hears("log")).log.message == "a line"
+        assert (await coordinator.hears("progress")).progress.progress.files_done == 2
+        await coordinator.hears("heartbeat")
+
+        error = StoreFullError("full", hint="make room")
+        stream.send_backup_end(TASK, BackupOutcome(BackupStatistics(files_new=3), error=error))
+        end = (await coordinator.hears("backup_finished")).backup_finished
+
+        assert (end.task_id, end.error.message, end.result.files_new) == ("task", "full", 3)
+        await stream.told_everything()
+
+
+async def test_an_end_that_may_have_been_lost_is_told_again_where_it_is_waited_for() -> None:
+    async with talking() as (agent, coordinator, stream):
+        coordinator.welcome()
+        await coordinator.hears("hello")
+        stream.send_backup_end(TASK, BackupOutcome(BackupStatistics()))
+        await coordinator.hears("backup_finished")
+
+        coordinator.to_say.put_nowait(None)
+        hello = (await coordinator.hears("hello")).hello
+        coordinator.welcome()
+        await coordinator.hears("backup_finished")
+
+        assert list(hello.running_task_ids) == ["task"]
+        assert agent.said.qsize() >= 2
+
+
+async def test_an_end_that_nobody_waits_for_is_dropped() -> None:
+    async with talking() as (agent, coordinator, stream):
+        await coordinator.hears("hello")
+        stream.send_backup_end(TASK, BackupOutcome(BackupStatistics()))
+        coordinator.welcome("task")
+
+        assert await agent.said.get() == ("reported", "task")
+        await stream.told_everything()
+        coordinator.to_say.put_nowait(None)
+        assert not (await coordinator.hears("hello")).hello.running_task_ids
