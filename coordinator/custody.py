@@ -30,7 +30,7 @@ from repository.keys import (
     SigningKey,
     pack_key,
 )
-from repository.layout import DATA_KEY_INFO, RecoveryKit, RepositoryKeys, render_kit
+from repository.layout import DATA_KEY_INFO, RecoveryKit, render_kit
 
 Random = Callable[[int], bytes]
 
@@ -67,10 +67,6 @@ class Custody(Protocol):
         """What session keys are sealed to. LockedError."""
         ...
 
-    def repository_keys(self, sealed: bytes, repository: RepositoryId) -> RepositoryKeys:
-        """Open the object of the repository's keys. LockedError, WrongKeyError."""
-        ...
-
     def pack_key(self, sealed_data_key: bytes, nonce: PackNonce) -> PackKey:
         """The key of one pack of a session. LockedError, WrongKeyError."""
         ...
@@ -104,10 +100,6 @@ class LockedCustody(Custody):
 
     @override
     def recovery_public(self) -> bytes:
-        raise self._locked()
-
-    @override
-    def repository_keys(self, sealed: bytes, repository: RepositoryId) -> RepositoryKeys:
         raise self._locked()
 
     @override
@@ -148,10 +140,6 @@ class OpenCustody(Custody):
     @override
     def recovery_public(self) -> bytes:
         return self._unsealing.public
-
-    @override
-    def repository_keys(self, sealed: bytes, repository: RepositoryId) -> RepositoryKeys:
-        return RepositoryKeys.unseal(sealed, self._unsealing, repository)
 
     @override
     def pack_key(self, sealed_data_key: bytes, nonce: PackNonce) -> PackKey:

@@ -43,7 +43,7 @@ from repository.ids import PackNonce
 from repository.keys import frame_key
 from repository.layout import root_name
 from repository.needs import drive_async
-from repository.pack import PackEnd, PackIndex, identities, parse_tail
+from repository.pack import TAIL_BYTES, PackEnd, PackIndex, identities, parse_tail
 from repository.reader import SnapshotReader
 from repository.walking import diff
 
@@ -197,7 +197,9 @@ class _Run:
     async def _check_pack(self, pack: Pack) -> None:
         self._count.packs += 1
         content = await self._whole(pack)
-        hashed = content is not None and blake3(content).digest() == pack.blake3
+        hashed = content is not None and await self._workers.run(
+            lambda: blake3(content).digest() == pack.blake3
+        )
         if content is None or not hashed:
             damage = self._damaged(pack.name)
             damage.nonces.update(origin.pack_nonce for origin in pack.origins)
@@ -211,7 +213,7 @@ class _Run:
             if not hashed or bad:
                 self._damaged(pack.name).frames = bad
 
-    async def _whole(self, pack: Pack) -> bytes | None:
+    async def _whole(self, pack: Pack) -> bytearray | None:
         """The bytes of a pack; None if it is missing or of another length."""
         try:
             info = await self._store.head(pack.name)
@@ -224,14 +226,14 @@ class _Run:
                 self._count.bytes_read += length
         except (ObjectMissingError, DamagedError):
             return None
-        return bytes(content)
+        return content
 
-    def _open_frames(self, content: bytes) -> set[FrameIdentity] | None:
+    def _open_frames(self, content: bytearray) -> set[FrameIdentity] | None:
         """The frames of a pack that do not open to what its footer says; None for all of them."""
         view = memoryview(content)
         try:
-            tail = parse_tail(content[-4096:], len(content))
-            end = PackEnd(tail, content[tail.footer_offset :])
+            tail = parse_tail(bytes(view[-TAIL_BYTES:]), len(content))
+            end = PackEnd(tail, bytes(view[tail.footer_offset :]))
             index = end.open_with_metadata_key(self._repository.metadata_key)
         except (DamagedError, KeyMaterialError):
             return None

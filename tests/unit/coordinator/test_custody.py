@@ -86,7 +86,6 @@ def test_locked_custody_refuses_everything_with_a_hint() -> None:
     for ask in (
         locked.signing_key,
         locked.recovery_public,
-        lambda: locked.repository_keys(b"", REPOSITORY),
         lambda: locked.pack_key(b"", NONCE),
         lambda: locked.recovery_kit(REPOSITORY, b""),
     ):
