@@ -1,6 +1,5 @@
 """The data: made from a seed, so that every machine measures the same."""
 
-import filecmp
 import os
 import random
 import stat
@@ -17,6 +16,7 @@ _DIRECTORIES_PER_LEVEL: Final = 32
 # Of a large file this share is overwritten, in one place.
 _CHANGED_SHARE: Final = 1 / 128
 _PIECE_BYTES: Final = 8 << 20
+_COMPARED_BYTES: Final = 1 << 20
 
 _VOCABULARY: Final = (
     "accepted address after batch before block cache client closed commit config connection "
@@ -145,35 +145,42 @@ CASES: Final = {
 
 def size_of(directory: Path) -> int:
     """Bytes of all files below a directory."""
-    return sum(
-        os.lstat(os.path.join(top, name)).st_size
-        for top, _, names in os.walk(directory)
-        for name in names
-    )
+    return sum(size for _, size, _ in _listing(directory).values())
 
 
 def differences(source: Path, restored: Path) -> list[str]:
     """Paths whose content, kind, mode or time of change is not the same on both sides."""
     mine, theirs = _listing(source), _listing(restored)
-    different = [path for path in mine.keys() | theirs.keys() if mine.get(path) != theirs.get(path)]
-    different += [
-        path
-        for path, status in mine.items()
-        if stat.S_ISREG(status[0])
-        and path in theirs
-        and not filecmp.cmp(source / path, restored / path, shallow=False)
-    ]
-    filecmp.clear_cache()
-    return sorted(set(different))
+    different = {path for path in mine.keys() | theirs.keys() if mine.get(path) != theirs.get(path)}
+    for path in mine.keys() - different:
+        is_file = stat.S_ISREG(mine[path][0])
+        if is_file and not _same_bytes(f"{source}/{path}", f"{restored}/{path}"):
+            different.add(path)
+    return sorted(different)
+
+
+def _same_bytes(one: str, other: str) -> bool:
+    # Not by pathlib, here and below: for 100,000 files it takes several times as long.
+    with open(one, "rb") as left, open(other, "rb") as right:
+        while piece := left.read(_COMPARED_BYTES):
+            if piece != right.read(_COMPARED_BYTES):
+                return False
+        return not right.read(1)
 
 
 def _listing(directory: Path) -> dict[str, tuple[int, int, int]]:
     """Mode, size and time by path; of directories without the size, which is the filesystem's."""
     found: dict[str, tuple[int, int, int]] = {}
-    for top, directories, names in os.walk(directory):
-        for name in (*directories, *names):
-            path = Path(top, name)
-            status = path.lstat()
-            size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
-            found[str(path.relative_to(directory))] = (status.st_mode, size, status.st_mtime_ns)
+    pending = [""]
+    while pending:
+        above = pending.pop()
+        with os.scandir(f"{directory}/{above}") as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                is_directory = stat.S_ISDIR(status.st_mode)
+                path = f"{above}{entry.name}"
+                size = 0 if is_directory else status.st_size
+                found[path] = (status.st_mode, size, status.st_mtime_ns)
+                if is_directory:
+                    pending.append(f"{path}/")
     return found
