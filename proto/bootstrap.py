@@ -11,6 +11,7 @@ import hashlib
 from typing import Final
 
 import msgspec
+from typing_extensions import override
 
 # Tells a token from any other long word, in an error message as on paper.
 _PREFIX: Final = "tidemark-"
@@ -34,6 +35,7 @@ class BootstrapToken(msgspec.Struct, frozen=True, array_like=True):
     # Good once; the coordinator keeps only its hash.
     secret: bytes
 
+    @override
     def __repr__(self) -> str:
         return "BootstrapToken(hidden)"
 
