@@ -19,7 +19,7 @@ from proto.tidemark.v1.admin_pb2 import Job
 class ProgressBar:
     """One bar on stderr, drawn over itself and gone at the end."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, *, console: Console | None = None) -> None:
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -28,9 +28,9 @@ class ProgressBar:
             TransferSpeedColumn(),
             TextColumn("{task.fields[files]}", style="dim", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left", style="dim"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            TextColumn("left", style="dim"),
+            console=console or Console(stderr=True),
             transient=True,
         )
         self._title = printable(title)

@@ -5,12 +5,16 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sized
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from tests.demo.data import change, collect, create_database, differences, rows_of, writer
 from tests.demo.stage import DemoError, Row, Stage
+
+# Enough to tell snapshots apart, as people would type them.
+_ID_DIGITS = 8
 
 
 def main() -> int:
@@ -100,8 +104,8 @@ def _protect_and_prove(stage: Stage, docs: Path, database: Path) -> None:
     report = found["damaged"][0]
     stage.say(f"exit code 1; damaged pack {report['pack']}")
     stage.say(
-        f"{len(report['snapshots'])} snapshots and {len(report['paths'])} paths are affected, "
-        f"such as {', '.join(report['paths'][:2])}"
+        f"it is needed by {_count(report['snapshots'], 'snapshot')} and holds data of "
+        f"{_count(report['paths'], 'path')}, such as {', '.join(report['paths'][:2])}"
     )
 
 
@@ -119,7 +123,7 @@ def _backup(stage: Stage, step: str) -> dict[str, str]:
     stored = sum(one["data_added_packed"] for one in made["snapshots"])
     total = sum(one["total_bytes_processed"] for one in made["snapshots"])
     stage.measured(Row(step, seconds, read, stored, f"of {total / 2**20:.0f} MiB protected"))
-    return {one["volume"]: one["snapshot_id"] for one in made["snapshots"]}
+    return {one["volume"]: one["snapshot_id"][:_ID_DIGITS] for one in made["snapshots"]}
 
 
 def _restore(stage: Stage, step: str, snapshot: str, target: Path) -> None:
@@ -140,9 +144,13 @@ def _restore(stage: Stage, step: str, snapshot: str, target: Path) -> None:
 def _timed(stage: Stage, step: str, *arguments: str, code: int = 0) -> Any:
     began = time.monotonic()
     made = stage.run(*arguments, code=code)
-    note = f"{made['damaged_total']} packs damaged"
+    note = f"{_count(range(made['damaged_total']), 'pack')} damaged"
     stage.measured(Row(step, time.monotonic() - began, made["bytes_read"], note=note))
     return made
+
+
+def _count(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _damage(packs: Path) -> Path:

@@ -25,7 +25,7 @@ _SOURCES = (
 _BYTES_MAX = 220 * 1024 * 1024
 _FILES_MAX = 15_000
 _ROWS = 120_000
-_PAUSE_SECONDS = 0.4
+_PAUSE_SECONDS = 0.8
 
 
 @dataclass(frozen=True)

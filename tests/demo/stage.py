@@ -66,16 +66,16 @@ class Stage:
 
     def say(self, text: str) -> None:
         """Something that went as it must."""
-        self.console.print(Text.assemble(("   ✓ ", "bold green"), text))
+        self.console.print(Text.assemble(("   ✓ ", "bold green"), text), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
-        self.console.print(Text("     " + text, style="dim"))
+        self.console.print(Text("     " + text, style="dim"), soft_wrap=True)
 
     def run(self, *arguments: str, code: int = 0) -> Any:
         """Run one command, show it, and return the document that it printed."""
         shown = shlex.join(["tidemark", *arguments]).replace(str(self.place), "…")
-        self.console.print(Text.assemble(("   $ ", "bold"), (shown, "bold")))
+        self.console.print(Text.assemble(("   $ ", "bold"), (shown, "bold")), soft_wrap=True)
         with self.console.status("   running", spinner="dots"):
             done = subprocess.run(
                 [COMMAND, *arguments, "-o", "json"],
@@ -94,7 +94,7 @@ class Stage:
         flags = [flag for one in protect for flag in ("--protect", one)]
         arguments = ["up", "--data", str(self.place / "tidemark"), *flags, "--every", "off"]
         shown = shlex.join(["tidemark", *arguments]).replace(str(self.place), "…")
-        self.console.print(Text.assemble(("   $ ", "bold"), (shown + " &", "bold")))
+        self.console.print(Text.assemble(("   $ ", "bold"), (shown + " &", "bold")), soft_wrap=True)
         began = time.monotonic()
         with (self.place / "up.log").open("wb") as log:
             process = subprocess.Popen(
