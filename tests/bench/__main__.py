@@ -19,6 +19,12 @@ from tests.bench.results import MIB, OURS, Sample, Step, figures
 from tests.bench.table import failures, render
 from tests.bench.tools import INSTALL_HINT, TIDEMARK, TOOLS, BenchError, Outcome, Tool, run
 
+# As close as they come to each other: sealed, compressed by zstd, nothing kept from before.
+SETTINGS = {
+    OURS: "up --every off, fresh in each round",
+    "restic": "repository version 2, --compression auto, fresh cache in each round",
+    "borg": "repokey-blake2, --compression zstd,3, fresh cache in each round",
+}
 # Source, a repository and a restore for each tool, with room to spare.
 _SPACE_FACTOR = 3
 
@@ -42,7 +48,8 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="tidemark-bench-", dir=options.scratch))
     samples: list[Sample] = []
     print(f"{machine.cores} cores, Linux {machine.kernel}, load {machine.load_before}")
-    print("; ".join(f"{tool} {version}" for tool, version in machine.versions.items()))
+    for tool, version in machine.versions.items():
+        print(f"{tool} {version}: {SETTINGS[tool]}")
     try:
         for name in options.cases:
             _measure_case(CASES[name], scratch, tools, options, samples)
@@ -201,11 +208,7 @@ def _report(
         "machine": machine._asdict() | {"load_after": _load()},
         "rounds": options.rounds,
         "scale": options.scale,
-        "settings": {
-            "restic": "repository version 2, --compression auto, fresh cache each round",
-            "borg": "repokey-blake2, --compression zstd,3, fresh cache each round",
-            OURS: "tidemark up --every off, fresh in each round",
-        },
+        "settings": {tool: SETTINGS[tool] for tool in tools},
         "figures": [figure._asdict() | {"failed": sorted(figure.failed)} for figure in found],
         "samples": [sample._asdict() for sample in samples],
     }

@@ -20,7 +20,7 @@ from repository.chunking import (
 from repository.entries import ChunkClass
 
 SECRET = b"chunker key of thirty-two bytes."
-RANDOM = random.Random(4).randbytes(24 * 1024 * 1024)
+RANDOM = random.Random(4).randbytes(16 * 1024 * 1024)
 
 
 def cuts(content: bytes, secret: bytes = SECRET) -> list[int]:
@@ -61,7 +61,7 @@ def test_chunks_have_the_average_that_was_meant() -> None:
 
 
 @given(st.integers(1, 9 * 1024 * 1024))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_windows_of_any_size_give_the_cuts_of_one_piece(window_bytes: int) -> None:
     assert list(windowed(RANDOM, max(window_bytes, 100_000))) == CUTS
 
