@@ -2,12 +2,15 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
-from tests.e2e.harness import Up
+from tests.e2e import trees
+from tests.e2e.harness import Machine, Up
 from tests.unit.coordinator.cli.test_documents import (
     BACKUP_KEYS,
     BACKUP_VOLUME_KEYS,
@@ -70,11 +73,27 @@ def test_documents_have_the_fields_and_types_of_the_contract(
     assert_time(up.json("snapshot", "list")[0]["last_proof_at"])
 
 
-def test_a_difference_is_a_list_of_paths_and_words(up: Up, tree: Path) -> None:
+@pytest.fixture(scope="module")
+def shared_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes") / "volume"
+    trees.build(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shared_up(shared_tree: Path) -> Iterator[Up]:
+    """One for the tests that only look, for a start takes seconds."""
+    machine = Machine(shared_tree.with_name("home"))
+    with machine.up(shared_tree.with_name("data"), f"web={shared_tree}") as running:
+        yield running
+
+
+def test_a_difference_is_a_list_of_paths_and_words(shared_up: Up, shared_tree: Path) -> None:
+    up, tree = shared_up, shared_tree
     first = up.backup()["snapshot_id"]
     (tree / "added").write_bytes(b"new")
     (tree / "secret").unlink()
-    (tree / "run").write_bytes(b"modified")
+    (tree / "zeros").write_bytes(b"modified")
     second = up.backup()["snapshot_id"]
 
     changes = up.json("snapshot", "diff", first, second)
@@ -83,16 +102,17 @@ def test_a_difference_is_a_list_of_paths_and_words(up: Up, tree: Path) -> None:
     assert {one["path"]: one["change"] for one in changes if one["path"]} == {
         "added": "added",
         "secret": "removed",
-        "run": "modified",
+        "zeros": "modified",
     }
     assert up.json("snapshot", "diff", second, second) == []
 
 
-def test_looking_into_a_snapshot(up: Up, tree: Path) -> None:
+def test_looking_into_a_snapshot(shared_up: Up, shared_tree: Path) -> None:
+    up, tree = shared_up, shared_tree
     snapshot = up.backup()["snapshot_id"]
 
     top = {one["path"]: one for one in up.json("snapshot", "ls", snapshot)}
-    found = up.json("snapshot", "find", "same inode")
+    found = up.json("snapshot", "find", "same inode", "--snapshot", snapshot)
     content = up.run("snapshot", "cat", snapshot[:8], "a/same inode").ok().stdout
     missing = up.run("snapshot", "cat", snapshot, "not/there", "-o", "json")
 
@@ -108,7 +128,8 @@ def test_looking_into_a_snapshot(up: Up, tree: Path) -> None:
     assert missing.stdout == b""
 
 
-def test_jobs_are_listed_shown_and_logged(up: Up) -> None:
+def test_jobs_are_listed_shown_and_logged(shared_up: Up) -> None:
+    up = shared_up
     begun = up.json("backup", "create", "web")
     assert set(begun) == {"job_id", "phase"}
 
@@ -118,18 +139,29 @@ def test_jobs_are_listed_shown_and_logged(up: Up) -> None:
     wrong = up.run("restore", "show", begun["job_id"], "-o", "json")
 
     assert watched["phase"] == shown["phase"] == "Completed"
-    assert [one["job_id"] for one in listed] == [begun["job_id"]]
+    assert listed[0]["job_id"] == begun["job_id"]
     assert shown["snapshots"][0]["phase"] == "Completed"
     assert up.json("restore", "list") == []
     assert wrong.code == 2
     up.run("job", "logs", begun["job_id"]).ok()
 
 
-def test_every_reading_command_speaks_table_json_and_yaml(up: Up) -> None:
-    snapshot = up.backup()["snapshot_id"]
-    # The doctor is not content before somebody has the recovery kit.
+def test_the_recovery_kit_is_warned_about_until_it_was_exported(shared_up: Up) -> None:
+    up = shared_up
+    assert up.json("status")["recovery_kit_exported"] is False
+    # The doctor is not content before somebody has the kit.
     assert up.run("doctor").code == 1
-    up.run("repo", "recovery-kit").ok()
+
+    kit = up.json("repo", "recovery-kit")["kit"]
+
+    assert up.json("repo", "show")["repository_id"] in kit
+    assert up.json("status")["recovery_kit_exported"] is True
+    up.run("doctor").ok()
+
+
+def test_every_reading_command_speaks_table_json_and_yaml(shared_up: Up) -> None:
+    up = shared_up
+    snapshot = up.backup()["snapshot_id"]
     for command in (
         ("status",),
         ("node", "list"),
@@ -140,7 +172,6 @@ def test_every_reading_command_speaks_table_json_and_yaml(up: Up) -> None:
         ("snapshot", "ls", snapshot),
         ("job", "list"),
         ("repo", "show"),
-        ("doctor",),
         ("version",),
     ):
         table = up.run(*command).ok().stdout.decode()
@@ -150,15 +181,6 @@ def test_every_reading_command_speaks_table_json_and_yaml(up: Up) -> None:
         assert table.strip(), command
         assert type(as_yaml) is type(as_json), command
         assert "\x1b" not in table, command
-
-
-def test_the_recovery_kit_is_warned_about_until_it_was_exported(up: Up) -> None:
-    assert up.json("status")["recovery_kit_exported"] is False
-
-    kit = up.json("repo", "recovery-kit")["kit"]
-
-    assert up.json("repo", "show")["repository_id"] in kit
-    assert up.json("status")["recovery_kit_exported"] is True
 
 
 def test_a_node_that_was_revoked_can_do_nothing_more(up: Up) -> None:
