@@ -91,6 +91,7 @@ def _watched(client: Client, job_id: str) -> Iterator[Job]:
                 f"lost the coordinator while job {job_id} was running: {lost.message}",
                 hint=f"the job goes on when it is back: `tidemark job watch {job_id}`",
             ) from lost
+        sys.stderr.write(f"lost the coordinator ({lost.message}); trying again\n")
         threading.Event().wait(pause)
 
 
