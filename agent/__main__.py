@@ -73,9 +73,9 @@ def _bound_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library, which has no such habits
         return
-    mallopt(_M_ARENA_MAX, 2)
-    mallopt(_M_MMAP_THRESHOLD, 512 * 1024)
-    mallopt(_M_TRIM_THRESHOLD, 1024 * 1024)
+    mallopt(_M_ARENA_MAX, 4)
+    mallopt(_M_MMAP_THRESHOLD, 6291456)
+    mallopt(_M_TRIM_THRESHOLD, 16777216)
 
 
 def _configure_logs() -> None:

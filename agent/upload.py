@@ -8,7 +8,7 @@ call may be repeated: an upload by its name, a commit by its session.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -31,6 +31,7 @@ from agent.services import (
     RestoreClient,
     Session,
 )
+from proto.payload import decode_bytes_field, encode_bytes_field
 from proto.tidemark.v1 import agent_pb2, common_pb2
 from proto.tidemark.v1.agent_pb2_grpc import AgentServiceStub
 from repository.errors import (
@@ -48,6 +49,9 @@ Channel = grpc.aio.Channel
 _T = TypeVar("_T")
 
 _ERROR_METADATA: Final = "tidemark-error-bin"
+_SERVICE: Final = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
+_UPLOAD_DATA: Final = agent_pb2.UploadPackRequest.DATA_FIELD_NUMBER
+_READ_DATA: Final = agent_pb2.ReadPackResponse.DATA_FIELD_NUMBER
 # The coordinator's certificate carries this name wherever it listens, so that it may move.
 _SERVER_NAME: Final = "tidemark-coordinator"
 # Large enough to cost little per byte, small enough for four of them to be nothing.
@@ -157,6 +161,16 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
 
     def __init__(self, channel: Channel, clock: Clock) -> None:
         self._stub = AgentServiceStub(channel)
+        # The two calls that carry packs, spared the generated code's copies (proto/payload.py).
+        self._upload: Any = channel.stream_unary(
+            f"/{_SERVICE}/UploadPack",
+            response_deserializer=agent_pb2.UploadPackResponse.FromString,
+        )
+        self._read: Any = channel.unary_stream(
+            f"/{_SERVICE}/ReadPack",
+            request_serializer=agent_pb2.ReadPackRequest.SerializeToString,
+            response_deserializer=_read_piece,
+        )
         self._clock = clock
         self._uploads = asyncio.Semaphore(_UPLOADS)
         self.uploads_waiting = 0
@@ -188,10 +202,10 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             size_bytes=size_bytes,
         )
 
-        def requests() -> Iterator[agent_pb2.UploadPackRequest]:
-            yield agent_pb2.UploadPackRequest(header=header)
+        def requests() -> Iterator[bytes]:
+            yield agent_pb2.UploadPackRequest(header=header).SerializeToString()
             for piece in pieces(buffers):
-                yield agent_pb2.UploadPackRequest(data=piece)
+                yield encode_bytes_field(_UPLOAD_DATA, piece)
 
         seconds = _CALL_SECONDS + size_bytes / _BYTES_PER_SECOND_MIN
         self.uploads_waiting += 1
@@ -200,7 +214,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
                 self.uploads_running += 1
                 try:
                     await self._persist(
-                        lambda: self._stub.UploadPack(_each(requests()), timeout=seconds),
+                        lambda: self._upload(_each(requests()), timeout=seconds),
                         session.lease_seconds,
                     )
                 finally:
@@ -226,7 +240,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         def requests() -> Iterator[agent_pb2.CommitRequest]:
             yield agent_pb2.CommitRequest(header=header)
             for piece in pieces(refs):
-                yield agent_pb2.CommitRequest(refs=piece)
+                yield agent_pb2.CommitRequest(refs=b"".join(piece))
 
         answer = await self._persist(
             lambda: self._stub.Commit(_each(requests()), timeout=_COMMIT_SECONDS),
@@ -279,9 +293,9 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         async def ask() -> memoryview:
             whole = bytearray(size)
             filled = 0
-            async for answer in self._stub.ReadPack(request, timeout=seconds):
-                end = filled + len(answer.data)
-                whole[filled : min(end, size)] = answer.data[: max(0, size - filled)]
+            async for piece in self._read(request, timeout=seconds):
+                end = filled + len(piece)
+                whole[filled : min(end, size)] = piece[: max(0, size - filled)]
                 filled = end
             if filled != size:
                 raise CoordinatorError(
@@ -321,7 +335,14 @@ async def _each(items: Iterable[_T]) -> AsyncIterator[_T]:
         yield item
 
 
-def pieces(buffers: Iterable[Buffer]) -> Iterator[bytes]:
+def _read_piece(message: bytes) -> memoryview:
+    data = decode_bytes_field(_READ_DATA, message)
+    if data is None:
+        data = memoryview(agent_pb2.ReadPackResponse.FromString(message).data)
+    return data
+
+
+def pieces(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
     """Cut joined buffers into messages: none too large for one, and not many small ones."""
     held: list[memoryview] = []
     size = 0
@@ -333,11 +354,10 @@ def pieces(buffers: Iterable[Buffer]) -> Iterator[bytes]:
             held.append(part)
             size += len(part)
             if size == PIECE_BYTES:
-                yield b"".join(held)
-                held.clear()
-                size = 0
+                yield held
+                held, size = [], 0
     if held:
-        yield b"".join(held)
+        yield held
 
 
 def backup_result(statistics: BackupStatistics) -> common_pb2.BackupResult:

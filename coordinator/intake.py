@@ -69,15 +69,16 @@ class _Digest:
         self.head = b""
         self.size = 0
 
-    def update(self, piece: bytes) -> None:
+    def update(self, piece: memoryview) -> None:
         if len(self.head) < HEAD_BYTES:
-            self.head = (self.head + piece)[:HEAD_BYTES]
+            self.head += bytes(piece[: HEAD_BYTES - len(self.head)])
         self.size += len(piece)
-        joined = self._held + piece if len(piece) < TAIL_BYTES else piece
-        if joined is piece:
+        if len(piece) < TAIL_BYTES:
+            piece = memoryview(self._held + bytes(piece))
+        else:
             self._hasher.update(self._held)
-        self._hasher.update(memoryview(joined)[:-TAIL_BYTES])
-        self._held = joined[-TAIL_BYTES:]
+        self._hasher.update(piece[:-TAIL_BYTES])
+        self._held = bytes(piece[-TAIL_BYTES:])
 
     def finish(self) -> tuple[bytes, bytes, bytes]:
         """(tail, hash of all before it, hash of everything)."""
@@ -106,7 +107,7 @@ class Intake:
         self._metrics = metrics
         self._clock = clock
 
-    async def take(self, header: PackHeader, node: Node, pieces: AsyncIterator[bytes]) -> None:
+    async def take(self, header: PackHeader, node: Node, pieces: AsyncIterator[memoryview]) -> None:
         """Store one pack. RejectedError, FencedError or StoreError; the same pack twice is once."""
         session = await self._sessions.writing(header.session_id, header.fencing_token, node)
         try:
@@ -135,7 +136,7 @@ class Intake:
             raise
 
     async def _receive(
-        self, header: PackHeader, name_digest: bytes, node: Node, pieces: AsyncIterator[bytes]
+        self, header: PackHeader, name_digest: bytes, node: Node, pieces: AsyncIterator[memoryview]
     ) -> tuple[bytes, PackKind, PackTail]:
         digest = _Digest()
         async with self._repository.store.writer(header.name) as writer:

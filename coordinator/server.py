@@ -20,6 +20,7 @@ import structlog
 from coordinator.api.admin import AdminParts, AdminService
 from coordinator.api.agent import AgentParts, AgentService
 from coordinator.api.authorise import Gate
+from coordinator.api.bulk import add_agent_service
 from coordinator.api.guard import guard
 from coordinator.browse import Browser
 from coordinator.catalog import Catalog, open_catalog
@@ -43,7 +44,7 @@ from coordinator.selection import Selection
 from coordinator.sessions import Sessions
 from coordinator.vault import write_secret
 from coordinator.verify import Verifier
-from proto.tidemark.v1 import admin_pb2_grpc, agent_pb2_grpc
+from proto.tidemark.v1 import admin_pb2_grpc
 
 log = structlog.get_logger()
 
@@ -168,7 +169,7 @@ async def _listening(
 ) -> AsyncIterator[None]:
     """Both ports, open to everybody who may come in; drained on leaving."""
     server = grpc.aio.server(options=_OPTIONS)
-    agent_pb2_grpc.add_AgentServiceServicer_to_server(services.agent, server)
+    add_agent_service(services.agent, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(services.admin, server)
     port = _listen(server, config.listen, authority, now)
     try:

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from coordinator.api import translate
 from coordinator.api.authorise import Context, Gate, identity_of
+from coordinator.api.bulk import UploadPiece
 from coordinator.dispatch import AgentLink, Dispatcher, RunTask
 from coordinator.errors import RejectedError, TidemarkError
 from coordinator.fleet import Fleet
@@ -194,12 +195,12 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
 
     @override
     async def UploadPack(
-        self, request_iterator: AsyncIterator[agent_pb2.UploadPackRequest], context: Context
+        self, request_iterator: AsyncIterator[UploadPiece], context: Context
     ) -> agent_pb2.UploadPackResponse:
         node = await self._node(context)
         requests = _timely(request_iterator, _PIECE_SECONDS)
         first = await anext(requests, None)
-        if first is None or first.WhichOneof("message") != "header":
+        if not isinstance(first, agent_pb2.UploadPackRequest) or not first.HasField("header"):
             raise RejectedError("an upload begins with its header")
         header = PackHeader(
             session_id=SessionId(first.header.session_id),
@@ -208,9 +209,11 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             size_bytes=first.header.size_bytes,
         )
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncIterator[memoryview]:
             async for request in requests:
-                yield request.data
+                if not isinstance(request, memoryview):
+                    raise RejectedError("an upload goes on with data")
+                yield request
 
         await self._parts.intake.take(header, node, pieces())
         return agent_pb2.UploadPackResponse()
@@ -256,14 +259,14 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             yield _grant_part(part)
 
     @override
-    async def ReadPack(
+    async def ReadPack(  # type: ignore[override]  # bulk.py makes the message
         self, request: agent_pb2.ReadPackRequest, context: Context
-    ) -> AsyncIterator[agent_pb2.ReadPackResponse]:
+    ) -> AsyncIterator[bytes]:
         node = await self._node(context)
         ranges = [(each.offset, each.length) for each in request.ranges]
         pieces = self._parts.restores.read(TaskId(request.task_id), node, request.name, ranges)
         async for piece in pieces:
-            yield agent_pb2.ReadPackResponse(data=piece)
+            yield piece
 
 
 def _grant_part(part: GrantPart) -> agent_pb2.OpenRestoreResponse:

@@ -24,7 +24,7 @@ from repository.errors import (
 def test_pieces_join_to_what_was_cut_and_all_but_the_last_are_full(sizes: list[int]) -> None:
     buffers = [bytes([number % 256]) * size for number, size in enumerate(sizes)]
 
-    cut = list(pieces(buffers))
+    cut = [b"".join(piece) for piece in pieces(buffers)]
 
     assert b"".join(cut) == b"".join(buffers)
     assert all(len(piece) == PIECE_BYTES for piece in cut[:-1])
