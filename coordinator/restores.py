@@ -37,6 +37,7 @@ FRAME_CONTEXT: Final = b"frame"
 _BATCH: Final = 64
 # One message of the stream, and one read of the store.
 PIECE_BYTES: Final = 1024 * 1024
+_READ_BYTES: Final = 4 * PIECE_BYTES
 _RANGES_MAX: Final = 4096
 
 
@@ -168,7 +169,7 @@ class Restores:
 
     async def read(
         self, task_id: TaskId, node: Node, name: str, ranges: Sequence[tuple[int, int]]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncIterator[memoryview]:
         """Ranges of one pack of the task's grant, in the order asked for."""
         self._dispatcher.running_task(task_id, node.node_id)
         grant = self._grants.get(task_id)
@@ -177,9 +178,11 @@ class Restores:
         if len(ranges) > _RANGES_MAX:
             raise RejectedError("too many ranges in one request")
         for offset, length in ranges:
-            for begin in range(offset, offset + length, PIECE_BYTES):
-                size = min(PIECE_BYTES, offset + length - begin)
-                yield await self._repository.store.get_range(name, begin, size)
+            for begin in range(offset, offset + length, _READ_BYTES):
+                size = min(_READ_BYTES, offset + length - begin)
+                read = memoryview(await self._repository.store.get_range(name, begin, size))
+                for start in range(0, size, PIECE_BYTES):
+                    yield read[start : start + PIECE_BYTES]
 
     def _forget_ended(self) -> None:
         running = {task.task_id for job in self._dispatcher.running() for task in job.tasks}

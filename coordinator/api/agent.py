@@ -261,7 +261,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     @override
     async def ReadPack(  # type: ignore[override]  # bulk.py makes the message
         self, request: agent_pb2.ReadPackRequest, context: Context
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncIterator[memoryview]:
         node = await self._node(context)
         ranges = [(each.offset, each.length) for each in request.ranges]
         pieces = self._parts.restores.read(TaskId(request.task_id), node, request.name, ranges)

@@ -21,7 +21,7 @@ UploadPiece = memoryview | agent_pb2.UploadPackRequest
 def add_agent_service(
     servicer: agent_pb2_grpc.AgentServiceServicer, server: grpc.aio.Server
 ) -> None:
-    """Register the service; UploadPack takes `UploadPiece`, ReadPack yields bytes."""
+    """Register the service; UploadPack takes `UploadPiece`, ReadPack yields bare data."""
     registrar: Any = _Registrar(server)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, registrar)
 
@@ -50,5 +50,5 @@ def _upload_piece(message: bytes) -> UploadPiece:
     return agent_pb2.UploadPackRequest.FromString(message) if data is None else data
 
 
-def _read_piece(data: bytes) -> bytes:
+def _read_piece(data: memoryview) -> bytes:
     return encode_bytes_field(_READ_DATA, [data])
