@@ -16,6 +16,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Final, TypeVar
 
 from agent.beneath import Tree
@@ -263,17 +264,20 @@ class _Backup:
 
     def _report(self, activity: str) -> None:
         statistics = self.statistics
-        files_total, bytes_total = self._expected()
+        files_total, bytes_total = self._expected
+        # What is read of a file that is not done yet counts as well: it may be the only one.
+        read = 0 if self._storer is None else self._storer.counters.bytes_read
         self._services.progress(
             Progress(
                 activity=activity,
                 files_done=statistics.total_files_processed,
                 files_total=files_total,
-                bytes_done=statistics.total_bytes_processed,
+                bytes_done=max(statistics.total_bytes_processed, read),
                 bytes_total=bytes_total,
             )
         )
 
+    @cached_property
     def _expected(self) -> tuple[int | None, int | None]:
         """Files and bytes of the last snapshot: what this one will come to, more or less."""
         head = self._services.state.head(self._task.volume.volume_id)

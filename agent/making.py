@@ -94,6 +94,7 @@ class Maker:
         self._metadata = metadata
         self._turn = storer.turn
         self._usage = Usage()
+        self._on_progress: Callable[[], None] = lambda: None
         self._statistics = statistics
         self._kept_files = 0
         self._kept_bytes = 0
@@ -113,7 +114,8 @@ class Maker:
         """Walk, store, edit. Raises LostStateError where the head's manifest is not all here."""
         root = None if head is None else decode_pointer(head.manifest)
         walk = sweep(tree, self._old_entries(root), excludes=excludes, is_canceled=is_canceled)
-        edits = self._edits(walk, is_canceled, on_progress)
+        self._on_progress = on_progress
+        edits = self._edits(walk, is_canceled)
         with self._turn.taken():
             edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
         assert edited.root is not None, "a volume's own entry is always there"
@@ -157,12 +159,7 @@ class Maker:
 
     # From batches of the walk to edits.
 
-    def _edits(
-        self,
-        walk: Iterator[Batch],
-        is_canceled: Callable[[], bool],
-        on_progress: Callable[[], None],
-    ) -> Iterator[Edit]:
+    def _edits(self, walk: Iterator[Batch], is_canceled: Callable[[], bool]) -> Iterator[Edit]:
         window: deque[_Group | PendingFile] = deque()
         for batch in walk:
             self._count_batch(batch)
@@ -170,10 +167,10 @@ class Maker:
                 window.append(work)
                 while len(window) > _WINDOW:
                     yield from self._settle(window.popleft())
-            on_progress()
+            self._on_progress()
         while window:
             yield from self._settle(window.popleft())
-            on_progress()
+            self._on_progress()
         if is_canceled():
             raise CanceledError("the backup was canceled")
 
@@ -199,7 +196,7 @@ class Maker:
 
     def _save_large(self, found: Found) -> PendingFile:
         with self._turn.let_go():
-            return self._storer.save_large(found, self._put_list)
+            return self._storer.save_large(found, self._put_list, self._on_progress)
 
     def _begin(self, group: _Group) -> _Group:
         if group.found:
@@ -227,7 +224,9 @@ class Maker:
                 yield from self._remove(item.key, item.old)
             elif isinstance(item, Found):  # it was small when the walk saw it
                 with self._turn.let_go():
-                    grown = self._storer.save_large(item, self._put_list).result()
+                    grown = self._storer.save_large(
+                        item, self._put_list, self._on_progress
+                    ).result()
                 yield from self._settle_one(grown)
             else:
                 yield from self._settle_one(item)

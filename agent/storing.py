@@ -175,25 +175,28 @@ class Storer:
 
     # Large files: read and cut here, hashed and stored in worker threads.
 
-    def save_large(self, found: Found, put_list: Callable[[bytes], Pointer]) -> "PendingFile":
+    def save_large(
+        self, found: Found, put_list: Callable[[bytes], Pointer], on_progress: Callable[[], None]
+    ) -> "PendingFile":
         """Read a large file in the calling thread; its content is complete once it is awaited."""
         try:
-            return self._save_large(found, put_list)
+            return self._save_large(found, put_list, on_progress)
         except VanishedError:
             return PendingFile(Saved(found.key, found.old, None))
         except SourceError as error:
             return PendingFile(_unread(found, error))
 
-    def _save_large(self, found: Found, put_list: Callable[[bytes], Pointer]) -> "PendingFile":
+    def _save_large(
+        self, found: Found, put_list: Callable[[bytes], Pointer], on_progress: Callable[[], None]
+    ) -> "PendingFile":
         with LargeFile(self._tree, found.key) as file:
             stable, tries = False, 0
             while True:
-                chunking, groups = self._read_large(found, file)
+                chunking, groups = self._read_large(found, file, on_progress)
                 stable, tries = file.is_stable(), tries + 1
                 costly = file.bytes_read + file.stat.st_size > _REREAD_BYTES_MAX
                 if stable or tries == _LARGE_TRIES or (costly and tries > 1):
                     break
-            self.counters.add(read=file.bytes_read)
             entry = entry_of(
                 file.stat,
                 size=file.size,
@@ -202,7 +205,9 @@ class Storer:
             )
             return PendingFile(Saved(found.key, found.old, entry), chunking, groups, put_list)
 
-    def _read_large(self, found: Found, file: LargeFile) -> "tuple[ChunkClass, list[_Extents]]":
+    def _read_large(
+        self, found: Found, file: LargeFile, on_progress: Callable[[], None]
+    ) -> "tuple[ChunkClass, list[_Extents]]":
         file.begin()
         beginning = self._cutter.beginning(file, MAGIC_BYTES)
         previous = _class_of(found.old)
@@ -218,11 +223,14 @@ class Storer:
                 group_bytes += len(piece)
             if group and (isinstance(piece, Hole) or group_bytes >= RAW_BYTES_TARGET):
                 groups.append(self._submit(group, frame_bytes))
+                self.counters.add(read=group_bytes)
+                on_progress()
                 group, group_bytes = [], 0
             if isinstance(piece, Hole):
                 groups.append([Extent.hole(piece.length)])
         if group:
             groups.append(self._submit(group, frame_bytes))
+            self.counters.add(read=group_bytes)
         return chunking, groups
 
     def _submit(self, group: list[bytes], frame_bytes: int) -> "Future[list[Extent]]":

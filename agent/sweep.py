@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 from agent.beneath import Tree, open_beneath, open_directory
 from agent.errors import SourceError, VolumeError
 from agent.reading import source_error
-from repository.entries import Entry, EntryType
+from repository.entries import KEY_BYTES_MAX, Entry, EntryType
 
 # A batch is handed on when it has found so much, or looked at so many names.
 _FOUND_PER_BATCH = 512
@@ -262,7 +262,9 @@ class _Walk:
             if self._old_key is not None and self._old_key < key and not self._remove_before(key):
                 level.names = itertools.chain((name,), level.names)
                 return
-            if not self._visit(level, name, key) and self._batch.is_full():
+            if len(key) > KEY_BYTES_MAX:
+                self._keep(key, SourceError("its path is too long", hint="nest directories less"))
+            elif not self._visit(level, name, key) and self._batch.is_full():
                 return
 
     def _pass_unchanged(self, level: _Level) -> bytes | None:

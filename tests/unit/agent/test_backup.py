@@ -386,3 +386,16 @@ async def test_cancellation_ends_the_thread_and_leaves_no_snapshot(agent: Agent)
     assert not agent.coordinator.roots
     assert (await agent.backup()).error is None
     await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_progress_moves_while_a_single_large_file_is_read(agent: Agent) -> None:
+    (agent.volume / "large").write_bytes(random.Random(3).randbytes(12_000_000))
+    seen: list[int] = []
+    agent.on_progress = lambda progress: seen.append(progress.bytes_done)
+
+    await agent.backup()
+
+    assert seen == sorted(seen)
+    assert len([done for done in set(seen) if 0 < done < 12_000_000]) >= 3
+    assert seen[-1] == 12_000_000

@@ -269,3 +269,15 @@ def test_a_volume_that_is_a_fifo_is_refused_without_blocking(tmp_path: Path) -> 
 
     with pytest.raises(VolumeError, match="neither"):
         swept(tmp_path / "pipe")
+
+
+def test_a_path_too_long_for_a_manifest_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.make(tmp_path, {b"short": b"", b"long" * 10: {b"within": b""}, b"z": b""})
+    monkeypatch.setattr(module, "KEY_BYTES_MAX", 20)
+
+    total = swept(tmp_path)
+
+    assert keys(total.found) == [b"", b"short", b"z"]
+    assert keys(total.errors) == [b"long" * 10]
