@@ -351,7 +351,7 @@ class Dispatcher:
             if life.can(live.state, Event.AGENT_GONE):
                 await self._happen(live, Event.AGENT_GONE)
             elif live.state is State.QUEUED:
-                self._await_agent(live)
+                await self._await_agent(live)
 
     def drop(self, node_id: NodeId) -> None:
         """Cut a node off: it was revoked."""
@@ -605,7 +605,7 @@ class Dispatcher:
         waiting.sort(key=lambda live: isinstance(live.task.order, BackupOrder))
         for live in waiting:
             if node_id is not None and node_id not in self._links:
-                self._await_agent(live)
+                await self._await_agent(live)
             elif live.state is State.QUEUED and self._may_start(live, node_id):
                 await self._happen(live, Event.HANDED_OVER)
 
@@ -630,9 +630,16 @@ class Dispatcher:
     def _of_node(self, node_id: NodeId | None) -> list[_LiveTask]:
         return [live for live in self._live.values() if live.task.node_id == node_id]
 
-    def _await_agent(self, live: _LiveTask) -> None:
+    async def _await_agent(self, live: _LiveTask) -> None:
         if live.timer is None:
-            self._set_timer(live, self.limits.agent_wait_seconds, self._nobody_came)
+            revoked = await self._is_revoked(live.task.node_id)
+            seconds = 0 if revoked else self.limits.agent_wait_seconds
+            self._set_timer(live, seconds, self._nobody_came)
+
+    async def _is_revoked(self, node_id: NodeId | None) -> bool:
+        """Whether waiting for this node's agent is in vain."""
+        node = None if node_id is None else await self._catalog.fleet.node(node_id)
+        return node is not None and node.revoked
 
     def _set_timer(
         self, live: _LiveTask, seconds: float, then: Callable[[_LiveTask], Awaitable[None]]
@@ -664,6 +671,11 @@ class Dispatcher:
                 f"the node's agent is not connected (waited {waited} s)",
                 hint="see tidemark node list; start tidemark-agent on that node",
             )
+            if await self._is_revoked(live.task.node_id):
+                failure = Failure(
+                    "the node was revoked",
+                    hint="join it anew with a token, or restore its snapshots on another node",
+                )
             await self._happen(live, Event.NOBODY_CAME, failure=failure)
 
     async def _grace_over(self, live: _LiveTask) -> None:

@@ -1,7 +1,6 @@
 """AgentService: what agents may ask. Translates and calls."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -34,8 +33,6 @@ HEARTBEAT_SECONDS: Final = 10
 _HEARTBEATS_MISSED: Final = 3
 # Between two pieces of one upload.
 _PIECE_SECONDS: Final = 60.0
-# What is read of an upload that was refused: more than any pack holds.
-_REFUSED_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -218,11 +215,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                     raise RejectedError("an upload goes on with data")
                 yield request
 
-        try:
-            await self._parts.intake.take(header, node, pieces())
-        except TidemarkError:
-            await _hear_out(requests)
-            raise
+        await self._parts.intake.take(header, node, pieces())
         return agent_pb2.UploadPackResponse()
 
     @override
@@ -301,21 +294,6 @@ def _grant_part(part: GrantPart) -> agent_pb2.OpenRestoreResponse:
         length=part.length,
     )
     return agent_pb2.OpenRestoreResponse(frame=frame)
-
-
-async def _hear_out(requests: AsyncIterator[UploadPiece]) -> None:
-    """Let a refused upload end by itself, within bounds.
-
-    gRPC tells whoever is still sending when a call ends that something internal went wrong, and
-    not what: a full disk would look like a defect of the agent.
-    """
-    left = _REFUSED_BYTES_MAX
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_PIECE_SECONDS):
-            async for request in requests:
-                left -= len(request) if isinstance(request, memoryview) else request.ByteSize()
-                if left < 0:
-                    return
 
 
 async def _timely(requests: AsyncIterator[T], seconds: float) -> AsyncIterator[T]:

@@ -5,6 +5,7 @@ the other side can say the same thing in its own words.
 """
 
 import asyncio
+import contextlib
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,6 +36,13 @@ from proto.tidemark.v1 import common_pb2
 log = structlog.get_logger()
 
 ERROR_METADATA: Final = "tidemark-error-bin"
+# Streams of requests that come to an end by themselves, unlike an agent's connection.
+_FINITE_STREAMS: Final = frozenset(
+    {"/tidemark.v1.AgentService/UploadPack", "/tidemark.v1.AgentService/Commit"}
+)
+# What is read of a stream that is refused: more than any pack or refs hold, and not for ever.
+_REFUSED_BYTES_MAX: Final = 128 * 1024 * 1024
+_REFUSED_SECONDS: Final = 30.0
 
 # The first class that fits. What is not listed is UNKNOWN, with its detail.
 _STATUSES: Final[tuple[tuple[type[TidemarkError], grpc.StatusCode], ...]] = (
@@ -106,13 +114,32 @@ def _guard_call(
             await gate.check(name, context)
             return await method(request, context)
         except TidemarkError as error:
+            await _hear_out(name, request)
             await _abort(context, error)
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except Exception as error:  # noqa: BLE001 - the guard: a defect ends its call, not the server
+            await _hear_out(name, request)
             await _abort_defect(context, name, error)
 
     return guarded
+
+
+async def _hear_out(name: str, request: Any) -> None:
+    """Let a caller who streams come to an end before refusing, within bounds.
+
+    gRPC tells whoever is still sending when a call ends that something internal went wrong, and
+    not what: a full disk would look like a defect of the agent.
+    """
+    if name not in _FINITE_STREAMS:
+        return
+    left = _REFUSED_BYTES_MAX
+    with contextlib.suppress(TimeoutError, grpc.RpcError):
+        async with asyncio.timeout(_REFUSED_SECONDS):
+            async for message in request:
+                left -= len(message) if isinstance(message, memoryview) else message.ByteSize()
+                if left < 0:
+                    return
 
 
 def _guard_stream(
