@@ -109,8 +109,8 @@ check-proto: $(STAMP)
 endif
 
 .PHONY: test
-test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP) ## all tests, two at a time
+	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST_ARGS)
 
 .PHONY: e2e
 e2e: $(STAMP) ## only the tests that drive the real processes

@@ -2,9 +2,12 @@
 
 A chunk is known when this node has stored it before (the state's word, given only once a pack was
 acknowledged) or placed it in this session. The latter are held in memory until the state has them.
+Whoever is about to store unknown chunks claims them, so that two workers with the same content, as
+from two names of one file, don't both store it.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Collection, Iterable, Sequence
 
 from agent.state import State
 from repository.frames import Location
@@ -16,9 +19,9 @@ class KnownChunks:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        # Single dict operations are atomic; two threads that place the same chunk at the same
-        # moment store it twice, which costs its bytes and nothing else.
         self._placed: dict[ChunkId, Location] = {}
+        self._claimed: set[ChunkId] = set()
+        self._changed = threading.Condition()
 
     def find(self, chunk_ids: Sequence[ChunkId]) -> dict[bytes, Location]:
         """Where those of the chunks lie that are known."""
@@ -35,13 +38,43 @@ class KnownChunks:
             found.update(self._state.known(unplaced))
         return found
 
+    def claim(self, chunk_ids: Iterable[ChunkId]) -> set[ChunkId]:
+        """Those of the unknown chunks that are now the caller's to place or to give up."""
+        with self._changed:
+            free = {
+                chunk_id
+                for chunk_id in chunk_ids
+                if chunk_id not in self._claimed and chunk_id not in self._placed
+            }
+            self._claimed |= free
+        return free
+
     def place(self, chunks: Sequence[tuple[ChunkId, Location]]) -> None:
         """Remember chunks that were just placed in a pack."""
-        self._placed.update(chunks)
+        with self._changed:
+            self._placed.update(chunks)
+            self._claimed.difference_update(chunk_id for chunk_id, _ in chunks)
+            self._changed.notify_all()
+
+    def give_up(self, chunk_ids: Collection[ChunkId]) -> None:
+        """Let others claim what could not be placed."""
+        with self._changed:
+            self._claimed.difference_update(chunk_ids)
+            self._changed.notify_all()
+
+    def wait(self, chunk_ids: Collection[ChunkId]) -> dict[bytes, Location]:
+        """Where chunks lie that others have claimed, once they are placed; not those given up.
+
+        Must not be called with claims of one's own: two who wait for each other would never end.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._claimed.isdisjoint(chunk_ids))
+        return self.find(list(chunk_ids))
 
     async def settle(self, chunks: Sequence[tuple[ChunkId, Location]]) -> None:
         """Hand the chunks of an acknowledged pack over to the state."""
         await self._state.remember_chunks(chunks)
-        for chunk_id, location in chunks:
-            if self._placed.get(chunk_id) == location:
-                del self._placed[chunk_id]
+        with self._changed:
+            for chunk_id, location in chunks:
+                if self._placed.get(chunk_id) == location:
+                    del self._placed[chunk_id]

@@ -9,7 +9,7 @@ written is an exception, and ends the backup.
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Final, NamedTuple
 
@@ -258,18 +258,29 @@ class Storer:
         frame_bytes: int,
     ) -> None:
         """Put the chunks that have no place yet into frames, and add their places."""
+        while unplaced := [chunk_id for chunk_id in chunks if chunk_id not in places]:
+            mine = self._known.claim(unplaced)
+            try:
+                claimed = [PlainChunk(id_, chunks[id_]) for id_ in unplaced if id_ in mine]
+                places.update(self._store_claimed(claimed, frame_bytes))
+            finally:
+                self._known.give_up(mine)
+            if others := [chunk_id for chunk_id in unplaced if chunk_id not in mine]:
+                places.update(self._known.wait(others))
+
+    def _store_claimed(
+        self, chunks: Sequence[PlainChunk], frame_bytes: int
+    ) -> Iterator[tuple[bytes, Location]]:
         frame: list[PlainChunk] = []
         raw_bytes = 0
-        for chunk_id, data in chunks.items():
-            if chunk_id in places:
-                continue
-            if frame and (raw_bytes + len(data) > frame_bytes or len(frame) == CHUNKS_MAX):
-                places.update(self._store_frame(frame, raw_bytes))
+        for chunk in chunks:
+            if frame and (raw_bytes + len(chunk.data) > frame_bytes or len(frame) == CHUNKS_MAX):
+                yield from self._store_frame(frame, raw_bytes)
                 frame, raw_bytes = [], 0
-            frame.append(PlainChunk(chunk_id, data))
-            raw_bytes += len(data)
+            frame.append(chunk)
+            raw_bytes += len(chunk.data)
         if frame:
-            places.update(self._store_frame(frame, raw_bytes))
+            yield from self._store_frame(frame, raw_bytes)
 
     def _store_frame(
         self, frame: Sequence[PlainChunk], raw_bytes: int

@@ -199,6 +199,19 @@ async def test_what_was_stored_before_is_not_stored_again_under_another_name(age
 
 
 @pytest.mark.asyncio
+async def test_files_of_the_same_content_are_stored_once_though_workers_meet(agent: Agent) -> None:
+    content = random.Random(5).randbytes(2_500_000)
+    for number in range(6):
+        (agent.volume / f"copy-{number}").write_bytes(content)
+        (agent.volume / f"small-{number}").write_bytes(content[:50_000])
+
+    outcome = await agent.backup()
+
+    assert outcome.statistics.data_added < 2_500_000 + 50_000 + 20_000
+    await agent.check()
+
+
+@pytest.mark.asyncio
 async def test_a_changed_page_of_a_database_costs_a_block(agent: Agent) -> None:
     database = agent.volume / "app.sqlite"
     with sqlite3.connect(database) as connection:
