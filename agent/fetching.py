@@ -15,15 +15,17 @@ from repository.errors import DamagedError, StoreUnavailableError, TidemarkError
 from repository.frames import FrameIdentity
 from repository.ids import PackNonce
 from repository.keys import FrameKey, PackKey, UnsealingKey, frame_key, unwrap
-from repository.layout import GRANT_INFO, ReaderKeys
+from repository.layout import (
+    GRANT_FRAME,
+    GRANT_INFO,
+    GRANT_PACK,
+    GRANT_READER_KEYS,
+    ReaderKeys,
+)
 from repository.pack import FrameTable
 from repository.reader import FrameSource, SealedFrame
 from repository.snapshot import RootBody, peek_signed_root, split_root
 
-# What each wrapped key is bound to; coordinator/restores.py wraps them with the same.
-_READER_KEYS_CONTEXT: Final = b"reader keys"
-_PACK_CONTEXT: Final = b"pack"
-_FRAME_CONTEXT: Final = b"frame"
 # So many needless bytes cost less than another read of an object store.
 _GAP_BYTES_MAX: Final = 128 * 1024
 # What one call fetches: enough to make its round trip cheap, and a few of them bound our memory.
@@ -45,7 +47,7 @@ class OpenedGrant:
 
     def __init__(self, grant: Grant, one_time: UnsealingKey) -> None:
         self._grant_key = one_time.unseal(grant.sealed_grant_key, GRANT_INFO)
-        encoded = unwrap(self._grant_key, grant.wrapped_reader_keys, _READER_KEYS_CONTEXT)
+        encoded = unwrap(self._grant_key, grant.wrapped_reader_keys, GRANT_READER_KEYS)
         self.reader_keys = ReaderKeys.decode(encoded)
         self.root: RootBody = peek_signed_root(split_root(grant.root)[1])
         self._packs = {PackNonce(pack.pack_nonce): pack for pack in grant.packs}
@@ -56,14 +58,14 @@ class OpenedGrant:
         """Return where a frame lies; DamagedError where the grant does not say."""
         single = self._frames.get((identity.nonce, identity.number))
         if single is not None:
-            context = _FRAME_CONTEXT + identity.nonce + identity.number.to_bytes(4, "big")
+            context = GRANT_FRAME + identity.nonce + identity.number.to_bytes(4, "big")
             key = FrameKey(unwrap(self._grant_key, single.wrapped_frame_key, context))
             return Place(single.name, single.offset, single.length, key)
         if identity.nonce not in self._packs:
             raise _not_covered(identity)
         if identity.nonce not in self._opened:
             pack = self._packs[identity.nonce]
-            context = _PACK_CONTEXT + identity.nonce
+            context = GRANT_PACK + identity.nonce
             pack_key = PackKey(unwrap(self._grant_key, pack.wrapped_pack_key, context))
             self._opened[identity.nonce] = (pack_key, FrameTable.decode(pack.frame_table))
         pack_key, table = self._opened[identity.nonce]

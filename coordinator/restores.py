@@ -25,13 +25,8 @@ from coordinator.model import Node, RestoreOrder, Snapshot, TaskId
 from repository.frames import FrameIdentity
 from repository.ids import PackNonce
 from repository.keys import KEY_BYTES, frame_key, seal, wrap
-from repository.layout import GRANT_INFO
+from repository.layout import GRANT_FRAME, GRANT_INFO, GRANT_PACK, GRANT_READER_KEYS
 from repository.pack import FrameTable
-
-# What each wrapped key is bound to; agent/restore.py opens them with the same.
-READER_KEYS_CONTEXT: Final = b"reader keys"
-PACK_CONTEXT: Final = b"pack"
-FRAME_CONTEXT: Final = b"frame"
 
 # Packs whose keys are wrapped in one go in a thread.
 _BATCH: Final = 64
@@ -117,7 +112,7 @@ class Restores:
         self._forget_ended()
         grant = _Grant()
         self._grants[task_id] = grant
-        reader_keys = wrap(grant_key, self._repository.reader_keys(), READER_KEYS_CONTEXT)
+        reader_keys = wrap(grant_key, self._repository.reader_keys(), GRANT_READER_KEYS)
         yield GrantHeader(snapshot.root_object, sealed, reader_keys)
         needed = await self._catalog.ledger.references(snapshot)
         for nonces in _batches(list(needed)):
@@ -145,7 +140,7 @@ class Restores:
             nonce = place.origin.pack_nonce
             key = self._custody.pack_key(place.origin.sealed_data_key, nonce)
             if place.origin.volume_id == snapshot.volume_id:
-                wrapped = wrap(grant_key, key, PACK_CONTEXT + nonce)
+                wrapped = wrap(grant_key, key, GRANT_PACK + nonce)
                 parts.append(PackGrant(nonce, place.name, wrapped, place.frame_table))
                 continue
             table = FrameTable.decode(place.frame_table)
@@ -153,7 +148,7 @@ class Restores:
                 found = table.find(FrameIdentity(nonce, frame))
                 if found is None:
                     raise DamagedError(f"pack {place.name} does not hold frame {frame}")
-                context = FRAME_CONTEXT + nonce + frame.to_bytes(4, "big")
+                context = GRANT_FRAME + nonce + frame.to_bytes(4, "big")
                 wrapped = wrap(grant_key, frame_key(key, frame), context)
                 parts.append(FrameGrant(nonce, frame, place.name, wrapped, *found))
         return parts

@@ -48,6 +48,10 @@ _CONFIG_DOMAIN: Final = b"tidemark repository config"
 _KEYS_INFO: Final = b"tidemark repository keys"
 DATA_KEY_INFO: Final = b"tidemark session data key"
 GRANT_INFO: Final = b"tidemark restore grant"
+# What each key in a grant is wrapped for; pack nonce and frame number follow.
+GRANT_READER_KEYS: Final = b"reader keys"
+GRANT_PACK: Final = b"pack"
+GRANT_FRAME: Final = b"frame"
 LABEL_INFO: Final = b"tidemark snapshot label"
 REFS_INFO: Final = b"tidemark refs"
 
