@@ -163,6 +163,8 @@ class _Backup:
                     on_progress=lambda: self._report("reading"),
                 )
             except LostStateError:
+                # Places that were promised to nodes are known by now: what is known must be true.
+                metadata.flush()
                 services.log("warning", "the agent's copy of the last manifest is incomplete")
                 services.log(
                     "warning", "all files are read again; what is stored is not sent again"

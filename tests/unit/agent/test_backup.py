@@ -265,6 +265,31 @@ async def test_a_missing_manifest_node_means_reading_all_and_storing_nothing_twi
 
 
 @pytest.mark.asyncio
+async def test_beginning_anew_relies_on_nothing_that_was_only_promised_a_place(
+    agent: Agent,
+) -> None:
+    magic = b"SQLite format 3\0"
+    (agent.volume / "b.sqlite").write_bytes(magic + random.Random(1).randbytes(2_000_000))
+    await agent.backup()
+    entry, _ = (await agent.coordinator.tree())[b"b.sqlite"]
+    head = agent.state.head(VOLUME_ID)
+    assert head is not None
+    assert entry.content is not None
+    assert entry.content.list is not None
+    await agent.state.commit(VOLUME_ID, head, {}, [entry.content.list.id], [])
+    # The list of the new file is written before that of the changed one is missed.
+    (agent.volume / "a.sqlite").write_bytes(magic + random.Random(2).randbytes(2_000_000))
+    with (agent.volume / "b.sqlite").open("r+b") as file:
+        file.seek(1_000_000)
+        file.write(b"changed")
+
+    outcome = await agent.backup()
+
+    assert outcome.error is None
+    await agent.check()
+
+
+@pytest.mark.asyncio
 async def test_a_full_store_fails_the_backup_and_blames_no_file(agent: Agent) -> None:
     fill(agent.volume)
     for fits in range(2):
