@@ -72,8 +72,6 @@ class Saved(NamedTuple):
     old: Entry | None
     entry: Entry | None
     error: SourceError | None = None
-    lists: tuple[Pointer, ...] = ()
-    """List nodes that the entry's content consists of."""
 
 
 class Counters:
@@ -318,7 +316,7 @@ class PendingFile:
             for extent in group.result() if isinstance(group, Future) else group:
                 writer.add(extent)
         entry = structs.replace(self._saved.entry, content=writer.finish())
-        return self._saved._replace(entry=entry, lists=tuple(writer.pointers))
+        return self._saved._replace(entry=entry)
 
 
 class _Read(NamedTuple):

@@ -66,8 +66,6 @@ _FOOTER_CONTEXT: Final = b"tidemark pack footer"
 
 HEAD_BYTES: Final = _HEAD.size
 TAIL_BYTES: Final = _TAIL.size
-# The end of a pack that usually holds tail, origins and footer at once.
-END_BYTES: Final = 64 * 1024
 
 
 class PackKind(IntEnum):
