@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import itertools
 import os
 import stat
 import threading
@@ -311,21 +312,14 @@ class Tree:
         surplus = len(self._open) - _OPEN_DIRECTORIES
         if surplus <= 0:
             return
-        idle = [key for key, opened in self._open.items() if not opened.users][:surplus]
-        for key in idle:
+        idle = (key for key, opened in self._open.items() if not opened.users)
+        for key in list(itertools.islice(idle, surplus)):
             os.close(self._open.pop(key).descriptor)
 
     def open_regular(self, key: bytes) -> tuple[int, os.stat_result]:
         """Open a regular file for reading; see the function of that name. Raises OSError."""
-        parent, _, name = key.rpartition(b"\0")
-        if not parent:
-            return open_regular(self.root, name or self._file_name or b".")
-        opened = self._borrow(parent)
-        try:
-            return open_regular(opened.descriptor, name)
-        finally:
-            with self._lock:
-                opened.users -= 1
+        with self.parent(key) as (directory, name):
+            return open_regular(directory, name)
 
     def read_link(self, key: bytes) -> bytes:
         """Return where a symlink points. Raises OSError."""
@@ -338,3 +332,36 @@ class Tree:
             opened = self._open.get(key)
             if opened is not None and not opened.users:
                 os.close(self._open.pop(key).descriptor)
+
+
+class TreeCursor:
+    """A tree as one thread goes through it in order: the directory last used stays lent."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._lent = contextlib.ExitStack()
+        self._directory = b""
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        """Return itself; leaving gives the directory back."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the directory back."""
+        self._give_back()
+
+    def open_regular(self, key: bytes) -> tuple[int, os.stat_result]:
+        """Open a regular file for reading; see the function of that name. Raises OSError."""
+        directory, separator, name = key.rpartition(b"\0")
+        if not separator:
+            return self._tree.open_regular(key)
+        if directory != self._directory or self._descriptor < 0:
+            self._give_back()
+            self._descriptor = self._lent.enter_context(self._tree.directory(directory))
+            self._directory = directory
+        return open_regular(self._descriptor, name)
+
+    def _give_back(self) -> None:
+        self._descriptor = -1
+        self._lent.close()

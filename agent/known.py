@@ -26,26 +26,18 @@ class KnownChunks:
     def find(self, chunk_ids: Sequence[ChunkId]) -> dict[bytes, Location]:
         """Where those of the chunks lie that are known."""
         placed = self._placed
-        found: dict[bytes, Location] = {}
-        unplaced: list[bytes] = []
-        for chunk_id in chunk_ids:
-            place = placed.get(chunk_id)
-            if place is None:
-                unplaced.append(chunk_id)
-            else:
-                found[chunk_id] = place
-        if unplaced:
+        looked_up = [(chunk_id, placed.get(chunk_id)) for chunk_id in chunk_ids]
+        found: dict[bytes, Location] = {id_: place for id_, place in looked_up if place is not None}
+        if len(found) < len(looked_up):
+            unplaced = [chunk_id for chunk_id, place in looked_up if place is None]
             found.update(self._state.known(unplaced))
         return found
 
     def claim(self, chunk_ids: Iterable[ChunkId]) -> set[ChunkId]:
         """Those of the unknown chunks that are now the caller's to place or to give up."""
         with self._changed:
-            free = {
-                chunk_id
-                for chunk_id in chunk_ids
-                if chunk_id not in self._claimed and chunk_id not in self._placed
-            }
+            # One after the other: with two arguments it would go through the second as a whole.
+            free = set(chunk_ids).difference(self._claimed).difference(self._placed)
             self._claimed |= free
         return free
 
@@ -53,7 +45,7 @@ class KnownChunks:
         """Remember chunks that were just placed in a pack."""
         with self._changed:
             self._placed.update(chunks)
-            self._claimed.difference_update(chunk_id for chunk_id, _ in chunks)
+            self._claimed.difference_update([chunk_id for chunk_id, _ in chunks])
             self._changed.notify_all()
 
     def give_up(self, chunk_ids: Collection[ChunkId]) -> None:

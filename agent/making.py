@@ -11,10 +11,11 @@ previous content, marked stale, and is named as an error.
 import heapq
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Final
+from operator import attrgetter
+from typing import Final, TypeVar
 
 from msgspec import structs
 
@@ -41,6 +42,8 @@ _BATCH_BYTES: Final = 2 * 1024 * 1024
 # Batches and files between the walk and the manifest; only those being worked on hold contents.
 _WINDOW: Final = 32
 _PROBLEMS_MAX: Final = 100
+
+_T = TypeVar("_T")
 
 
 class LostStateError(Exception):
@@ -177,8 +180,7 @@ class Maker:
     def _distribute(self, batch: Batch) -> Iterator[_Group | PendingFile]:
         """Hand small things to workers in groups, and read large files here, in order of keys."""
         group = _Group()
-        parts: list[Sequence[Found | Removed]] = [batch.found, batch.removed]
-        for item in heapq.merge(*parts, key=_key):
+        for item in _merged(batch.found, batch.removed):
             if isinstance(item, Removed):
                 group.removed.append(item)
                 continue
@@ -211,33 +213,34 @@ class Maker:
     # From what became of a name to its edit.
 
     def _settle(self, work: _Group | PendingFile) -> Iterator[Edit]:
-        if isinstance(work, PendingFile):
-            with self._turn.let_go():
-                pending = work.result()
-            yield from self._settle_one(pending)
-            return
-        with self._turn.let_go():
-            saved = [] if work.future is None else work.future.result()
-        parts: list[Sequence[Saved | Found | Removed]] = [saved, work.removed]
-        for item in heapq.merge(*parts, key=_key):
-            if isinstance(item, Removed):
-                yield from self._remove(item.key, item.old)
-            elif isinstance(item, Found):  # it was small when the walk saw it
+        for item in self._outcomes(work):
+            edit: Edit | None
+            if isinstance(item, Saved):
+                edit = self._edit_of(item)
+            elif isinstance(item, Removed):
+                edit = self._remove(item.key, item.old)
+            else:  # it was small when the walk saw it
                 with self._turn.let_go():
-                    grown = self._storer.save_large(
-                        item, self._put_list, self._on_progress
-                    ).result()
-                yield from self._settle_one(grown)
-            else:
-                yield from self._settle_one(item)
+                    grown = self._storer.save_large(item, self._put_list, self._on_progress)
+                    saved = grown.result()
+                edit = self._edit_of(saved)
+            if edit is not None:
+                yield edit
 
-    def _settle_one(self, saved: Saved) -> Iterator[Edit]:
+    def _outcomes(self, work: _Group | PendingFile) -> Iterable[Saved | Found | Removed]:
+        with self._turn.let_go():
+            if isinstance(work, PendingFile):
+                return [work.result()]
+            saved = [] if work.future is None else work.future.result()
+        return _merged(saved, work.removed)
+
+    def _edit_of(self, saved: Saved) -> Edit | None:
         if saved.error is not None:
             self._count_error(saved.key, saved.error)
         if saved.entry is None:
             if saved.old is not None and saved.error is None:
-                yield from self._remove(saved.key, saved.old)
-            return
+                return self._remove(saved.key, saved.old)
+            return None
         if saved.error is None:
             self._count_file(saved.old, saved.entry)
         else:
@@ -246,16 +249,17 @@ class Maker:
         if old_content != saved.entry.content:
             self._usage.count_content(old_content, self._load_old_list, -1)
             self._usage.count_content(saved.entry.content, self._load_new_list, 1)
-        if saved.entry != saved.old:
-            yield saved.key, encode_entry(saved.entry)
+        if saved.entry == saved.old:
+            return None
+        return saved.key, encode_entry(saved.entry)
 
     def _load_new_list(self, pointer: Pointer) -> bytes:
         return self._metadata.nodes[pointer.id]
 
-    def _remove(self, key: bytes, old: Entry) -> Iterator[Edit]:
+    def _remove(self, key: bytes, old: Entry) -> Edit:
         self._usage.count_content(old.content, self._load_old_list, -1)
         self._statistics.files_removed += old.type is not EntryType.DIRECTORY
-        yield key, None
+        return key, None
 
     # Counting.
 
@@ -301,8 +305,12 @@ def is_equal(old: Entry, new: Entry) -> bool:
     return structs.replace(old, inode=0, ctime_ns=0) == structs.replace(new, inode=0, ctime_ns=0)
 
 
-def _key(item: Saved | Found | Removed) -> bytes:
-    return item.key
+def _merged(items: Sequence[_T], removed: Sequence[Removed]) -> Iterable[_T | Removed]:
+    """Both in order of keys. Mostly nothing is removed, and then nothing need be compared."""
+    if not removed:
+        return items
+    parts: list[Sequence[_T | Removed]] = [items, removed]
+    return heapq.merge(*parts, key=attrgetter("key"))
 
 
 def _is_file(found: Found) -> bool:

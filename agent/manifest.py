@@ -99,14 +99,16 @@ class Usage:
     """How often, and for how many bytes, each frame is used more or less than before."""
 
     def __init__(self) -> None:
-        self._changes: dict[FrameIdentity, list[int]] = {}
+        self._changes: dict[tuple[PackNonce, int], list[int]] = {}
 
     def count(self, uses: Iterable[Extent | Pointer], sign: int) -> None:
         """Count uses that came (1) or went (-1)."""
         changes = self._changes
         for use in uses:
             if use.nonce:
-                change = changes.setdefault(FrameIdentity(use.nonce, use.frame), [0, 0])
+                change = changes.get((use.nonce, use.frame))
+                if change is None:
+                    change = changes[FrameIdentity(use.nonce, use.frame)] = [0, 0]
                 change[0] += sign
                 change[1] += sign * use.length
 
@@ -115,6 +117,9 @@ class Usage:
     ) -> None:
         """Count all extents of a file, and the list nodes that name them."""
         if content is None:
+            return
+        if content.list is None:
+            self.count(content.extents, sign)
             return
 
         def load(pointer: Pointer) -> bytes:

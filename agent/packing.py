@@ -104,6 +104,7 @@ class _Pack:
         self.reserved = 0
         self.closed = False
         self.frames: list[FrameEntry] = []
+        self.chunks: list[tuple[ChunkId, Location]] = []
 
 
 class Packs:
@@ -155,8 +156,8 @@ class Packs:
         kind: ObjectType,
         plaintext: bytes | bytearray,
         chunks: Sequence[PlainChunk],
-    ) -> list[Location]:
-        """Seal a frame into its place; where each of its chunks lies from now on."""
+    ) -> list[tuple[ChunkId, Location]]:
+        """Seal a frame into its place; its chunks and where each lies from now on."""
         pack, identity = place.pack, place.identity
         length = len(plaintext) + TAG_BYTES
         with self._changed:
@@ -168,16 +169,19 @@ class Packs:
             self._cipher.seal_into(out, plaintext, key, identity, kind)
         table = [(len(chunk.data), chunk.id) for chunk in chunks]
         entry = FrameEntry(0, identity.number, kind, offset, length, table)
+        nonce, number = identity
+        placed = [
+            (chunk_id, Location(nonce, number, index, chunk_bytes))
+            for index, (chunk_bytes, chunk_id) in enumerate(table)
+        ]
         with self._changed:
             pack.frames.append(entry)
+            pack.chunks += placed
             pack.promised -= length
             complete = pack.closed and not pack.promised
         if complete:
             self._finish(pack)
-        return [
-            Location(identity.nonce, identity.number, index, length)
-            for index, (length, _) in enumerate(table)
-        ]
+        return placed
 
     def flush(self) -> None:
         """Finish the packs that are open. Nobody may hold a reservation any more."""
@@ -216,19 +220,13 @@ class Packs:
             return
         body = memoryview(pack.buffer)[: pack.used]
         trailer, digest = pack.seal.finish(body, pack.frames, secrets.token_bytes(KEY_BYTES))
-        nonce = pack.seal.nonce
-        chunks = [
-            (chunk_id, Location(nonce, frame.number, index, length))
-            for frame in pack.frames
-            for index, (length, chunk_id) in enumerate(frame.chunks)
-        ]
         self._deliver(
             FinishedPack(
                 kind=pack.kind,
                 name=pack_name(pack.random, digest),
                 buffers=(body, trailer),
                 size_bytes=pack.used + len(trailer),
-                chunks=chunks,
+                chunks=pack.chunks,
                 release=lambda: self._release(pack),
             )
         )

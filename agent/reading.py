@@ -11,9 +11,11 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Self
+from typing import Self
 
-from agent.beneath import Tree
+import msgspec
+
+from agent.beneath import Tree, TreeCursor
 from agent.errors import SourceError
 
 # At 1 kHz a writer always leaves a gap within so many tries; at 5 kHz it never does.
@@ -28,7 +30,7 @@ class VanishedError(SourceError):
     """The file is gone, or no longer a regular file. That is a change, not a failure."""
 
 
-class Content(NamedTuple):
+class Content(msgspec.Struct, frozen=True, gc=False):
     """A file's whole content."""
 
     data: bytes
@@ -42,7 +44,10 @@ class Content(NamedTuple):
 
 
 def read_small(
-    tree: Tree, key: bytes, size_bytes_max: int, now_ns: Callable[[], int] = time.time_ns
+    tree: Tree | TreeCursor,
+    key: bytes,
+    size_bytes_max: int,
+    now_ns: Callable[[], int] = time.time_ns,
 ) -> Content | None:
     """Read a file as a whole; None if it is larger than that, or grew while it was read.
 

@@ -16,6 +16,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar, cast
 
@@ -65,6 +66,9 @@ CREATE TABLE frames (
     PRIMARY KEY (volume, pack, frame)
 ) STRICT, WITHOUT ROWID;
 """
+# Rows that one statement inserts. Each step of SQLite lets go of the interpreter's lock and waits
+# to have it back, so a row at a time is mostly waiting.
+_ROWS = 500
 # Page cache of one connection. Half a dozen threads read; together they stay below 32 MiB.
 _CACHE_KIB = 4096
 # A reader waits so long for the writer's checkpoint before it gives up.
@@ -193,14 +197,21 @@ class State:
         The newest place of a chunk wins. May be lost in a power failure, which costs an upload.
         """
         # Neighbours in the tree are written together: many times faster for a large batch.
-        chunks = sorted(rows)
+        chunks = sorted(rows, key=itemgetter(0))
 
         def write(db: apsw.Connection) -> None:
             packs = _pack_numbers(db, {location.nonce for _, location in chunks})
-            db.executemany(
-                "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?)",
-                ((id_, packs[at.nonce], *at[1:]) for id_, at in chunks),
-            )
+            for start in range(0, len(chunks), _ROWS):
+                part = chunks[start : start + _ROWS]
+                row = "(?, ?, ?, ?, ?)"
+                db.execute(
+                    f"INSERT OR REPLACE INTO chunks VALUES {', '.join([row] * len(part))}",  # noqa: S608
+                    [
+                        value
+                        for id_, at in part
+                        for value in (id_, packs[at.nonce], at.frame, at.chunk, at.length)
+                    ],
+                )
 
         await self._write(write, durable=False)
 

@@ -11,11 +11,12 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from typing import Final, NamedTuple
+from typing import Final
 
+import msgspec
 from msgspec import structs
 
-from agent.beneath import Tree
+from agent.beneath import Tree, TreeCursor
 from agent.cutting import FileCutter, Hole
 from agent.errors import SourceError
 from agent.known import KnownChunks
@@ -65,7 +66,7 @@ _LARGE_TRIES: Final = 20
 _Extents = list[Extent] | Future[list[Extent]]
 
 
-class Saved(NamedTuple):
+class Saved(msgspec.Struct, frozen=True, gc=False):
     """What became of one name: an entry, or none because it has gone or could not be read."""
 
     key: bytes
@@ -124,19 +125,20 @@ class Storer:
     def save_batch(self, batch: Sequence[Found]) -> "list[Saved | Found]":
         """Store names of any type; a file that turns out to be large comes back as it was."""
         saved: list[Saved | Found] = []
-        chunks: dict[ChunkId, bytes | memoryview] = {}
+        chunks: dict[ChunkId, PlainChunk] = {}
         read: list[tuple[int, _Read]] = []
-        with self.turn.taken():
+        with self.turn.taken(), TreeCursor(self._tree) as tree:
             for found in batch:
                 try:
-                    outcome = self._read_one(found)
+                    outcome = self._read_one(tree, found)
                 except VanishedError:
                     outcome = Saved(found.key, found.old, None)
                 except SourceError as error:
                     outcome = _unread(found, error)
                 if isinstance(outcome, _Read):
                     read.append((len(saved), outcome))
-                    chunks.update(outcome.chunks)
+                    for chunk in outcome.chunks:
+                        chunks[chunk.id] = chunk
                     saved.append(found)
                 else:
                     saved.append(outcome)
@@ -149,7 +151,7 @@ class Storer:
         self.counters.add(read=sum(outcome.content.bytes_read for _, outcome in read))
         return saved
 
-    def _read_one(self, found: Found) -> "Saved | Found | _Read":
+    def _read_one(self, tree: TreeCursor, found: Found) -> "Saved | Found | _Read":
         kind = entry_type(found.stat.st_mode)
         if kind is EntryType.SYMLINK:
             target = self._read_link(found.key)
@@ -157,7 +159,7 @@ class Storer:
             return Saved(found.key, found.old, entry)
         if kind is not EntryType.FILE:
             return Saved(found.key, found.old, entry_of(found.stat, size=0))
-        content = read_small(self._tree, found.key, SMALL_BYTES_MAX - 1, self._now_ns)
+        content = read_small(tree, found.key, SMALL_BYTES_MAX - 1, self._now_ns)
         if content is None:
             return found
         paged = _class_of(found.old) is ChunkClass.PAGED
@@ -244,14 +246,14 @@ class Storer:
     def _store_group(self, group: Sequence[bytes], frame_bytes: int) -> list[Extent]:
         chunks = [PlainChunk(self._ids.chunk_id(ObjectType.DATA, data), data) for data in group]
         places = self._known.find([chunk.id for chunk in chunks])
-        self._store(dict(chunks), places, frame_bytes)
+        self._store({chunk.id: chunk for chunk in chunks}, places, frame_bytes)
         return [Extent.at(chunk.id, places[chunk.id]) for chunk in chunks]
 
     # Chunks into frames.
 
     def _store(
         self,
-        chunks: Mapping[ChunkId, bytes | memoryview],
+        chunks: Mapping[ChunkId, PlainChunk],
         places: dict[bytes, Location],
         frame_bytes: int,
     ) -> None:
@@ -259,7 +261,7 @@ class Storer:
         while unplaced := [chunk_id for chunk_id in chunks if chunk_id not in places]:
             mine = self._known.claim(unplaced)
             try:
-                claimed = [PlainChunk(id_, chunks[id_]) for id_ in unplaced if id_ in mine]
+                claimed = [chunks[id_] for id_ in unplaced if id_ in mine]
                 places.update(self._store_claimed(claimed, frame_bytes))
             finally:
                 self._known.give_up(mine)
@@ -285,8 +287,7 @@ class Storer:
     ) -> Iterable[tuple[bytes, Location]]:
         plaintext = self._encoder().encode(frame)
         place = self._packs.reserve(PackKind.DATA, raw_bytes, len(frame))
-        locations = self._packs.fill(place, ObjectType.DATA, plaintext, frame)
-        placed = [(chunk.id, at) for chunk, at in zip(frame, locations, strict=True)]
+        placed = self._packs.fill(place, ObjectType.DATA, plaintext, frame)
         self._known.place(placed)
         self.counters.add(added=raw_bytes)
         return placed
@@ -316,10 +317,10 @@ class PendingFile:
             for extent in group.result() if isinstance(group, Future) else group:
                 writer.add(extent)
         entry = structs.replace(self._saved.entry, content=writer.finish())
-        return self._saved._replace(entry=entry)
+        return structs.replace(self._saved, entry=entry)
 
 
-class _Read(NamedTuple):
+class _Read(msgspec.Struct, frozen=True, gc=False):
     """A small file that was read, cut and not stored yet."""
 
     content: SmallContent

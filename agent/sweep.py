@@ -21,6 +21,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
+import msgspec
+
 from agent.beneath import Tree, open_beneath, open_directory
 from agent.errors import SourceError, VolumeError
 from agent.reading import source_error
@@ -56,7 +58,7 @@ _FILE: Final = EntryType.FILE
 _BITS: Final = [0, *_TYPES]
 
 
-class Found(NamedTuple):
+class Found(msgspec.Struct, frozen=True, gc=False):
     """A name that is new (`old` is None) or not what the manifest says."""
 
     key: bytes
@@ -64,7 +66,7 @@ class Found(NamedTuple):
     old: Entry | None
 
 
-class Removed(NamedTuple):
+class Removed(msgspec.Struct, frozen=True, gc=False):
     """A name that the manifest has and the volume has no longer."""
 
     key: bytes
@@ -115,7 +117,7 @@ class Batch:
 
 def entry_type(mode: int) -> EntryType:
     """Return the type of thing that st_mode says."""
-    return _TYPES[stat.S_IFMT(mode)]
+    return _TYPES[mode & 0o170000]  # S_IFMT: a call would cost
 
 
 def is_unchanged(found: os.stat_result, old: Entry) -> bool:

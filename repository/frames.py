@@ -47,7 +47,7 @@ class FrameIdentity(NamedTuple):
     number: int
 
 
-class Location(NamedTuple):
+class Location(msgspec.Struct, frozen=True, gc=False):
     """Where a chunk is: its frame, its place in it, and its plain length in bytes."""
 
     nonce: PackNonce
@@ -56,7 +56,7 @@ class Location(NamedTuple):
     length: int
 
 
-class PlainChunk(NamedTuple):
+class PlainChunk(msgspec.Struct, frozen=True, gc=False):
     """A chunk on its way into a frame or out of it."""
 
     id: ChunkId
@@ -71,7 +71,7 @@ class FrameEncoder:
         self._probe = zstandard.ZstdCompressor(level=1)
         self._decompressor = zstandard.ZstdDecompressor()
 
-    def encode(self, chunks: Sequence[PlainChunk]) -> bytearray:
+    def encode(self, chunks: Sequence[PlainChunk]) -> bytes:
         """The plaintext of a frame, read back and compared: compressor bugs destroyed backups.
 
         At least one chunk, at most CHUNKS_MAX, together at most RAW_BYTES_MAX.
@@ -79,16 +79,11 @@ class FrameEncoder:
         assert 0 < len(chunks) <= CHUNKS_MAX
         raw = chunks[0].data if len(chunks) == 1 else b"".join([chunk.data for chunk in chunks])
         assert len(raw) <= RAW_BYTES_MAX
-        header = bytearray(_HEADER.size + _CHUNK.size * len(chunks))
-        offset = _HEADER.size
-        for chunk in chunks:
-            _CHUNK.pack_into(header, offset, len(chunk.data), chunk.id)
-            offset += _CHUNK.size
+        table = [_CHUNK.pack(len(chunk.data), chunk.id) for chunk in chunks]
         payload = self._compress(raw)
         codec = _RAW if payload is None else _ZSTD
-        _HEADER.pack_into(header, 0, codec, len(chunks), len(raw))
-        header += raw if payload is None else payload
-        return header
+        header = _HEADER.pack(codec, len(chunks), len(raw))
+        return b"".join((header, *table, raw if payload is None else payload))
 
     def _compress(self, raw: bytes | memoryview) -> bytes | None:
         """The raw bytes as a zstd frame, or None where that is no smaller."""
@@ -199,10 +194,10 @@ class FrameCipher(msgspec.Struct, frozen=True):
 
 def check_chunks(chunks: list[PlainChunk], kind: ObjectType, keys: IdKeys) -> None:
     """DamagedError unless each chunk has the content that its id was made of."""
-    for claimed, content in chunks:
-        if keys.chunk_id(kind, content) != claimed:
+    for chunk in chunks:
+        if keys.chunk_id(kind, chunk.data) != chunk.id:
             raise DamagedError(
-                f"chunk {claimed.hex()[:16]} does not have the content it was stored with",
+                f"chunk {chunk.id.hex()[:16]} does not have the content it was stored with",
                 hint="run tidemark verify to see what it affects",
             )
 

@@ -176,13 +176,13 @@ def pointed_chunk(chunk_id: ChunkId, number: int, chunks: Chunks) -> memoryview:
     """A chunk by its number in a frame; DamagedError where another one stands there."""
     if number >= len(chunks):
         raise FormatError("a chunk's number is higher than its frame has chunks")
-    found, content = chunks[number]
-    if found != chunk_id:
+    chunk = chunks[number]
+    if chunk.id != chunk_id:
         raise DamagedError(
             f"a frame does not hold chunk {chunk_id.hex()[:16]} where it should",
             hint="run tidemark verify to see what it affects",
         )
-    return memoryview(content)
+    return memoryview(chunk.data)
 
 
 def _size(chunks: Chunks) -> int:

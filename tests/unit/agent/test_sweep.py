@@ -43,7 +43,7 @@ def swept(root: Path, old: Iterable[tuple[bytes, Entry]] = (), **options: object
 
 
 def keys(found: Iterable[module.Found | module.Removed | Problem]) -> list[bytes]:
-    return [item[0] for item in found]
+    return [item.key for item in found]
 
 
 @settings(max_examples=80, deadline=None)

@@ -64,7 +64,7 @@ def test_chunks_come_back_from_a_sealed_frame(contents: list[bytes], kind: Objec
 
     found = opened(sealed(FrameEncoder().encode(chunks), kind), kind)
 
-    assert [(chunk.id, bytes(chunk.data)) for chunk in found] == chunks
+    assert [PlainChunk(chunk.id, bytes(chunk.data)) for chunk in found] == chunks
 
 
 @pytest.mark.parametrize("kind", ["random", "text", "text after a random start"])
