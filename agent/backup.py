@@ -34,8 +34,10 @@ from agent.services import (
     Services,
     Session,
 )
+from agent.small import SmallFiles
 from agent.state import Head
 from agent.storing import Storer
+from agent.turn import Turn
 from repository.errors import CanceledError, DamagedError, TidemarkError
 from repository.ids import NodeId, SessionId, VolumeId
 from repository.keys import KEY_BYTES, seal
@@ -145,36 +147,49 @@ class _Backup:
         head = services.state.head(volume_id)
         if head is not None and head.root != session.head_root:
             head = None  # not the last one that the coordinator knows
-        while True:
-            self.statistics = BackupStatistics()
-            now_ns = services.clock.now_ns
-            self._storer = Storer(tree, packs, known, keys, services.workers, now_ns)
-            metadata = MetadataWriter(packs, known, keys.ids)
-            maker = Maker(
-                volume_id, services.state, services.workers, self._storer, metadata, self.statistics
-            )
+        now_ns = services.clock.now_ns
+        with SmallFiles(tree, keys.ids, Turn(), services.log, now_ns) as small:
             try:
-                made = maker.make(
-                    tree,
-                    head,
-                    Boundaries(keys.boundaries),
-                    excludes=self._task.excludes,
-                    is_canceled=self._canceled.is_set,
-                    on_progress=lambda: self._report("reading"),
-                )
+                return self._attempt(head, small, keys, packs, known)
             except LostStateError:
-                # Places that were promised to nodes are known by now: what is known must be true.
-                metadata.flush()
                 services.log("warning", "the agent's copy of the last manifest is incomplete")
                 services.log(
                     "warning", "all files are read again; what is stored is not sent again"
                 )
-                head = None
-                continue
-            packs.flush()
-            self.statistics.bytes_read = self._storer.counters.bytes_read
-            self.statistics.data_added = self._storer.counters.bytes_added + metadata.bytes_added
-            return made
+                return self._attempt(None, small, keys, packs, known)
+
+    def _attempt(
+        self,
+        head: Head | None,
+        small: SmallFiles,
+        keys: WriterKeys,
+        packs: Packs,
+        known: KnownChunks,
+    ) -> Made:
+        """Make the manifest from this one. Raises LostStateError where it is not all here."""
+        services, volume_id = self._services, self._task.volume.volume_id
+        self.statistics = BackupStatistics()
+        workers, now_ns = services.workers, services.clock.now_ns
+        self._storer = Storer(small, packs, known, keys, workers, now_ns)
+        metadata = MetadataWriter(packs, known, keys.ids)
+        maker = Maker(volume_id, services.state, workers, self._storer, metadata, self.statistics)
+        try:
+            made = maker.make(
+                small.tree,
+                head,
+                Boundaries(keys.boundaries),
+                excludes=self._task.excludes,
+                is_canceled=self._canceled.is_set,
+                on_progress=lambda: self._report("reading"),
+            )
+        except LostStateError:
+            # Places that were promised to nodes are known by now: what is known must be true.
+            metadata.flush()
+            raise
+        packs.flush()
+        self.statistics.bytes_read = self._storer.counters.bytes_read
+        self.statistics.data_added = self._storer.counters.bytes_added + metadata.bytes_added
+        return made
 
     async def _in_thread(self, packs: Packs, work: Callable[[], _T]) -> _T:
         """Run the maker in a thread of its own; cancellation waits until the thread has ended."""

@@ -94,3 +94,11 @@ def _data_ranges(file: LargeFile) -> Iterator[tuple[int, int]]:
         held = aligned
     if held is not None:
         yield held
+
+
+def small_pieces(data: bytes | memoryview, *, paged: bool) -> "list[bytes | memoryview]":
+    """A small file's chunks: itself, or its blocks where it was once cut as a paged file."""
+    if not paged:
+        return [data] if data else []
+    starts = range(0, len(data), BLOCK_BYTES)
+    return [data[start : start + BLOCK_BYTES] for start in starts]

@@ -11,8 +11,9 @@ previous content, marked stale, and is named as an error.
 import heapq
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, wait
+from contextlib import closing
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, TypeVar
@@ -118,8 +119,7 @@ class Maker:
         root = None if head is None else decode_pointer(head.manifest)
         walk = sweep(tree, self._old_entries(root), excludes=excludes, is_canceled=is_canceled)
         self._on_progress = on_progress
-        edits = self._edits(walk, is_canceled)
-        with self._turn.taken():
+        with closing(self._edits(walk, is_canceled)) as edits, self._turn.taken():
             edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
         assert edited.root is not None, "a volume's own entry is always there"
         self._metadata.flush()
@@ -162,18 +162,24 @@ class Maker:
 
     # From batches of the walk to edits.
 
-    def _edits(self, walk: Iterator[Batch], is_canceled: Callable[[], bool]) -> Iterator[Edit]:
+    def _edits(
+        self, walk: Iterator[Batch], is_canceled: Callable[[], bool]
+    ) -> Generator[Edit, None, None]:
         window: deque[_Group | PendingFile] = deque()
-        for batch in walk:
-            self._count_batch(batch)
-            for work in self._distribute(batch):
-                window.append(work)
-                while len(window) > _WINDOW:
-                    yield from self._settle(window.popleft())
-            self._on_progress()
-        while window:
-            yield from self._settle(window.popleft())
-            self._on_progress()
+        try:
+            for batch in walk:
+                self._count_batch(batch)
+                for work in self._distribute(batch):
+                    window.append(work)
+                    while len(window) > _WINDOW:
+                        yield from self._settle(window.popleft())
+                self._on_progress()
+            while window:
+                yield from self._settle(window.popleft())
+                self._on_progress()
+        finally:
+            # Whoever ends early must not leave workers behind that use a tree about to be closed.
+            _call_off([work.future for work in window if isinstance(work, _Group) and work.future])
         if is_canceled():
             raise CanceledError("the backup was canceled")
 
@@ -303,6 +309,13 @@ class Maker:
 def is_equal(old: Entry, new: Entry) -> bool:
     """Whether a restore of either would give the same: inode and change time are not restored."""
     return structs.replace(old, inode=0, ctime_ns=0) == structs.replace(new, inode=0, ctime_ns=0)
+
+
+def _call_off(futures: "list[Future[list[Saved | Found]]]") -> None:
+    """Let those that have not begun never begin, and wait for the others."""
+    for future in futures:
+        future.cancel()
+    wait(futures)
 
 
 def _merged(items: Sequence[_T], removed: Sequence[Removed]) -> Iterable[_T | Removed]:

@@ -30,11 +30,38 @@ class VanishedError(SourceError):
     """The file is gone, or no longer a regular file. That is a change, not a failure."""
 
 
+class Stat(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The fields of a stat that an entry holds, as they cross from one process to another."""
+
+    st_mode: int
+    st_ino: int
+    st_nlink: int
+    st_uid: int
+    st_gid: int
+    st_rdev: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+
+    @staticmethod
+    def of(found: "os.stat_result | Stat") -> "Stat":
+        """The same fields of a system call's answer."""
+        return Stat(
+            found.st_mode,
+            found.st_ino,
+            found.st_nlink,
+            found.st_uid,
+            found.st_gid,
+            found.st_rdev,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+        )
+
+
 class Content(msgspec.Struct, frozen=True, gc=False):
     """A file's whole content."""
 
-    data: bytes
-    stat: os.stat_result
+    data: bytes | memoryview
+    stat: os.stat_result | Stat
     fuzzy: bool
     """It changed while it was read, every time."""
     settled: bool

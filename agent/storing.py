@@ -16,19 +16,17 @@ from typing import Final
 import msgspec
 from msgspec import structs
 
-from agent.beneath import Tree, TreeCursor
-from agent.cutting import FileCutter, Hole
+from agent.cutting import FileCutter, Hole, small_pieces
 from agent.errors import SourceError
 from agent.known import KnownChunks
 from agent.packing import Packs
-from agent.reading import Content as SmallContent
-from agent.reading import LargeFile, VanishedError, is_settled, meaning_of, read_small
+from agent.reader import Read, SmallFile
+from agent.reading import LargeFile, Stat, VanishedError, is_settled, meaning_of
+from agent.small import SmallFiles
 from agent.sweep import Found, entry_type
-from agent.turn import Turn
 from repository.chunking import (
     BLOCK_BYTES,
     MAGIC_BYTES,
-    SMALL_BYTES_MAX,
     classify,
 )
 from repository.content import ContentWriter
@@ -95,14 +93,16 @@ class Storer:
 
     def __init__(
         self,
-        tree: Tree,
+        small: SmallFiles,
         packs: Packs,
         known: KnownChunks,
         keys: WriterKeys,
         workers: Executor,
         now_ns: Callable[[], int],
     ) -> None:
-        self._tree = tree
+        self._tree = small.tree
+        self._small = small
+        self.turn = small.turn
         self._packs = packs
         self._known = known
         self._ids = keys.ids
@@ -111,7 +111,6 @@ class Storer:
         self._now_ns = now_ns
         self._local = threading.local()
         self._groups = threading.BoundedSemaphore(_GROUPS_IN_FLIGHT)
-        self.turn = Turn()
         self.counters = Counters()
 
     def _encoder(self) -> FrameEncoder:
@@ -125,53 +124,49 @@ class Storer:
     def save_batch(self, batch: Sequence[Found]) -> "list[Saved | Found]":
         """Store names of any type; a file that turns out to be large comes back as it was."""
         saved: list[Saved | Found] = []
-        chunks: dict[ChunkId, PlainChunk] = {}
-        read: list[tuple[int, _Read]] = []
-        with self.turn.taken(), TreeCursor(self._tree) as tree:
-            for found in batch:
-                try:
-                    outcome = self._read_one(tree, found)
-                except VanishedError:
-                    outcome = Saved(found.key, found.old, None)
-                except SourceError as error:
-                    outcome = _unread(found, error)
-                if isinstance(outcome, _Read):
-                    read.append((len(saved), outcome))
-                    for chunk in outcome.chunks:
-                        chunks[chunk.id] = chunk
+        files: list[int] = []
+        with self.turn.taken():
+            for index, found in enumerate(batch):
+                if entry_type(found.stat.st_mode) is EntryType.FILE:
+                    files.append(index)
                     saved.append(found)
                 else:
-                    saved.append(outcome)
-            places = self._known.find(list(chunks))
-        self._store(chunks, places, RAW_BYTES_TARGET)
-        with self.turn.taken():
-            for index, outcome in read:
-                found = batch[index]
-                saved[index] = Saved(found.key, found.old, _entry_of_read(outcome, places))
-        self.counters.add(read=sum(outcome.content.bytes_read for _, outcome in read))
+                    saved.append(self._save_other(found))
+        wanted = [(batch[index].key, _is_paged(batch[index].old)) for index in files]
+        with self._small.read(wanted) as read:
+            places = self._store_small(read)
+            with self.turn.taken():
+                for index, outcome in zip(files, read, strict=True):
+                    saved[index] = _saved(batch[index], outcome, places)
         return saved
 
-    def _read_one(self, tree: TreeCursor, found: Found) -> "Saved | Found | _Read":
-        kind = entry_type(found.stat.st_mode)
-        if kind is EntryType.SYMLINK:
-            target = self._read_link(found.key)
-            entry = entry_of(found.stat, size=len(target), target=target)
-            return Saved(found.key, found.old, entry)
-        if kind is not EntryType.FILE:
+    def _save_other(self, found: Found) -> Saved:
+        if entry_type(found.stat.st_mode) is not EntryType.SYMLINK:
             return Saved(found.key, found.old, entry_of(found.stat, size=0))
-        content = read_small(tree, found.key, SMALL_BYTES_MAX - 1, self._now_ns)
-        if content is None:
-            return found
-        paged = _class_of(found.old) is ChunkClass.PAGED
-        pieces = _pieces(content.data) if paged else [content.data] if content.data else []
-        cut = [PlainChunk(self._ids.chunk_id(ObjectType.DATA, piece), piece) for piece in pieces]
-        return _Read(content, cut, ChunkClass.PAGED if paged else ChunkClass.SMALL)
-
-    def _read_link(self, key: bytes) -> bytes:
         try:
-            return self._tree.read_link(key)
+            target = self._tree.read_link(found.key)
         except OSError as error:
-            raise meaning_of(error) from error
+            return _unsaved(found, meaning_of(error))
+        entry = entry_of(found.stat, size=len(target), target=target)
+        return Saved(found.key, found.old, entry)
+
+    def _store_small(self, read: Sequence[Read]) -> dict[bytes, Location]:
+        """Store what was read; where each chunk lies."""
+        chunks: dict[ChunkId, PlainChunk] = {}
+        bytes_read = 0
+        for outcome in read:
+            if isinstance(outcome, SmallFile):
+                content, ids = outcome.content, outcome.chunk_ids
+                bytes_read += content.bytes_read
+                if len(ids) == 1:
+                    chunks[ids[0]] = PlainChunk(ids[0], content.data)
+                else:
+                    pieces = small_pieces(content.data, paged=True)
+                    chunks.update(zip(ids, map(PlainChunk, ids, pieces), strict=True))
+        self.counters.add(read=bytes_read)
+        places = self._known.find(list(chunks))
+        self._store(chunks, places, RAW_BYTES_TARGET)
+        return places
 
     # Large files: read and cut here, hashed and stored in worker threads.
 
@@ -181,10 +176,8 @@ class Storer:
         """Read a large file in the calling thread; its content is complete once it is awaited."""
         try:
             return self._save_large(found, put_list, on_progress)
-        except VanishedError:
-            return PendingFile(Saved(found.key, found.old, None))
         except SourceError as error:
-            return PendingFile(_unread(found, error))
+            return PendingFile(_unsaved(found, error))
 
     def _save_large(
         self, found: Found, put_list: Callable[[bytes], Pointer], on_progress: Callable[[], None]
@@ -320,16 +313,8 @@ class PendingFile:
         return structs.replace(self._saved, entry=entry)
 
 
-class _Read(msgspec.Struct, frozen=True, gc=False):
-    """A small file that was read, cut and not stored yet."""
-
-    content: SmallContent
-    chunks: list[PlainChunk]
-    chunking: ChunkClass
-
-
 def entry_of(
-    found: os.stat_result,
+    found: os.stat_result | Stat,
     *,
     size: int,
     target: bytes | None = None,
@@ -358,29 +343,37 @@ def entry_of(
     )
 
 
-def _pieces(data: bytes) -> list[bytes]:
-    starts = range(0, len(data), BLOCK_BYTES)
-    return [data[start : start + BLOCK_BYTES] for start in starts]
-
-
 def _class_of(old: Entry | None) -> ChunkClass | None:
     return None if old is None or old.content is None else old.content.chunking
 
 
-def _entry_of_read(read: _Read, places: Mapping[bytes, Location]) -> Entry:
+def _is_paged(old: Entry | None) -> bool:
+    return _class_of(old) is ChunkClass.PAGED
+
+
+def _saved(found: Found, read: Read, places: Mapping[bytes, Location]) -> Saved | Found:
+    """What became of a file, now that its chunks have places."""
+    if isinstance(read, SourceError):
+        return _unsaved(found, read)
+    if not isinstance(read, SmallFile):
+        return found
     content = read.content
-    extents = [Extent.at(chunk.id, places[chunk.id]) for chunk in read.chunks]
-    return entry_of(
+    extents = [Extent.at(chunk_id, places[chunk_id]) for chunk_id in read.chunk_ids]
+    chunking = ChunkClass.PAGED if _is_paged(found.old) else ChunkClass.SMALL
+    entry = entry_of(
         content.stat,
         size=len(content.data),
         fuzzy=content.fuzzy,
         settled=content.settled,
-        content=Content(read.chunking, extents, None) if extents else None,
+        content=Content(chunking, extents, None) if extents else None,
     )
+    return Saved(found.key, found.old, entry)
 
 
-def _unread(found: Found, error: SourceError) -> Saved:
-    """A path that cannot be read keeps what the last snapshot had, marked as such."""
+def _unsaved(found: Found, error: SourceError) -> Saved:
+    """What has gone is no more; what cannot be read keeps what the last snapshot had, as stale."""
     old = found.old
+    if isinstance(error, VanishedError):
+        return Saved(found.key, old, None)
     stale = None if old is None else structs.replace(old, flags=old.flags | Flag.STALE)
     return Saved(found.key, old, stale, error)

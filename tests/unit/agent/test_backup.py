@@ -437,3 +437,18 @@ async def test_progress_moves_while_a_single_large_file_is_read(agent: Agent) ->
     assert seen == sorted(seen)
     assert len([done for done in set(seen) if 0 < done < 12_000_000]) >= 3
     assert seen[-1] == 12_000_000
+
+
+@pytest.mark.asyncio
+async def test_many_small_files_are_what_they_were(agent: Agent) -> None:
+    """So many that a reader process takes over in the middle."""
+    for number in range(3000):
+        (agent.volume / f"{number % 40}").mkdir(exist_ok=True)
+        (agent.volume / f"{number % 40}" / f"file-{number}").write_bytes(b"%d " % number * 50)
+
+    outcome = await agent.backup()
+
+    assert outcome.error is None
+    assert outcome.statistics.files_new == 3000
+    assert outcome.statistics.errors_total == 0
+    await agent.check()

@@ -131,7 +131,7 @@ def test_a_file_that_never_rests_is_stored_and_marked(
 
     assert content is not None
     assert content.fuzzy
-    assert content.data.startswith(b"number")
+    assert bytes(content.data).startswith(b"number")
     assert content.bytes_read <= TRIES * 2 * 10 + 7
 
 

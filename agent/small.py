@@ -1,0 +1,131 @@
+"""Small files, read whole: here while there are few, by a reader process once there are many."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Self
+
+from agent.beneath import Tree, TreeCursor
+from agent.cutting import small_pieces
+from agent.errors import SourceError
+from agent.reader import Outcome, Read, ReaderGoneError, ReaderProcess, Setup, SmallFile
+from agent.reading import read_small
+from agent.turn import Turn
+from repository.chunking import SMALL_BYTES_MAX
+from repository.ids import IdKeys, ObjectType
+
+# A reader takes as long to start as so many files take to be read.
+_READER_FROM: Final = 2048
+
+
+class SmallFiles:
+    """Reads the small files of one volume. Used from many threads."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        ids: IdKeys,
+        turn: Turn,
+        log: Callable[[str, str], None],
+        now_ns: Callable[[], int] = time.time_ns,
+        *,
+        reader_from: int | None = None,
+    ) -> None:
+        """`reader_from`: how many files are read here before a reader is worth its start."""
+        if reader_from is None and len(os.sched_getaffinity(0)) > 1:  # else nothing is to be won
+            reader_from = _READER_FROM
+        self.tree = tree
+        self._ids = ids
+        self.turn = turn
+        self._log = log
+        self._now_ns = now_ns
+        self._lock = threading.Lock()
+        self.reader: ReaderProcess | None = None
+        """The reader, once it was worth its start."""
+        self._until_reader = reader_from
+
+    def __enter__(self) -> Self:
+        """Return itself; leaving ends the reader, if there is one."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the reader."""
+        with self._lock:
+            self._until_reader = None
+            reader, self.reader = self.reader, None
+        if reader is not None:
+            reader.close()
+
+    @contextlib.contextmanager
+    def read(self, files: Sequence[tuple[bytes, bool]]) -> Iterator[list[Read]]:
+        """Read a batch of (key, whether it is cut as a paged file).
+
+        What is found may be a view of memory that is used again after the context. The caller must
+        not have the turn.
+        """
+        with contextlib.ExitStack() as lent:
+            found = self._by_reader(files, lent)
+            if found is None:
+                with self.turn.taken():
+                    found = self._here(files)
+            yield found
+
+    def _by_reader(
+        self, files: Sequence[tuple[bytes, bool]], lent: contextlib.ExitStack
+    ) -> list[Read] | None:
+        reader = self._reader_at_hand(len(files))
+        if reader is None:
+            return None
+        try:
+            found = lent.enter_context(reader.read(files))
+        except ReaderGoneError as error:
+            self._do_without(error)
+            return None
+        left = [index for index, each in enumerate(found) if each is Outcome.NO_ROOM]
+        if left:
+            with self.turn.taken():
+                for index, each in zip(left, self._here([files[i] for i in left]), strict=True):
+                    found[index] = each
+        return found
+
+    def _reader_at_hand(self, wanted: int) -> ReaderProcess | None:
+        """A reader that is ready; starts one when it has become worth it."""
+        with self._lock:
+            if self.reader is None and self._until_reader is not None:
+                self._until_reader -= wanted
+                if self._until_reader <= 0:
+                    self._until_reader = None
+                    setup = Setup(self._ids.data, SMALL_BYTES_MAX - 1)
+                    try:
+                        self.reader = ReaderProcess(self.tree.root, setup)
+                    except ReaderGoneError as error:
+                        self._warn(error)
+            reader = self.reader
+        return reader if reader is not None and reader.is_ready() else None
+
+    def _do_without(self, error: ReaderGoneError) -> None:
+        with self._lock:
+            reader, self.reader = self.reader, None
+        if reader is not None:
+            self._warn(error)
+            reader.close()
+
+    def _warn(self, error: ReaderGoneError) -> None:
+        self._log("warning", f"{error.message}; files are read without it, more slowly")
+
+    def _here(self, files: Sequence[tuple[bytes, bool]]) -> list[Read]:
+        with TreeCursor(self.tree) as cursor:
+            return [self._one_here(cursor, key, paged=paged) for key, paged in files]
+
+    def _one_here(self, cursor: TreeCursor, key: bytes, *, paged: bool) -> Read:
+        try:
+            content = read_small(cursor, key, SMALL_BYTES_MAX - 1, self._now_ns)
+        except SourceError as error:
+            return error
+        if content is None:
+            return Outcome.NOT_SMALL
+        pieces = small_pieces(content.data, paged=paged)
+        chunk_ids = [self._ids.chunk_id(ObjectType.DATA, piece) for piece in pieces]
+        return SmallFile(content, chunk_ids)
