@@ -321,10 +321,16 @@ class Tree:
         with self.parent(key) as (directory, name):
             return open_regular(directory, name)
 
-    def read_link(self, key: bytes) -> bytes:
-        """Return where a symlink points. Raises OSError."""
+    @contextlib.contextmanager
+    def held(self, key: bytes) -> Iterator[int]:
+        """Lend a descriptor (O_PATH) of whatever the name stands for. Raises OSError."""
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
         with self.parent(key) as (directory, name):
-            return os.readlink(name, dir_fd=directory)
+            descriptor = os.open(name, flags, dir_fd=directory)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def forget(self, key: bytes) -> None:
         """Close a directory that will not be used again, if nobody uses it now."""

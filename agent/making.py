@@ -29,7 +29,16 @@ from agent.storing import PendingFile, Saved, Storer
 from agent.sweep import Batch, Found, Removed, sweep
 from repository.chunking import SMALL_BYTES_MAX
 from repository.editing import Edit, Edited, Editor
-from repository.entries import Entry, EntryType, Flag, Pointer, encode_entry, path_of
+from repository.entries import (
+    Entry,
+    EntryType,
+    Flag,
+    Pointer,
+    are_long,
+    encode_attributes,
+    encode_entry,
+    path_of,
+)
 from repository.errors import CanceledError
 from repository.needs import drive
 from repository.refs import Refs
@@ -247,23 +256,31 @@ class Maker:
             if saved.old is not None and saved.error is None:
                 return self._remove(saved.key, saved.old)
             return None
+        entry, old = self._without_long_attributes(saved.entry), saved.old
         if saved.error is None:
-            self._count_file(saved.old, saved.entry)
+            self._count_file(old, entry)
         else:
-            self._keep(saved.entry)
-        old_content = None if saved.old is None else saved.old.content
-        if old_content != saved.entry.content:
-            self._usage.count_content(old_content, self._load_old_list, -1)
-            self._usage.count_content(saved.entry.content, self._load_new_list, 1)
-        if saved.entry == saved.old:
+            self._keep(entry)
+        if entry == old:
             return None
-        return saved.key, encode_entry(saved.entry)
+        if old is None or old.content != entry.content or old.long_xattrs != entry.long_xattrs:
+            if old is not None:
+                self._usage.count_entry(old, self._load_old_list, -1)
+            self._usage.count_entry(entry, self._load_new_list, 1)
+        return saved.key, encode_entry(entry)
+
+    def _without_long_attributes(self, entry: Entry) -> Entry:
+        """The entry with attributes stored outside of it if they are long."""
+        if entry.xattrs is None or not are_long(entry.xattrs):
+            return entry
+        pointer = self._metadata.put_attributes(encode_attributes(entry.xattrs))
+        return structs.replace(entry, xattrs=None, long_xattrs=pointer)
 
     def _load_new_list(self, pointer: Pointer) -> bytes:
         return self._metadata.nodes[pointer.id]
 
     def _remove(self, key: bytes, old: Entry) -> Edit:
-        self._usage.count_content(old.content, self._load_old_list, -1)
+        self._usage.count_entry(old, self._load_old_list, -1)
         self._statistics.files_removed += old.type is not EntryType.DIRECTORY
         return key, None
 

@@ -12,7 +12,7 @@ from agent.known import KnownChunks
 from agent.packing import Packs, Reservation
 from agent.state import FrameChange, State
 from repository.content import read_extents
-from repository.entries import Content, Extent, Pointer
+from repository.entries import Entry, Extent, Pointer
 from repository.frames import FrameEncoder, FrameIdentity, Location, PlainChunk
 from repository.ids import IdKeys, ObjectType, PackNonce
 from repository.needs import drive
@@ -59,6 +59,10 @@ class MetadataWriter:
         pointer = self._put(ObjectType.LIST, encoded)
         self.nodes[pointer.id] = encoded
         return pointer
+
+    def put_attributes(self, encoded: bytes) -> Pointer:
+        """Store attributes that are too long for their entry; nothing here reads them again."""
+        return self._put(ObjectType.LIST, encoded)
 
     def flush(self) -> None:
         """Seal the frames that are not full."""
@@ -112,10 +116,11 @@ class Usage:
                 change[0] += sign
                 change[1] += sign * use.length
 
-    def count_content(
-        self, content: Content | None, load_list: Callable[[Pointer], bytes], sign: int
-    ) -> None:
-        """Count all extents of a file, and the list nodes that name them."""
+    def count_entry(self, entry: Entry, load_list: Callable[[Pointer], bytes], sign: int) -> None:
+        """Count all that an entry points at: extents, and what stands outside of it."""
+        if entry.long_xattrs is not None:
+            self.count((entry.long_xattrs,), sign)
+        content = entry.content
         if content is None:
             return
         if content.list is None:

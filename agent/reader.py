@@ -25,6 +25,7 @@ import msgspec
 
 from agent.errors import SourceError
 from agent.reading import Content, Stat, VanishedError
+from repository.entries import Attributes
 from repository.errors import TidemarkError
 from repository.ids import ChunkId
 
@@ -76,6 +77,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     fuzzy: bool = False
     settled: bool = False
     bytes_read: int = 0
+    attributes: Attributes | None = None
     chunk_ids: list[ChunkId] = []
     message: str = ""
     hint: str = ""
@@ -195,7 +197,14 @@ def _taken_apart(results: Sequence[Result], room: memoryview) -> list[Read]:
         if result.outcome is Outcome.READ and result.stat is not None:
             data = room[position : position + result.length]
             position += result.length
-            content = Content(data, result.stat, result.fuzzy, result.settled, result.bytes_read)
+            content = Content(
+                data,
+                result.stat,
+                result.fuzzy,
+                result.settled,
+                result.bytes_read,
+                result.attributes,
+            )
             found.append(SmallFile(content, result.chunk_ids))
         elif result.outcome is Outcome.VANISHED:
             found.append(VanishedError(result.message, hint=result.hint))

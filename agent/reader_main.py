@@ -91,6 +91,7 @@ def _read(
         content.fuzzy,
         content.settled,
         content.bytes_read,
+        content.attributes,
         [ids.chunk_id(ObjectType.DATA, piece) for piece in small_pieces(content.data, paged=paged)],
     )
 

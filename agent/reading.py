@@ -9,14 +9,17 @@ Nothing here blocks on a FIFO or a device, since nothing but a regular file is e
 import contextlib
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from typing import Self
 
 import msgspec
 
+from agent.attributes import attributes_of
 from agent.beneath import Tree, TreeCursor
 from agent.errors import SourceError
+from repository.entries import Attributes
 
 # At 1 kHz a writer always leaves a gap within so many tries; at 5 kHz it never does.
 TRIES = 20
@@ -68,6 +71,16 @@ class Content(msgspec.Struct, frozen=True, gc=False):
     """Later changes will show in its times. If not, its entry must make the next sweep read it."""
     bytes_read: int
     """Retries included."""
+    attributes: Attributes | None
+
+
+class Other(msgspec.Struct, frozen=True, gc=False):
+    """A name that is no regular file: a directory, a link, a device."""
+
+    stat: os.stat_result
+    target: bytes | None
+    attributes: Attributes | None
+    settled: bool
 
 
 def read_small(
@@ -95,12 +108,14 @@ def _read_stable(
 ) -> Content | None:
     bytes_read = 0
     data = b""
+    attributes: Attributes | None = None
     for attempt in range(TRIES):
         if before.st_size > size_bytes_max:
             return None
         if attempt:
             os.lseek(descriptor, 0, os.SEEK_SET)
         data = _read_whole(descriptor, before.st_size, size_bytes_max)
+        attributes = attributes_of(descriptor)
         bytes_read += len(data)
         read_at = now_ns()
         after = os.fstat(descriptor)
@@ -111,11 +126,14 @@ def _read_stable(
                 fuzzy=False,
                 settled=is_settled(after, read_at),
                 bytes_read=bytes_read,
+                attributes=attributes,
             )
         before = after
     if len(data) > size_bytes_max:
         return None
-    return Content(data, before, fuzzy=True, settled=False, bytes_read=bytes_read)
+    return Content(
+        data, before, fuzzy=True, settled=False, bytes_read=bytes_read, attributes=attributes
+    )
 
 
 def _read_whole(descriptor: int, size: int, size_bytes_max: int) -> bytes:
@@ -154,6 +172,8 @@ class LargeFile:
         with _translated():
             self._descriptor, self.stat = tree.open_regular(key)
         self.bytes_read = 0
+        self.attributes: Attributes | None = None
+        """As they were when the last pass began."""
         self.size = 0
         """Where the last complete pass over the file met its end."""
 
@@ -175,6 +195,7 @@ class LargeFile:
         """Begin a pass over the file: from now on it must not change."""
         with _translated():
             self.stat = os.fstat(self._descriptor)
+            self.attributes = attributes_of(self._descriptor)
         self.size = 0
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
@@ -227,6 +248,27 @@ class LargeFile:
                 end = os.lseek(self._descriptor, begin, os.SEEK_HOLE)
                 yield begin, end
                 offset = end
+
+
+def read_other(tree: Tree, key: bytes, now_ns: Callable[[], int] = time.time_ns) -> Other:
+    """What there is to know of a name that is no regular file.
+
+    Raises VanishedError, or SourceError for this path.
+    """
+    with _translated(), tree.held(key) as held:
+        before = os.fstat(held)
+        # Of a link itself, whose target never changes: an empty name means the descriptor's own.
+        target = os.readlink(b"", dir_fd=held) if stat.S_ISLNK(before.st_mode) else None
+        attributes = attributes_of(held, opened=False)
+        after = os.fstat(held)
+        tries = 1
+        while not is_same(before, after) and tries < TRIES:
+            before = after
+            attributes = attributes_of(held, opened=False)
+            after = os.fstat(held)
+            tries += 1
+    settled = is_same(before, after) and is_settled(after, now_ns())
+    return Other(after, target, attributes, settled)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from agent.errors import SourceError
 from agent.known import KnownChunks
 from agent.packing import Packs
 from agent.reader import Read, SmallFile
-from agent.reading import LargeFile, Stat, VanishedError, is_settled, meaning_of
+from agent.reading import LargeFile, Stat, VanishedError, is_settled, read_other
 from agent.small import SmallFiles
 from agent.sweep import Found, entry_type
 from repository.chunking import (
@@ -31,6 +31,7 @@ from repository.chunking import (
 )
 from repository.content import ContentWriter
 from repository.entries import (
+    Attributes,
     ChunkClass,
     Content,
     Entry,
@@ -141,13 +142,21 @@ class Storer:
         return saved
 
     def _save_other(self, found: Found) -> Saved:
-        if entry_type(found.stat.st_mode) is not EntryType.SYMLINK:
-            return Saved(found.key, found.old, entry_of(found.stat, size=0))
         try:
-            target = self._tree.read_link(found.key)
-        except OSError as error:
-            return _unsaved(found, meaning_of(error))
-        entry = entry_of(found.stat, size=len(target), target=target)
+            other = read_other(self._tree, found.key, self._now_ns)
+        except SourceError as error:
+            if entry_type(found.stat.st_mode) is not EntryType.DIRECTORY:
+                return _unsaved(found, error)
+            other = None
+        if other is None or entry_type(other.stat.st_mode) is not entry_type(found.stat.st_mode):
+            # Something else has its name by now. What was seen beneath a directory needs it above.
+            if entry_type(found.stat.st_mode) is not EntryType.DIRECTORY:
+                return Saved(found.key, found.old, None)
+            return Saved(found.key, found.old, entry_of(found.stat, size=0, settled=False))
+        size = 0 if other.target is None else len(other.target)
+        entry = entry_of(other.stat, size=size, settled=other.settled, attributes=other.attributes)
+        if other.target is not None:
+            entry = structs.replace(entry, target=other.target)
         return Saved(found.key, found.old, entry)
 
     def _store_small(self, read: Sequence[Read]) -> dict[bytes, Location]:
@@ -195,6 +204,7 @@ class Storer:
                 size=file.size,
                 fuzzy=not stable,
                 settled=is_settled(file.stat, self._now_ns()),
+                attributes=file.attributes,
             )
             return PendingFile(Saved(found.key, found.old, entry), chunking, groups, put_list)
 
@@ -317,12 +327,12 @@ def entry_of(
     found: os.stat_result | Stat,
     *,
     size: int,
-    target: bytes | None = None,
     fuzzy: bool = False,
     settled: bool = True,
     content: Content | None = None,
+    attributes: Attributes | None = None,
 ) -> Entry:
-    """The entry of a name with this stat."""
+    """The entry of a name with this stat. Its attributes all stand in it, however long they are."""
     return Entry(
         type=entry_type(found.st_mode),
         mode=stat.S_IMODE(found.st_mode),
@@ -336,8 +346,8 @@ def entry_of(
         links=found.st_nlink,
         flags=Flag.FUZZY if fuzzy else 0,
         device=found.st_rdev,
-        target=target,
-        xattrs=None,
+        target=None,
+        xattrs=attributes,
         long_xattrs=None,
         content=content,
     )
@@ -366,6 +376,7 @@ def _saved(found: Found, read: Read, places: Mapping[bytes, Location]) -> Saved 
         fuzzy=content.fuzzy,
         settled=content.settled,
         content=Content(chunking, extents, None) if extents else None,
+        attributes=content.attributes,
     )
     return Saved(found.key, found.old, entry)
 

@@ -295,6 +295,11 @@ class _Run:
     async def _check_entry(
         self, reader: SnapshotReader, snapshot: Snapshot, key: bytes, entry: Entry
     ) -> None:
+        if entry.long_xattrs is not None:
+            try:
+                await reader.attributes(entry)
+            except DamagedError:
+                self._blame(snapshot, entry.long_xattrs, path_of(key))
         if entry.content is None:
             return
         size = 0

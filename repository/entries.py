@@ -21,6 +21,14 @@ ROOT_KEY: Final = b""
 KEY_BYTES_MAX: Final = 1024 * 1024
 
 
+# Extended attributes that stand in the entry itself; longer ones would bloat the manifest's leaves.
+INLINE_ATTRIBUTES_BYTES_MAX: Final = 1024
+# Names and values of all attributes of one entry together.
+ATTRIBUTES_BYTES_MAX: Final = 256 * 1024
+
+Attributes = list[tuple[bytes, bytes]]
+
+
 class EntryType(IntEnum):
     """What kind of thing a name stands for."""
 
@@ -116,13 +124,14 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     flags: int
     device: int
     target: bytes | None
-    xattrs: list[tuple[bytes, bytes]] | None
+    xattrs: Attributes | None
     long_xattrs: Pointer | None
     content: Content | None
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Entry).decode
+_decode_attributes = msgspec.msgpack.Decoder(Attributes).decode
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -153,9 +162,10 @@ def _check(entry: Entry) -> None:
         raise FormatError("an entry has an impossible mode or size")
     if (entry.type is EntryType.SYMLINK) != (entry.target is not None):
         raise FormatError("an entry is a symbolic link without a target, or the reverse")
-    names = [name for name, _ in entry.xattrs or []]
-    if any(left >= right for left, right in pairwise(names)):
-        raise FormatError("an entry's extended attributes are not in order")
+    if entry.xattrs is not None:
+        _check_attributes(entry.xattrs)
+        if entry.long_xattrs is not None:
+            raise FormatError("an entry has its extended attributes twice")
     if entry.content is None:
         return
     if entry.type is not EntryType.FILE:
@@ -164,6 +174,37 @@ def _check(entry: Entry) -> None:
         raise FormatError("an entry has its content twice")
     for extent in entry.content.extents:
         check_extent(extent)
+
+
+def _check_attributes(attributes: Attributes) -> None:
+    names = [name for name, _ in attributes]
+    if not names or not names[0] or any(left >= right for left, right in pairwise(names)):
+        raise FormatError("an entry's extended attributes are not in order")
+    if sum(len(name) + len(value) for name, value in attributes) > ATTRIBUTES_BYTES_MAX:
+        raise FormatError("an entry's extended attributes are too long")
+
+
+def are_long(attributes: Attributes) -> bool:
+    """Whether attributes are kept outside of the entry."""
+    size = sum(len(name) + len(value) for name, value in attributes)
+    return size > INLINE_ATTRIBUTES_BYTES_MAX
+
+
+def encode_attributes(attributes: Attributes) -> bytes:
+    """The one encoding of attributes that are kept outside of their entry."""
+    return _encode(attributes)
+
+
+def decode_attributes(encoded: bytes | memoryview) -> Attributes:
+    """What `encode_attributes` made; FormatError for anything else."""
+    try:
+        attributes = _decode_attributes(encoded)
+    except UNDECODABLE as error:
+        raise FormatError("extended attributes do not decode") from error
+    _check_attributes(attributes)
+    if _encode(attributes) != bytes(encoded):
+        raise FormatError("extended attributes are not encoded as they should be")
+    return attributes
 
 
 def check_extent(extent: Extent) -> None:

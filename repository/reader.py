@@ -10,7 +10,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from repository.content import read_extents
-from repository.entries import Content, Entry, EntryType, Extent, Pointer, key_of, subtree
+from repository.entries import (
+    Attributes,
+    Content,
+    Entry,
+    EntryType,
+    Extent,
+    Pointer,
+    decode_attributes,
+    key_of,
+    subtree,
+)
 from repository.errors import DamagedError, FormatError
 from repository.frames import FrameIdentity, FrameReader, PlainChunk
 from repository.ids import ChunkId, ObjectType
@@ -80,6 +90,13 @@ class SnapshotReader:
         """A file's extents in order."""
         async for batch in drive_async(read_extents(content), self.lists):
             yield batch
+
+    async def attributes(self, entry: Entry) -> Attributes:
+        """An entry's extended attributes, wherever they stand."""
+        if entry.long_xattrs is None:
+            return entry.xattrs or []
+        (encoded,) = await self.lists([entry.long_xattrs])
+        return decode_attributes(encoded)
 
     async def content(self, entry: Entry) -> AsyncIterator[bytes | memoryview]:
         """A file's bytes in order; DamagedError where they are not as long as the entry says."""

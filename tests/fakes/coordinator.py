@@ -8,7 +8,7 @@ from typing_extensions import Buffer, override
 
 from agent.services import BackupStatistics, Committed, CoordinatorClient, Phase, Session
 from repository.content import read_extents
-from repository.entries import Entry, EntryType, Extent, Pointer
+from repository.entries import Attributes, Entry, EntryType, Extent, Pointer
 from repository.errors import FencedError, StoreFullError, TidemarkError
 from repository.frames import FrameIdentity, FrameReader
 from repository.ids import IdKeys, NodeId, ObjectType, PackNonce, RepositoryId
@@ -166,6 +166,17 @@ class MemoryCoordinator(CoordinatorClient):
                 assert entry.type is not EntryType.FILE or len(found[key][1]) == entry.size
         return found
 
+    async def attributes(self, snapshot: int = -1) -> dict[bytes, Attributes]:
+        """The extended attributes of every key that has some."""
+        manifest = self.body(snapshot).manifest
+        assert manifest is not None
+        reader, found = self.reader(), {}
+        async for batch in reader.entries(manifest):
+            for key, entry in batch:
+                if attributes := await reader.attributes(entry):
+                    found[key] = attributes
+        return found
+
     def used(self, snapshot: int = -1) -> dict[FrameIdentity, int]:
         """Bytes that a snapshot uses of each frame, by walking all of it."""
         manifest = self.body(snapshot).manifest
@@ -187,6 +198,8 @@ class MemoryCoordinator(CoordinatorClient):
             for pointer in pointers:
                 count(pointer)
         entries = [entry for batch in drive(scan(manifest), load_node) for _, entry in batch]
+        for pointer in filter(None, (entry.long_xattrs for entry in entries)):
+            count(pointer)
         for content in filter(None, (entry.content for entry in entries)):
             for extents in drive(read_extents(content), load_list):
                 for extent in extents:

@@ -452,3 +452,31 @@ async def test_many_small_files_are_what_they_were(agent: Agent) -> None:
     assert outcome.statistics.files_new == 3000
     assert outcome.statistics.errors_total == 0
     await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_extended_attributes_are_saved_wherever_they_stand(agent: Agent) -> None:
+    large, link = agent.volume / "large", agent.volume / "link"
+    (agent.volume / "small").write_bytes(b"small")
+    large.write_bytes(random.Random(1).randbytes(400_000))
+    link.symlink_to("small")
+    wanted: dict[bytes, list[tuple[bytes, bytes]]] = {}
+    for key in (b"", b"small", b"large", b"link"):
+        path = os.fsencode(agent.volume) + b"/" + key if key else os.fsencode(agent.volume)
+        os.setxattr(path, b"trusted.of", key, follow_symlinks=False)
+        wanted[key] = [(b"trusted.of", key)]
+    os.setxattr(agent.volume / "small", "user.long", b"l" * 2000)
+    wanted[b"small"] += [(b"user.long", b"l" * 2000)]
+
+    await agent.backup()
+    assert await agent.coordinator.attributes() == wanted
+    await agent.check()
+
+    os.setxattr(large, "user.long", b"l" * 3000)
+    os.removexattr(agent.volume / "small", "user.long")
+    wanted[b"large"] += [(b"user.long", b"l" * 3000)]
+    del wanted[b"small"][1]
+    outcome = await agent.backup()
+    assert outcome.statistics.files_changed == 2
+    assert await agent.coordinator.attributes() == wanted
+    await agent.check()

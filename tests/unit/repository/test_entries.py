@@ -6,15 +6,21 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from repository.entries import (
+    ATTRIBUTES_BYTES_MAX,
+    INLINE_ATTRIBUTES_BYTES_MAX,
     ROOT_KEY,
+    Attributes,
     ChunkClass,
     Content,
     Entry,
     EntryType,
     Extent,
     Pointer,
+    are_long,
+    decode_attributes,
     decode_entry,
     decode_own_entry,
+    encode_attributes,
     encode_entry,
     key_of,
     path_of,
@@ -57,6 +63,9 @@ EXTENTS = st.builds(
 CONTENTS = st.builds(
     Content, st.sampled_from(ChunkClass), st.lists(EXTENTS, max_size=3), st.none()
 ) | st.just(Content(ChunkClass.PAGED, [], POINTER))
+ATTRIBUTES = st.dictionaries(
+    st.binary(min_size=1, max_size=4), st.binary(max_size=4), min_size=1
+).map(lambda names: sorted(names.items()))
 ENTRIES = st.builds(
     msgspec.structs.replace,
     st.just(FILE),
@@ -64,12 +73,11 @@ ENTRIES = st.builds(
     size=SIZES,
     mtime_ns=st.integers(-(1 << 62), 1 << 62),
     inode=SIZES,
-    xattrs=st.none()
-    | st.dictionaries(st.binary(max_size=4), st.binary(max_size=4)).map(
-        lambda names: sorted(names.items())
-    ),
-    long_xattrs=st.none() | st.just(POINTER),
+    xattrs=st.none() | ATTRIBUTES,
+    long_xattrs=st.none(),
     content=st.none() | CONTENTS,
+) | st.builds(
+    msgspec.structs.replace, st.just(FILE), xattrs=st.none(), long_xattrs=st.just(POINTER)
 )
 
 
@@ -133,6 +141,10 @@ def test_an_entry_that_is_encoded_otherwise_is_refused() -> None:
         {"type": EntryType.FIFO},
         {"xattrs": [(b"b", b""), (b"a", b"")]},
         {"xattrs": [(b"a", b"1"), (b"a", b"2")]},
+        {"xattrs": []},
+        {"xattrs": [(b"", b"1")]},
+        {"xattrs": [(b"a", bytes(ATTRIBUTES_BYTES_MAX))]},
+        {"xattrs": [(b"a", b"1")], "long_xattrs": POINTER},
         {"content": Content(ChunkClass.SMALL, [EXTENT], POINTER)},
         {"long_xattrs": msgspec.structs.replace(POINTER, nonce=PackNonce(b"short"))},
         {"long_xattrs": msgspec.structs.replace(POINTER, id=ChunkId(b"short"))},
@@ -243,3 +255,25 @@ def test_a_subtree_is_what_lies_at_and_beneath_a_path(
         key = b"\x00".join(names)
         inside = names[: len(top)] == top
         assert (first <= key and (end is None or key < end)) == inside
+
+
+@given(ATTRIBUTES)
+def test_attributes_come_back_from_their_encoding(attributes: Attributes) -> None:
+    assert decode_attributes(encode_attributes(attributes)) == attributes
+
+
+@given(st.binary(max_size=40))
+@example(encode_attributes([]))
+@example(encode_attributes([(b"b", b""), (b"a", b"")]))
+@example(encode_attributes([(b"a", b"")]) + b"\x00")
+@example(b"\xdc\x00\x01" + encode_attributes([(b"a", b"")])[1:])
+def test_any_bytes_are_attributes_or_the_declared_error(encoded: bytes) -> None:
+    try:
+        assert encode_attributes(decode_attributes(encoded)) == encoded
+    except FormatError:
+        return
+
+
+def test_only_long_attributes_stand_outside_of_an_entry() -> None:
+    assert not are_long([(b"user.a", bytes(INLINE_ATTRIBUTES_BYTES_MAX - 6))])
+    assert are_long([(b"user.a", bytes(INLINE_ATTRIBUTES_BYTES_MAX - 5))])
