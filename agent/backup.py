@@ -245,8 +245,7 @@ class _Backup:
         await self._services.state.commit(
             self._task.volume.volume_id,
             Head(committed.root, committed.sequence, encode_pointer(made.manifest)),
-            made.new_nodes,
-            made.removed_nodes,
+            made.node_changes,
             made.frame_changes,
             replace=made.base,
         )

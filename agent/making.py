@@ -10,10 +10,9 @@ previous content, marked stale, and is named as an error.
 
 import heapq
 import stat
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
-from contextlib import closing
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, TypeVar
@@ -24,7 +23,7 @@ from agent.beneath import Tree
 from agent.errors import SourceError
 from agent.manifest import MetadataWriter, Usage
 from agent.services import BackupStatistics, PathProblem
-from agent.state import FrameChange, Head, State
+from agent.state import FrameChange, Head, NodeChange, State
 from agent.storing import PendingFile, Saved, Storer
 from agent.sweep import Batch, Found, Removed, sweep
 from repository.chunking import SMALL_BYTES_MAX
@@ -69,8 +68,7 @@ class Made:
     base: bool
     total_files: int
     total_bytes: int
-    new_nodes: dict[bytes, bytes]
-    removed_nodes: list[bytes]
+    node_changes: list[NodeChange]
     frame_changes: list[FrameChange]
 
 
@@ -111,8 +109,8 @@ class Maker:
         self._statistics = statistics
         self._kept_files = 0
         self._kept_bytes = 0
-        self._old_lists: set[bytes] = set()
-        self._new_lists: set[bytes] = set()
+        self._list_uses: Counter[bytes] = Counter()
+        self._window: deque[_Group | PendingFile] = deque()
 
     def make(
         self,
@@ -128,8 +126,13 @@ class Maker:
         root = None if head is None else decode_pointer(head.manifest)
         walk = sweep(tree, self._old_entries(root), excludes=excludes, is_canceled=is_canceled)
         self._on_progress = on_progress
-        with closing(self._edits(walk, is_canceled)) as edits, self._turn.taken():
-            edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
+        edits = self._edits(walk, is_canceled)
+        try:
+            with self._turn.taken():
+                edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
+        finally:
+            # Whoever ends early must not leave workers behind that use a tree about to be closed.
+            _call_off([work.future for work in self._window if isinstance(work, _Group)])
         assert edited.root is not None, "a volume's own entry is always there"
         self._metadata.flush()
         return self._made(edited, edited.root, base=root is None)
@@ -138,8 +141,10 @@ class Maker:
         self._usage.count(edited.added, 1)
         self._usage.count(edited.removed, -1)
         counts, refs = self._usage.against(self._state, self._volume_id, base=base)
-        kept = {pointer.id for pointer in edited.added} | self._new_lists
-        gone = {pointer.id for pointer in edited.removed} | self._old_lists
+        uses = self._list_uses
+        uses.update(pointer.id for pointer in edited.added)
+        uses.subtract(pointer.id for pointer in edited.removed)
+        nodes = self._metadata.nodes
         statistics = self._statistics
         return Made(
             manifest=root,
@@ -147,8 +152,7 @@ class Maker:
             base=base,
             total_files=statistics.total_files_processed + self._kept_files,
             total_bytes=statistics.total_bytes_processed + self._kept_bytes,
-            new_nodes={id_: data for id_, data in self._metadata.nodes.items() if id_ in kept},
-            removed_nodes=list(gone - kept),
+            node_changes=[NodeChange(id_, use, nodes.get(id_)) for id_, use in uses.items() if use],
             frame_changes=counts,
         )
 
@@ -161,7 +165,7 @@ class Maker:
         return node
 
     def _load_old_list(self, pointer: Pointer) -> bytes:
-        self._old_lists.add(pointer.id)
+        self._list_uses[pointer.id] -= 1
         return self._load(pointer)
 
     def _old_entries(self, root: Pointer | None) -> Iterator[tuple[bytes, Entry]]:
@@ -171,24 +175,18 @@ class Maker:
 
     # From batches of the walk to edits.
 
-    def _edits(
-        self, walk: Iterator[Batch], is_canceled: Callable[[], bool]
-    ) -> Generator[Edit, None, None]:
-        window: deque[_Group | PendingFile] = deque()
-        try:
-            for batch in walk:
-                self._count_batch(batch)
-                for work in self._distribute(batch):
-                    window.append(work)
-                    while len(window) > _WINDOW:
-                        yield from self._settle(window.popleft())
-                self._on_progress()
-            while window:
-                yield from self._settle(window.popleft())
-                self._on_progress()
-        finally:
-            # Whoever ends early must not leave workers behind that use a tree about to be closed.
-            _call_off([work.future for work in window if isinstance(work, _Group) and work.future])
+    def _edits(self, walk: Iterator[Batch], is_canceled: Callable[[], bool]) -> Iterator[Edit]:
+        window = self._window
+        for batch in walk:
+            self._count_batch(batch)
+            for work in self._distribute(batch):
+                window.append(work)
+                while len(window) > _WINDOW:
+                    yield from self._settle(window.popleft())
+            self._on_progress()
+        while window:
+            yield from self._settle(window.popleft())
+            self._on_progress()
         if is_canceled():
             raise CanceledError("the backup was canceled")
 
@@ -221,9 +219,7 @@ class Maker:
         return group
 
     def _put_list(self, encoded: bytes) -> Pointer:
-        pointer = self._metadata.put_list(encoded)
-        self._new_lists.add(pointer.id)
-        return pointer
+        return self._metadata.put_list(encoded)
 
     # From what became of a name to its edit.
 
@@ -277,6 +273,7 @@ class Maker:
         return structs.replace(entry, xattrs=None, long_xattrs=pointer)
 
     def _load_new_list(self, pointer: Pointer) -> bytes:
+        self._list_uses[pointer.id] += 1
         return self._metadata.nodes[pointer.id]
 
     def _remove(self, key: bytes, old: Entry) -> Edit:
@@ -328,11 +325,9 @@ def is_equal(old: Entry, new: Entry) -> bool:
     return structs.replace(old, inode=0, ctime_ns=0) == structs.replace(new, inode=0, ctime_ns=0)
 
 
-def _call_off(futures: "list[Future[list[Saved | Found]]]") -> None:
+def _call_off(futures: "list[Future[list[Saved | Found]] | None]") -> None:
     """Let those that have not begun never begin, and wait for the others."""
-    for future in futures:
-        future.cancel()
-    wait(futures)
+    wait([future for future in futures if future is not None and not future.cancel()])
 
 
 def _merged(items: Sequence[_T], removed: Sequence[Removed]) -> Iterable[_T | Removed]:

@@ -14,7 +14,7 @@ once the change is done; methods that read block for microseconds and may be cal
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 # Raised with every change of the tables below: an older database is begun anew, not migrated,
 # since a re-read is all that its loss costs.
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE volumes (
     volume    INTEGER PRIMARY KEY,
@@ -44,6 +44,7 @@ CREATE TABLE nodes (
     volume  INTEGER NOT NULL,
     node_id BLOB NOT NULL,
     data    BLOB NOT NULL,
+    uses    INTEGER NOT NULL,         -- a list node may stand in several files
     UNIQUE (volume, node_id)
 ) STRICT;
 CREATE TABLE packs (
@@ -99,6 +100,15 @@ class FrameChange(NamedTuple):
     frame: int
     refs: int
     live_bytes: int
+
+
+class NodeChange(NamedTuple):
+    """How many more uses of a node the manifest has, or fewer. Without uses it is forgotten."""
+
+    node_id: bytes
+    uses: int
+    data: bytes | None
+    """The node; may be absent where the uses become fewer."""
 
 
 class State:
@@ -230,18 +240,17 @@ class State:
         self,
         volume_id: bytes,
         head: Head,
-        new_nodes: Mapping[bytes, bytes],
-        removed_node_ids: Iterable[bytes],
+        node_changes: Iterable[NodeChange],
         frame_changes: Iterable[FrameChange],
         *,
         replace: bool = False,
     ) -> None:
         """Make a snapshot the volume's head, durably and in one transaction.
 
-        The manifest becomes what it was, less the removed nodes, plus the new ones; likewise the
-        counts. With `replace` nothing of what it was remains, as after a backup that began anew.
+        The manifest becomes what it was, with these changes; likewise the counts of frames. With
+        `replace` nothing of what it was remains, as after a backup that began anew.
         """
-        removed = list(removed_node_ids)
+        nodes = list(node_changes)
         changes = list(frame_changes)
 
         def write(db: apsw.Connection) -> None:
@@ -249,14 +258,7 @@ class State:
             if replace:
                 db.execute("DELETE FROM nodes WHERE volume = ?", (volume,))
                 db.execute("DELETE FROM frames WHERE volume = ?", (volume,))
-            db.executemany(
-                "DELETE FROM nodes WHERE volume = ? AND node_id = ?",
-                ((volume, node_id) for node_id in removed),
-            )
-            db.executemany(
-                "INSERT OR REPLACE INTO nodes (volume, node_id, data) VALUES (?, ?, ?)",
-                ((volume, node_id, data) for node_id, data in new_nodes.items()),
-            )
+            _change_nodes(db, volume, nodes)
             _change_frames(db, volume, changes)
 
         await self._write(write, durable=True)
@@ -367,6 +369,23 @@ def _pack_numbers(db: apsw.Connection, nonces: Iterable[bytes]) -> dict[bytes, i
             "int", db.execute("SELECT pack FROM packs WHERE nonce = ?", (nonce,)).get
         )
     return numbers
+
+
+def _change_nodes(db: apsw.Connection, volume: int, changes: Sequence[NodeChange]) -> None:
+    db.executemany(
+        "INSERT INTO nodes (volume, node_id, data, uses) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (volume, node_id) DO UPDATE SET uses = uses + excluded.uses",
+        ((volume, c.node_id, c.data, c.uses) for c in changes if c.uses > 0),
+    )
+    fewer = [change for change in changes if change.uses < 0]
+    db.executemany(
+        "UPDATE nodes SET uses = uses + ? WHERE volume = ? AND node_id = ?",
+        ((c.uses, volume, c.node_id) for c in fewer),
+    )
+    db.executemany(
+        "DELETE FROM nodes WHERE volume = ? AND node_id = ? AND uses <= 0",
+        ((volume, c.node_id) for c in fewer),
+    )
 
 
 def _change_frames(db: apsw.Connection, volume: int, changes: Sequence[FrameChange]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from agent.backup import run_backup
 from agent.errors import VolumeError
 from agent.services import BackupOutcome, BackupTask, Progress, Services, Volume
-from agent.state import State
+from agent.state import NodeChange, State
 from repository.entries import EntryType, Flag
 from repository.errors import FencedError, StoreFullError
 from tests.fakes.coordinator import NODE, REPOSITORY, MemoryCoordinator
@@ -254,7 +254,7 @@ async def test_a_missing_manifest_node_means_reading_all_and_storing_nothing_twi
     first = await agent.backup()
     head = agent.state.head(VOLUME_ID)
     assert head is not None
-    await agent.state.commit(VOLUME_ID, head, {}, [], [], replace=True)
+    await agent.state.commit(VOLUME_ID, head, [], [], replace=True)
 
     outcome = await agent.backup()
 
@@ -276,7 +276,8 @@ async def test_beginning_anew_relies_on_nothing_that_was_only_promised_a_place(
     assert head is not None
     assert entry.content is not None
     assert entry.content.list is not None
-    await agent.state.commit(VOLUME_ID, head, {}, [entry.content.list.id], [])
+    lost = NodeChange(entry.content.list.id, -1, None)
+    await agent.state.commit(VOLUME_ID, head, [lost], [])
     # The list of the new file is written before that of the changed one is missed.
     (agent.volume / "a.sqlite").write_bytes(magic + random.Random(2).randbytes(2_000_000))
     with (agent.volume / "b.sqlite").open("r+b") as file:
@@ -479,4 +480,24 @@ async def test_extended_attributes_are_saved_wherever_they_stand(agent: Agent) -
     outcome = await agent.backup()
     assert outcome.statistics.files_changed == 2
     assert await agent.coordinator.attributes() == wanted
+    await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_a_list_that_two_files_share_outlives_one_of_them(agent: Agent) -> None:
+    data = b"SQLite format 3\0" + random.Random(7).randbytes(2_000_000)
+    for name in ("one.db", "two.db"):
+        (agent.volume / name).write_bytes(data)
+    await agent.backup()
+    (agent.volume / "one.db").unlink()
+    await agent.backup()
+    with (agent.volume / "two.db").open("r+b") as file:
+        file.write(b"x")
+    (agent.volume / "three").write_bytes(b"new")
+
+    outcome = await agent.backup()
+
+    assert outcome.error is None
+    assert outcome.statistics.bytes_read == len(data) + 3, "nothing else was read again"
+    assert outcome.statistics.files_new == 1
     await agent.check()
