@@ -32,8 +32,7 @@ class SqlCatalog:
 async def open_catalog(path: Path) -> Catalog:
     """The catalog in this file, made or upgraded as needed. The caller holds the data directory."""
     connections = Connections(path)
-    async with connections.write() as connection:
-        await connection.run_sync(_upgrade)
+    await connections.write(_upgrade)
     return SqlCatalog(connections)
 
 
