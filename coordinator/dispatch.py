@@ -12,13 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
-import structlog
-
 from coordinator import life
 from coordinator.catalog import Catalog
 from coordinator.custody import Random
 from coordinator.errors import NotFoundError, TidemarkError
 from coordinator.life import Effect, Event, State
+from coordinator.logs import get_logger
 from coordinator.metrics import Metrics
 from coordinator.model import (
     NANOSECONDS,
@@ -45,7 +44,7 @@ from coordinator.model import (
 )
 from repository.ids import NodeId, VolumeId
 
-log = structlog.get_logger()
+log = get_logger()
 
 T = TypeVar("T")
 Clock = Callable[[], int]

@@ -15,7 +15,6 @@ from typing import Final, NoReturn
 
 import grpc
 import grpc.aio
-import structlog
 
 from coordinator.api.admin import AdminParts, AdminService
 from coordinator.api.agent import AgentParts, AgentService
@@ -33,6 +32,7 @@ from coordinator.fleet import Fleet
 from coordinator.founding import Repository, is_founded, open_repository
 from coordinator.http import HttpServer
 from coordinator.intake import Intake
+from coordinator.logs import get_logger
 from coordinator.metrics import Metrics
 from coordinator.orders import Orders
 from coordinator.overview import Overview
@@ -46,7 +46,7 @@ from coordinator.vault import write_secret
 from coordinator.verify import Verifier
 from proto.tidemark.v1 import admin_pb2_grpc
 
-log = structlog.get_logger()
+log = get_logger()
 
 # Packs and files travel in pieces of 1 MiB; nothing larger is ever sent.
 _MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import structlog
 from typing_extensions import override
 
 from coordinator.api import translate
@@ -15,6 +14,7 @@ from coordinator.dispatch import AgentLink, Dispatcher, RunTask
 from coordinator.errors import RejectedError, TidemarkError
 from coordinator.fleet import Fleet
 from coordinator.intake import Intake, PackHeader
+from coordinator.logs import get_logger
 from coordinator.model import LogLine, Node, TaskId
 from coordinator.restores import GrantHeader, GrantPart, PackGrant, Restores
 from coordinator.sessions import CommitRequest, Sessions
@@ -23,7 +23,7 @@ from repository.ids import SessionId
 from repository.layout import RepositoryConfig
 from repository.refs import REFS_BYTES_MAX
 
-log = structlog.get_logger()
+log = get_logger()
 
 T = TypeVar("T")
 
