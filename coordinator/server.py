@@ -25,7 +25,7 @@ from coordinator.browse import Browser
 from coordinator.catalog import Catalog, open_catalog
 from coordinator.config import Address, Config, read_passphrase
 from coordinator.custody import Custody, LockedCustody, Random, create_custody, open_custody
-from coordinator.dispatch import Clock, Dispatcher, Limits
+from coordinator.dispatch import Clock, Dispatcher
 from coordinator.enrolment import Authority, open_authority
 from coordinator.errors import TidemarkError
 from coordinator.fleet import Fleet
@@ -39,6 +39,7 @@ from coordinator.overview import Overview
 from coordinator.process import DataLock
 from coordinator.reading import Workers
 from coordinator.restores import Restores
+from coordinator.running import Limits
 from coordinator.scheduler import Scheduler
 from coordinator.selection import Selection
 from coordinator.sessions import Sessions
