@@ -11,9 +11,8 @@ previous content, marked stale, and is named as an error.
 import heapq
 import stat
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
-from contextlib import closing
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, TypeVar
@@ -113,6 +112,7 @@ class Maker:
         self._kept_bytes = 0
         self._old_lists: set[bytes] = set()
         self._new_lists: set[bytes] = set()
+        self._window: deque[_Group | PendingFile] = deque()
 
     def make(
         self,
@@ -129,8 +129,14 @@ class Maker:
         old = () if root is None else drive_batches(own_leaves(root), self._load_all)
         walk = sweep(tree, old, excludes=excludes, is_canceled=is_canceled)
         self._on_progress = on_progress
-        with closing(self._edits(walk, is_canceled)) as edits, self._turn.taken():
-            edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
+        edits = self._edits(walk, is_canceled)
+        try:
+            with self._turn.taken():
+                edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
+        finally:
+            # Whoever ends early must not leave workers behind that use a tree about to be closed;
+            # and not wait for them with the turn, for which they may be waiting.
+            _call_off([work.future for work in self._window if isinstance(work, _Group)])
         assert edited.root is not None, "a volume's own entry is always there"
         self._metadata.flush()
         return self._made(edited, edited.root, base=root is None)
@@ -173,24 +179,18 @@ class Maker:
 
     # From batches of the walk to edits.
 
-    def _edits(
-        self, walk: Iterator[Batch], is_canceled: Callable[[], bool]
-    ) -> Generator[Edit, None, None]:
-        window: deque[_Group | PendingFile] = deque()
-        try:
-            for batch in walk:
-                self._count_batch(batch)
-                for work in self._distribute(batch):
-                    window.append(work)
-                    while len(window) > _WINDOW:
-                        yield from self._settle(window.popleft())
-                self._on_progress()
-            while window:
-                yield from self._settle(window.popleft())
-                self._on_progress()
-        finally:
-            # Whoever ends early must not leave workers behind that use a tree about to be closed.
-            _call_off([work.future for work in window if isinstance(work, _Group) and work.future])
+    def _edits(self, walk: Iterator[Batch], is_canceled: Callable[[], bool]) -> Iterator[Edit]:
+        window = self._window
+        for batch in walk:
+            self._count_batch(batch)
+            for work in self._distribute(batch):
+                window.append(work)
+                while len(window) > _WINDOW:
+                    yield from self._settle(window.popleft())
+            self._on_progress()
+        while window:
+            yield from self._settle(window.popleft())
+            self._on_progress()
         if is_canceled():
             raise CanceledError("the backup was canceled")
 
@@ -330,8 +330,9 @@ def is_equal(old: Entry, new: Entry) -> bool:
     return structs.replace(old, inode=0, ctime_ns=0) == structs.replace(new, inode=0, ctime_ns=0)
 
 
-def _call_off(futures: "list[Future[list[Saved | Found]]]") -> None:
+def _call_off(work: "list[Future[list[Saved | Found]] | None]") -> None:
     """Let those that have not begun never begin, and wait for the others."""
+    futures = [future for future in work if future is not None]
     for future in futures:
         future.cancel()
     wait(futures)
