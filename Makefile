@@ -41,14 +41,21 @@ $(STAMP): requirements.lock pyproject.toml
 	@awk '/^[^ #]/ {wanted = /^uv==/} wanted' requirements.lock > $(VENV)/uv.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
 	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --require-hashes \
-			-r requirements.lock || { \
+			--compile-bytecode -r requirements.lock || { \
 		echo "note: uv could not install the packages; pip tries, which takes about a minute" >&2; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 			-r requirements.lock; \
 	}
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+	@$(MAKE) --no-print-directory bytecode
 	@echo "ready: $(VENV)"
+
+# Where PYTHONDONTWRITEBYTECODE is set, as in many images, every start of a program would compile
+# all of it anew, which takes longer than most commands.
+.PHONY: bytecode
+bytecode: $(STAMP)
+	@$(BIN)/python -m compileall -q agent coordinator proto repository
 
 .PHONY: lock
 lock: $(STAMP) ## rewrite requirements.lock from pyproject.toml (UPGRADE=--upgrade for newer versions)
@@ -109,23 +116,23 @@ check-proto: $(STAMP)
 endif
 
 .PHONY: test
-test: $(STAMP) ## all tests, two at a time
+test: bytecode ## all tests, two at a time
 	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST_ARGS)
 
 .PHONY: e2e
-e2e: $(STAMP) ## only the tests that drive the real processes
+e2e: bytecode ## only the tests that drive the real processes
 	$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
 
 .PHONY: faults
-faults: $(STAMP) ## only the tests that break something half-way
+faults: bytecode ## only the tests that break something half-way
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## measure, side by side with what is installed
+bench: bytecode ## measure, side by side with what is installed
 	$(BIN)/python -m tests.bench
 
 .PHONY: demo
-demo: $(STAMP) ## protect, damage and restore a directory, before your eyes
+demo: bytecode ## protect, damage and restore a directory, before your eyes
 	$(BIN)/python -m tests.demo
 
 .PHONY: clean

@@ -2,15 +2,13 @@
 
 import asyncio
 import ctypes
-import logging
 import os
 import signal
 import sys
 from typing import Final, NoReturn
 
-import structlog
-
 from agent import config, daemon
+from agent.logs import configure_logs, get_logger
 from repository.errors import TidemarkError
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -28,7 +26,7 @@ def main() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run the agent; return its exit code."""
-    _configure_logs()
+    configure_logs()
     _bound_memory()
     failure: TidemarkError | None = None
     try:
@@ -42,7 +40,7 @@ def run(arguments: list[str]) -> int:
         failure = _first(errors)
     if failure is None:
         return 0
-    structlog.get_logger().error(failure.message, hint=failure.hint)
+    get_logger().error(failure.message, hint=failure.hint)
     return failure.exit_code
 
 
@@ -76,29 +74,6 @@ def _bound_memory() -> None:
     mallopt(_M_ARENA_MAX, 4)
     mallopt(_M_MMAP_THRESHOLD, 6291456)
     mallopt(_M_TRIM_THRESHOLD, 16777216)
-
-
-def _configure_logs() -> None:
-    """One event per line on stderr: text for people, JSON for everything else."""
-    if sys.stderr.isatty():
-        # Plain traces: others show local variables, and there are keys among them.
-        plain = structlog.dev.plain_traceback
-        shape: list[structlog.types.Processor] = [
-            structlog.dev.ConsoleRenderer(exception_formatter=plain)
-        ]
-    else:
-        shape = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *shape,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-import structlog
 from typing_extensions import override
 
 from agent.backup import run_backup
 from agent.config import Address, Config
 from agent.errors import ConfigError, StateError, UnreachableError, VolumeError
 from agent.identity import Identity, load_identity, prepare_keys, save_membership
+from agent.logs import get_logger
 from agent.metrics import Endpoint, Metrics, Sample
 from agent.restore import run_restore
 from agent.services import (
@@ -59,7 +59,7 @@ _PROTECT_FILE_SECONDS: Final = 2.0
 _JOIN_BACKOFF_SECONDS: Final = (0.5, 15.0)
 
 _T = TypeVar("_T")
-_log = structlog.get_logger()
+_log = get_logger()
 
 # What tasks hold while they run: packs under construction, or frames being opened, are what bounds
 # the agent's memory, so there is one of each at a time (docs/decisions/0004).

@@ -39,10 +39,10 @@ from repository.entries import (
     path_of,
 )
 from repository.errors import CanceledError
-from repository.needs import drive
+from repository.needs import Answer, drive_batches
 from repository.refs import Refs
 from repository.tree import Boundaries, decode_pointer
-from repository.walking import scan
+from repository.walking import own_leaves
 
 # Names that one worker takes at a time: enough to make a call's cost vanish, few enough that the
 # last batch keeps nobody waiting.
@@ -124,14 +124,16 @@ class Maker:
     ) -> Made:
         """Walk, store, edit. Raises LostStateError where the head's manifest is not all here."""
         root = None if head is None else decode_pointer(head.manifest)
-        walk = sweep(tree, self._old_entries(root), excludes=excludes, is_canceled=is_canceled)
+        old = () if root is None else drive_batches(own_leaves(root), self._load_all)
+        walk = sweep(tree, old, excludes=excludes, is_canceled=is_canceled)
         self._on_progress = on_progress
         edits = self._edits(walk, is_canceled)
         try:
             with self._turn.taken():
                 edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
         finally:
-            # Whoever ends early must not leave workers behind that use a tree about to be closed.
+            # Whoever ends early must not leave workers behind that use a tree about to be closed;
+            # and not wait for them with the turn, for which they may be waiting.
             _call_off([work.future for work in self._window if isinstance(work, _Group)])
         assert edited.root is not None, "a volume's own entry is always there"
         self._metadata.flush()
@@ -164,14 +166,15 @@ class Maker:
             raise LostStateError
         return node
 
+    def _load_all(self, pointers: list[Pointer]) -> Answer:
+        nodes = self._state.load_nodes(self._volume_id, [pointer.id for pointer in pointers])
+        if any(pointer.id not in nodes for pointer in pointers):
+            raise LostStateError
+        return [nodes[pointer.id] for pointer in pointers]
+
     def _load_old_list(self, pointer: Pointer) -> bytes:
         self._list_uses[pointer.id] -= 1
         return self._load(pointer)
-
-    def _old_entries(self, root: Pointer | None) -> Iterator[tuple[bytes, Entry]]:
-        if root is not None:
-            for batch in drive(scan(root, own=True), self._load):
-                yield from batch
 
     # From batches of the walk to edits.
 

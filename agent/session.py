@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
 import grpc.aio
-import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent.config import Address
 from agent.errors import ConfigError, UnreachableError
 from agent.identity import Keys, Membership
+from agent.logs import get_logger
 from agent.services import (
     BackupOutcome,
     BackupTask,
@@ -60,7 +60,7 @@ _TOLD_MAX: Final = 256
 _WISHES: Final = ("in_place", "overwrite", "delete_extra", "dry_run")
 
 _random = random.SystemRandom()
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 async def enrol(address: Address, token_text: str, node_name: str, keys: Keys) -> Membership:

@@ -19,6 +19,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import msgspec
@@ -26,7 +27,8 @@ import msgspec
 from agent.beneath import Tree, open_beneath, open_directory
 from agent.errors import SourceError, VolumeError
 from agent.reading import source_error
-from repository.entries import KEY_BYTES_MAX, Entry, EntryType
+from repository.entries import KEY_BYTES_MAX, Entry, EntryStat, EntryType
+from repository.walking import Leaf
 
 # A batch is handed on when it has found so much, or looked at so many names.
 _FOUND_PER_BATCH = 512
@@ -52,8 +54,9 @@ _TYPES: Final = {
     stat.S_IFCHR: EntryType.CHARACTER_DEVICE,
     stat.S_IFBLK: EntryType.BLOCK_DEVICE,
 }
-_DIRECTORY: Final = EntryType.DIRECTORY
-_FILE: Final = EntryType.FILE
+# Bare numbers, as in EntryStat.
+_DIRECTORY: Final = EntryType.DIRECTORY.value
+_FILE: Final = EntryType.FILE.value
 # The type bits of st_mode by EntryType.
 _BITS: Final = [0, *_TYPES]
 
@@ -120,7 +123,7 @@ def entry_type(mode: int) -> EntryType:
     return _TYPES[mode & 0o170000]  # S_IFMT: a call would cost
 
 
-def is_unchanged(found: os.stat_result, old: Entry) -> bool:
+def is_unchanged(found: os.stat_result, old: EntryStat) -> bool:
     """Tell whether a name is still what the manifest says.
 
     What was fuzzy or stale never is: it has to be read again.
@@ -134,14 +137,14 @@ def is_unchanged(found: os.stat_result, old: Entry) -> bool:
         and found.st_uid == old.uid
         and found.st_gid == old.gid
         # How large a directory is says nothing that its times don't.
-        and (found.st_size == old.size or old.type is _DIRECTORY)
+        and (found.st_size == old.size or old.type == _DIRECTORY)
         and not old.flags
     )
 
 
 def sweep(
     tree: Tree,
-    old: Iterable[tuple[bytes, Entry]],
+    old: Iterable[Leaf],
     *,
     excludes: frozenset[tuple[int, int]] = frozenset(),
     is_canceled: Callable[[], bool] = lambda: False,
@@ -189,18 +192,19 @@ class _Walk:
     def __init__(
         self,
         tree: Tree,
-        old: Iterable[tuple[bytes, Entry]],
+        old: Iterable[Leaf],
         excludes: frozenset[tuple[int, int]],
         scratch: str | None,
     ) -> None:
         self._tree = tree
-        self._old = iter(old)
+        self._leaf: Leaf | None = None
+        self._old = itertools.chain.from_iterable(self._stats_of(old))
         self._excludes = excludes
         self._scratch = scratch
         self._device = 0
         self._batch = Batch()
         self._old_key: bytes | None = None
-        self._old_entry: Entry | None = None
+        self._old_stat: EntryStat | None = None
         self._advance()
         self.levels: list[_Level] = []
 
@@ -275,28 +279,29 @@ class _Walk:
         None at the directory's end, which it notes, or where it is time for a batch. This is the
         usual case of nearly all names, so it takes as few steps as can be.
         """
-        batch, prefix, descriptor, device = (
-            self._batch,
-            level.prefix,
-            level.descriptor,
-            self._device,
-        )
-        for name in level.names:
-            old = self._old_entry
-            if old is None or self._old_key != prefix + name or old.type is _DIRECTORY:
-                return name
-            try:
-                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            except OSError:
-                return name  # `_visit` says what that means
-            if found.st_dev != device or not is_unchanged(found, old):
-                return name
-            batch.unchanged_files += 1
-            batch.unchanged_bytes += old.size if old.type is _FILE else 0
-            self._old_key, self._old_entry = next(self._old, _END)
-            if not batch.unchanged_files % _SEEN_PER_BATCH:
-                return None
-        level.ended = True
+        prefix, descriptor, device = level.prefix, level.descriptor, self._device
+        key, old, rest, stat_of = self._old_key, self._old_stat, self._old, os.stat
+        room = _SEEN_PER_BATCH - self._batch.unchanged_files % _SEEN_PER_BATCH
+        files = size = 0
+        try:
+            for name in itertools.islice(level.names, room):
+                if old is None or key != prefix + name or old.type == _DIRECTORY:
+                    return name
+                try:
+                    found = stat_of(name, dir_fd=descriptor, follow_symlinks=False)
+                except OSError:
+                    return name  # `_visit` says what that means
+                if found.st_dev != device or not is_unchanged(found, old):
+                    return name
+                files += 1
+                if old.type == _FILE:
+                    size += old.size
+                key, old = next(rest, _END)
+        finally:
+            self._old_key, self._old_stat = key, old
+            self._batch.unchanged_files += files
+            self._batch.unchanged_bytes += size
+        level.ended = files < room
         return None
 
     def _visit(self, level: _Level, name: bytes, key: bytes) -> bool:
@@ -383,11 +388,12 @@ class _Walk:
         names: list[bytes] = []
         runs: list[Iterator[bytes]] = []
         with os.scandir(descriptor) as listing:
-            for found in listing:
-                names.append(found.name.encode(_ENCODING, _ENCODE_ERRORS))
-                if len(names) >= _NAMES_IN_MEMORY:
+            listed = map(attrgetter("name"), listing)
+            while part := list(itertools.islice(listed, _NAMES_IN_MEMORY)):
+                if names:
                     runs.append(self._run(names))
-                    names = []
+                # All at once: no name holds a zero byte.
+                names = "\0".join(part).encode(_ENCODING, _ENCODE_ERRORS).split(b"\0")
         names.sort()
         return heapq.merge(*runs, names) if runs else iter(names)
 
@@ -408,29 +414,41 @@ class _Walk:
     # The merge. The old entry at hand is the first that is not yet settled.
 
     def _compare(self, key: bytes, found: os.stat_result) -> None:
-        old = None
-        if self._old_key == key:
-            old = self._old_entry
-            self._advance()
-        if old is None or not is_unchanged(found, old):
-            self._batch.found.append(Found(key, found, old))
-        elif old.type is _DIRECTORY:
+        old = self._old_stat
+        if old is None or self._old_key != key:
+            self._batch.found.append(Found(key, found, None))
+            return
+        if not is_unchanged(found, old):
+            self._batch.found.append(Found(key, found, self._old_entry(key)))
+        elif old.type == _DIRECTORY:
             self._batch.unchanged_directories += 1
         else:
             self._batch.unchanged_files += 1
-            self._batch.unchanged_bytes += old.size if old.type is _FILE else 0
+            self._batch.unchanged_bytes += old.size if old.type == _FILE else 0
+        self._advance()
+
+    def _stats_of(self, leaves: Iterable[Leaf]) -> Iterator[list[tuple[bytes, EntryStat]]]:
+        """What is compared, leaf by leaf; what is at hand always lies in the last one given."""
+        for leaf in leaves:
+            self._leaf = leaf
+            yield leaf.stats
 
     def _advance(self) -> None:
-        self._old_key, self._old_entry = next(self._old, _END)
+        self._old_key, self._old_stat = next(self._old, _END)
+
+    def _old_entry(self, key: bytes) -> Entry:
+        """The whole of the old entry at hand, which has this key."""
+        assert self._leaf is not None
+        return self._leaf.entry(key)
 
     def _remove_before(self, key: bytes | None) -> bool:
         """Remove what the manifest has before that key; False if the batch is full before."""
-        while self._old_entry is not None and self._old_key is not None:
+        while self._old_key is not None:
             if key is not None and self._old_key >= key:
                 break
             if self._batch.is_full():
                 return False
-            self._batch.removed.append(Removed(self._old_key, self._old_entry))
+            self._batch.removed.append(Removed(self._old_key, self._old_entry(self._old_key)))
             self._advance()
         return True
 
@@ -451,13 +469,13 @@ class _Walk:
             self._keep_one()
 
     def _keep_one(self) -> None:
-        if self._old_entry is None:
+        if self._old_stat is None:
             return
-        if self._old_entry.type is _DIRECTORY:
+        if self._old_stat.type == _DIRECTORY:
             self._batch.kept_directories += 1
         else:
             self._batch.kept_files += 1
-            self._batch.kept_bytes += self._old_entry.size
+            self._batch.kept_bytes += self._old_stat.size
         self._advance()
 
 

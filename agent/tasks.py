@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import structlog
-
 from agent.job import Effect, Event, State, next_to_start, step
+from agent.logs import get_logger, log_context
 from repository.errors import CanceledError, TidemarkError
 
 Report = Callable[[], None]
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class StoppedError(TidemarkError):
@@ -144,9 +143,7 @@ class Tasks:
             self._live.pop(live.order.task_id, None)
 
     async def _run(self, live: _Live) -> None:
-        with structlog.contextvars.bound_contextvars(
-            job_id=live.order.job_id, task_id=live.order.task_id
-        ):
+        with log_context(job_id=live.order.job_id, task_id=live.order.task_id):
             try:
                 live.report = await live.order.perform()
             except asyncio.CancelledError:

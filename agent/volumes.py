@@ -9,16 +9,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from agent.config import Config, read_protected
 from agent.errors import ConfigError, VolumeError
+from agent.logs import get_logger
 from agent.services import Volume
 from repository.ids import NodeId, volume_id
 
 # What provides a volume that was named by hand.
 _ENGINE: Final = "path"
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class Volumes:

@@ -9,16 +9,16 @@ agent that says so.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, TypeVar
-
-import structlog
 
 from coordinator import life
 from coordinator.catalog import Catalog
 from coordinator.custody import Random
 from coordinator.errors import NotFoundError, TidemarkError
 from coordinator.life import Effect, Event, State
+from coordinator.links import AgentLink, CancelTask, RunTask
+from coordinator.logs import get_logger
 from coordinator.metrics import Metrics
 from coordinator.model import (
     NANOSECONDS,
@@ -43,9 +43,10 @@ from coordinator.model import (
     VerifyResult,
     Volume,
 )
+from coordinator.running import Limits, LiveJob, LiveTask, interrupted, may_start
 from repository.ids import NodeId, VolumeId
 
-log = structlog.get_logger()
+log = get_logger()
 
 T = TypeVar("T")
 Clock = Callable[[], int]
@@ -53,87 +54,6 @@ Clock = Callable[[], int]
 LocalWorker = Callable[[VerifyOrder, Callable[[Progress], None]], Awaitable[VerifyResult]]
 
 _LOG_BUFFER_LINES: Final = 100
-_OUTBOX_MESSAGES: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long the dispatcher waits, in seconds, and how much runs at once."""
-
-    # An agent that restarts or loses its network is back by then.
-    agent_wait_seconds: float = 60.0
-    # A task whose agent went away may go on for so long; also the lease of its session.
-    grace_seconds: float = 30.0
-    # A backup fills two processors and the memory that an agent may have.
-    backups_per_node: int = 1
-    restores_per_node: int = 2
-
-
-@dataclass(frozen=True, slots=True)
-class RunTask:
-    """To an agent: do this."""
-
-    task: Task
-
-
-@dataclass(frozen=True, slots=True)
-class CancelTask:
-    """To an agent: stop that."""
-
-    task_id: TaskId
-
-
-Message = RunTask | CancelTask
-
-
-class AgentLink:
-    """One connected agent: what it is to be told. `None` in the outbox ends the connection."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.outbox: asyncio.Queue[Message | None] = asyncio.Queue(_OUTBOX_MESSAGES)
-
-    def send(self, message: Message) -> None:
-        """Queue a message; an agent that reads none of a thousand is cut off."""
-        try:
-            self.outbox.put_nowait(message)
-        except asyncio.QueueFull:
-            self.close()
-
-    def close(self) -> None:
-        """End the connection once what is queued was sent."""
-        while self.outbox.full():
-            self.outbox.get_nowait()
-        self.outbox.put_nowait(None)
-
-
-@dataclass(slots=True)
-class _LiveTask:
-    task: Task
-    state: State = State.QUEUED
-    timer: asyncio.TimerHandle | None = None
-    worker: asyncio.Task[None] | None = None
-
-    def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-
-@dataclass(slots=True)
-class _LiveJob:
-    job: Job
-    tasks: dict[TaskId, _LiveTask]
-    lines: list[LogLine] = field(default_factory=list)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def current(self) -> Job:
-        return replace(self.job, tasks=tuple(live.task for live in self.tasks.values()))
-
-    def notify(self) -> None:
-        self.changed.set()
-        self.changed = asyncio.Event()
 
 
 class Dispatcher:
@@ -156,10 +76,10 @@ class Dispatcher:
         self._group: asyncio.TaskGroup | None = None
         self._ending = False
         self._verify: LocalWorker | None = None
-        self._jobs: dict[JobId, _LiveJob] = {}
+        self._jobs: dict[JobId, LiveJob] = {}
         self._links: dict[NodeId, AgentLink] = {}
         # In the order in which they were asked for.
-        self._live: dict[TaskId, _LiveTask] = {}
+        self._live: dict[TaskId, LiveTask] = {}
 
     def end(self) -> None:
         """Hand nothing out any more and let nothing fire: the server stops."""
@@ -190,7 +110,7 @@ class Dispatcher:
                     tasks.append(task)
                     continue
                 snapshot = await self._committed(task)
-                tasks.append(_ended_task(task, snapshot, lost, now))
+                tasks.append(interrupted(task, snapshot, lost, now))
             phase = life.job_phase(task.phase for task in tasks)
             ended = replace(job, phase=phase, finished_at=now, tasks=tuple(tasks))
             await self._catalog.jobs.save_job(ended, tasks)
@@ -233,7 +153,7 @@ class Dispatcher:
     async def _begin_job(self, job: Job) -> Job:
         job_id, kind, subjects, tasks = job.job_id, job.kind, job.subjects, job.tasks
         await self._catalog.jobs.add_job(job)
-        live = _LiveJob(job, {task.task_id: _LiveTask(task) for task in tasks})
+        live = LiveJob(job, {task.task_id: LiveTask(task) for task in tasks})
         self._jobs[job_id] = live
         self._live.update(live.tasks)
         log.info("job created", job_id=job_id, kind=kind, subjects=len(subjects))
@@ -413,7 +333,7 @@ class Dispatcher:
             await self._finish(live, failure=failure, canceled=canceled, result=result)
 
     async def _finish_backup(
-        self, live: _LiveTask, *, failure: Failure | None, canceled: bool, result: Result | None
+        self, live: LiveTask, *, failure: Failure | None, canceled: bool, result: Result | None
     ) -> None:
         snapshot = await self._committed(live.task)
         if live.task.task_id not in self._live:
@@ -434,7 +354,7 @@ class Dispatcher:
         )
 
     async def _finish(
-        self, live: _LiveTask, *, failure: Failure | None, canceled: bool, result: Result | None
+        self, live: LiveTask, *, failure: Failure | None, canceled: bool, result: Result | None
     ) -> None:
         if canceled:
             await self._happen(live, Event.STOPPED, result=result, failure=_CANCELED)
@@ -458,7 +378,7 @@ class Dispatcher:
 
     async def _happen(
         self,
-        live: _LiveTask,
+        live: LiveTask,
         event: Event,
         *,
         failure: Failure | None = None,
@@ -496,7 +416,7 @@ class Dispatcher:
 
     async def _transition(
         self,
-        live: _LiveTask,
+        live: LiveTask,
         event: Event,
         *,
         failure: Failure | None,
@@ -506,38 +426,16 @@ class Dispatcher:
         """State first, then the catalog, then the effects."""
         if self._ending or not life.can(live.state, event):
             return
-        live.state, effects = life.step(live.state, event)
-        phase = life.PHASES[live.state]
         now = self._clock()
-        changes = replace(
-            live.task,
-            phase=phase,
-            started_at=live.task.started_at or (now if event is Event.HANDED_OVER else None),
-            result=result if result is not None else live.task.result,
-        )
-        if snapshot is not None:
-            changes = replace(changes, snapshot_id=snapshot.snapshot_id)
-        if phase.ended:
-            finished = now if snapshot is None else snapshot.committed_at
-            changes = replace(changes, finished_at=finished, failure=failure)
-        live.task = changes
+        effects = live.step(event, now, failure=failure, result=result, snapshot=snapshot)
         job = self._jobs[live.task.job_id]
-        self._update_job(job, now)
+        job.update(now)
         await self._catalog.jobs.save_job(job.job, [live.task])
         for effect in effects:
             await self._carry_out(live, effect)
         job.notify()
 
-    def _update_job(self, live: _LiveJob, now: int) -> None:
-        phase = life.job_phase(each.task.phase for each in live.tasks.values())
-        live.job = replace(
-            live.job,
-            phase=phase,
-            started_at=live.job.started_at or (None if phase is Phase.NEW else now),
-            finished_at=now if phase.ended else None,
-        )
-
-    async def _carry_out(self, live: _LiveTask, effect: Effect) -> None:
+    async def _carry_out(self, live: LiveTask, effect: Effect) -> None:
         match effect:
             case Effect.SEND_TASK:
                 await self._send_task(live)
@@ -552,7 +450,7 @@ class Dispatcher:
             case Effect.CONCLUDE:
                 await self._conclude(live)
 
-    async def _send_task(self, live: _LiveTask) -> None:
+    async def _send_task(self, live: LiveTask) -> None:
         if live.task.node_id is None:
             assert self._group is not None
             live.worker = self._group.create_task(
@@ -565,13 +463,13 @@ class Dispatcher:
         else:
             await self._happen(live, Event.AGENT_GONE)
 
-    def _send_cancel(self, live: _LiveTask) -> None:
+    def _send_cancel(self, live: LiveTask) -> None:
         if live.worker is not None:
             live.worker.cancel()
         elif live.task.node_id is not None and live.task.node_id in self._links:
             self._links[live.task.node_id].send(CancelTask(live.task.task_id))
 
-    async def _conclude(self, live: _LiveTask) -> None:
+    async def _conclude(self, live: LiveTask) -> None:
         live.stop_timer()
         task = live.task
         self._live.pop(task.task_id, None)
@@ -586,7 +484,7 @@ class Dispatcher:
             await self._close_job(job)
         await self._pump(task.node_id)
 
-    async def _close_job(self, live: _LiveJob) -> None:
+    async def _close_job(self, live: LiveJob) -> None:
         await self._flush_log(live)
         job = live.job
         begun = job.started_at or job.created_at
@@ -609,28 +507,16 @@ class Dispatcher:
             elif live.state is State.QUEUED and self._may_start(live, node_id):
                 await self._happen(live, Event.HANDED_OVER)
 
-    def _may_start(self, live: _LiveTask, node_id: NodeId | None) -> bool:
-        order = live.task.order
+    def _may_start(self, live: LiveTask, node_id: NodeId | None) -> bool:
         at_work = [
             other.task.order for other in self._of_node(node_id) if other.state is not State.QUEUED
         ]
-        match order:
-            case BackupOrder(volume_id):
-                backups = [other for other in at_work if isinstance(other, BackupOrder)]
-                return len(backups) < self.limits.backups_per_node and all(
-                    other.volume_id != volume_id for other in backups
-                )
-            case RestoreOrder():
-                restores = sum(isinstance(other, RestoreOrder) for other in at_work)
-                return restores < self.limits.restores_per_node
-            case VerifyOrder():
-                # One at a time: it reads as fast as the store gives.
-                return not at_work
+        return may_start(live.task.order, at_work, self.limits)
 
-    def _of_node(self, node_id: NodeId | None) -> list[_LiveTask]:
+    def _of_node(self, node_id: NodeId | None) -> list[LiveTask]:
         return [live for live in self._live.values() if live.task.node_id == node_id]
 
-    async def _await_agent(self, live: _LiveTask) -> None:
+    async def _await_agent(self, live: LiveTask) -> None:
         if live.timer is None:
             revoked = await self._is_revoked(live.task.node_id)
             seconds = 0 if revoked else self.limits.agent_wait_seconds
@@ -642,7 +528,7 @@ class Dispatcher:
         return node is not None and node.revoked
 
     def _set_timer(
-        self, live: _LiveTask, seconds: float, then: Callable[[_LiveTask], Awaitable[None]]
+        self, live: LiveTask, seconds: float, then: Callable[[LiveTask], Awaitable[None]]
     ) -> None:
         live.stop_timer()
         group = self._group
@@ -664,7 +550,7 @@ class Dispatcher:
 
         live.timer = asyncio.get_running_loop().call_later(seconds, fire)
 
-    async def _nobody_came(self, live: _LiveTask) -> None:
+    async def _nobody_came(self, live: LiveTask) -> None:
         if live.state is State.QUEUED and live.task.node_id not in self._links:
             waited = round(self.limits.agent_wait_seconds)
             failure = Failure(
@@ -678,10 +564,10 @@ class Dispatcher:
                 )
             await self._happen(live, Event.NOBODY_CAME, failure=failure)
 
-    async def _grace_over(self, live: _LiveTask) -> None:
+    async def _grace_over(self, live: LiveTask) -> None:
         await self._lost(live, "the connection to the agent was lost and it did not come back")
 
-    async def _lost(self, live: _LiveTask, message: str) -> None:
+    async def _lost(self, live: LiveTask, message: str) -> None:
         """A task's agent no longer works on it: what it committed counts, the rest failed."""
         snapshot = await self._committed(live.task)
         if snapshot is not None:
@@ -701,7 +587,7 @@ class Dispatcher:
 
     # ---- verifications, which run here ----------------------------------------------------------
 
-    async def _work(self, live: _LiveTask) -> None:
+    async def _work(self, live: LiveTask) -> None:
         order = live.task.order
         assert isinstance(order, VerifyOrder)
         assert self._verify is not None
@@ -735,7 +621,7 @@ class Dispatcher:
 
     # ---- logs -----------------------------------------------------------------------------------
 
-    async def _log(self, live: _LiveTask, level: str, message: str) -> None:
+    async def _log(self, live: LiveTask, level: str, message: str) -> None:
         job = self._jobs.get(live.task.job_id)
         if job is None:
             return
@@ -743,9 +629,10 @@ class Dispatcher:
         if len(job.lines) >= _LOG_BUFFER_LINES:
             await self._flush_log(job)
 
-    async def _flush_log(self, live: _LiveJob) -> None:
+    async def _flush_log(self, live: LiveJob) -> None:
         lines, live.lines = live.lines, []
-        await self._catalog.jobs.append_log(live.job.job_id, lines)
+        if lines:
+            await self._catalog.jobs.append_log(live.job.job_id, lines)
 
 
 _CANCELED: Final = Failure("canceled on request", exit_code=130)
@@ -753,15 +640,3 @@ _CANCELED: Final = Failure("canceled on request", exit_code=130)
 
 def _has_errors(result: Result | None) -> bool:
     return getattr(result, "errors_total", 0) > 0
-
-
-def _ended_task(task: Task, snapshot: Snapshot | None, lost: Failure, now: int) -> Task:
-    if snapshot is None:
-        return replace(task, phase=Phase.FAILED, finished_at=now, failure=lost)
-    return replace(
-        task,
-        phase=snapshot.phase,
-        finished_at=snapshot.committed_at,
-        snapshot_id=snapshot.snapshot_id,
-        result=snapshot.statistics,
-    )

@@ -4,20 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-import structlog
-
 from coordinator.catalog import Catalog
 from coordinator.custody import Random
 from coordinator.dispatch import Clock, Dispatcher
 from coordinator.enrolment import Authority, new_token, secret_hash
 from coordinator.errors import ObjectExistsError, RejectedError, UnauthenticatedError, UsageError
 from coordinator.founding import Repository
+from coordinator.logs import get_logger
 from coordinator.model import Node, VolumeReport
 from repository.ids import ID_BYTES, NodeId, VolumeId
 from repository.keys import SIGNATURE_BYTES
 from repository.layout import certificate_name
 
-log = structlog.get_logger()
+log = get_logger()
 
 _NAME_BYTES_MAX: Final = 253
 _PUBLIC_KEY_BYTES: Final = 32

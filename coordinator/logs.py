@@ -1,8 +1,33 @@
 """How the coordinator logs: one event per line on stderr, text on a terminal, JSON otherwise."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import structlog
+
+@contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Without this module, as if it were not installed."""
+    held = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # what the import system asks for
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if held is not None:
+            sys.modules[name] = held
+
+
+# structlog takes rich in wherever it is installed, for traces that show local variables. There are
+# keys among those, so nobody wants them, and it takes longer to load than all the rest of logging.
+with _absent("rich"):
+    import structlog
+
+
+def get_logger() -> Any:
+    """A logger as `configure_logs` will have configured it by the time it is used."""
+    return structlog.get_logger()
 
 
 def configure_logs() -> None:
@@ -13,7 +38,8 @@ def configure_logs() -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if sys.stderr.isatty():
-        processors.append(structlog.dev.ConsoleRenderer())
+        plain = structlog.dev.plain_traceback
+        processors.append(structlog.dev.ConsoleRenderer(exception_formatter=plain))
     else:
         processors += [
             structlog.processors.format_exc_info,

@@ -3,16 +3,15 @@
 import asyncio
 from typing import Final
 
-import structlog
-
 from coordinator import schedule
 from coordinator.catalog import Catalog
 from coordinator.dispatch import Clock, Dispatcher
 from coordinator.errors import TidemarkError
+from coordinator.logs import get_logger
 from coordinator.model import NANOSECONDS, Origin
 from coordinator.sessions import Sessions
 
-log = structlog.get_logger()
+log = get_logger()
 
 # New volumes appear, and an interrupted commit waits for its store, no longer than this.
 _LOOK_SECONDS: Final = 30.0

@@ -15,7 +15,6 @@ from typing import Final, NoReturn
 
 import grpc
 import grpc.aio
-import structlog
 
 from coordinator.api.admin import AdminParts, AdminService
 from coordinator.api.agent import AgentParts, AgentService
@@ -26,19 +25,21 @@ from coordinator.browse import Browser
 from coordinator.catalog import Catalog, open_catalog
 from coordinator.config import Address, Config, read_passphrase
 from coordinator.custody import Custody, LockedCustody, Random, create_custody, open_custody
-from coordinator.dispatch import Clock, Dispatcher, Limits
+from coordinator.dispatch import Clock, Dispatcher
 from coordinator.enrolment import Authority, open_authority
 from coordinator.errors import TidemarkError
 from coordinator.fleet import Fleet
 from coordinator.founding import Repository, is_founded, open_repository
 from coordinator.http import HttpServer
 from coordinator.intake import Intake
+from coordinator.logs import get_logger
 from coordinator.metrics import Metrics
 from coordinator.orders import Orders
 from coordinator.overview import Overview
 from coordinator.process import DataLock
 from coordinator.reading import Workers
 from coordinator.restores import Restores
+from coordinator.running import Limits
 from coordinator.scheduler import Scheduler
 from coordinator.selection import Selection
 from coordinator.sessions import Sessions
@@ -46,7 +47,7 @@ from coordinator.vault import write_secret
 from coordinator.verify import Verifier
 from proto.tidemark.v1 import admin_pb2_grpc
 
-log = structlog.get_logger()
+log = get_logger()
 
 # Packs and files travel in pieces of 1 MiB; nothing larger is ever sent.
 _MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024

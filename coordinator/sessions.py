@@ -14,8 +14,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-import structlog
-
 from coordinator.catalog import Catalog, CommitPlan
 from coordinator.custody import Random
 from coordinator.dispatch import Clock, Dispatcher
@@ -28,6 +26,7 @@ from coordinator.errors import (
     StoreError,
 )
 from coordinator.founding import Repository
+from coordinator.logs import get_logger
 from coordinator.model import (
     BackupOrder,
     BackupStatistics,
@@ -55,7 +54,7 @@ from repository.snapshot import (
     snapshot_id,
 )
 
-log = structlog.get_logger()
+log = get_logger()
 
 _AGAIN: Final = "the next backup of this volume begins anew"
 

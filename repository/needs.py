@@ -24,6 +24,11 @@ Reading = Generator[Need | T, Answer | None, None]
 
 def drive(reading: Reading[T], load: Callable[[Pointer], bytes | memoryview]) -> Iterator[T]:
     """Run a reader over nodes at hand."""
+    return drive_batches(reading, lambda pointers: [load(pointer) for pointer in pointers])
+
+
+def drive_batches(reading: Reading[T], load: Callable[[list[Pointer]], Answer]) -> Iterator[T]:
+    """Run a reader over nodes at hand, where many at once are had more cheaply."""
     answer: Answer | None = None
     while True:
         try:
@@ -31,7 +36,7 @@ def drive(reading: Reading[T], load: Callable[[Pointer], bytes | memoryview]) ->
         except StopIteration:
             return
         if isinstance(step, Need):
-            answer = [load(pointer) for pointer in step.pointers]
+            answer = load(step.pointers)
         else:
             answer = None
             yield step

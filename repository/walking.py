@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from repository.entries import Entry, Pointer, decode_entry, decode_own_entry
-from repository.errors import FormatError
+from repository.entries import Entry, EntryStat, Pointer, decode_entry
+from repository.errors import UNDECODABLE, FormatError
 from repository.needs import Answer, Need, Reading
 from repository.tree import Node, children, decode_node, decode_pointer
 
@@ -45,14 +45,68 @@ def _read_below(
     return list(zip(below, ends, strict=True))
 
 
-def scan(
-    root: Pointer, first: bytes = b"", end: bytes | None = None, *, own: bool = False
-) -> Reading[Batch]:
-    """Entries with first <= key < end in order, a batch per node.
+class _StatNode(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A node of level 0, and of each entry only its beginning."""
 
-    `own` skips the second look at encodings, for nodes from the agent's own state.
+    level: int
+    items: list[tuple[bytes, EntryStat]]
+
+
+class _EntryNode(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A node of level 0 with its entries decoded."""
+
+    level: int
+    items: list[tuple[bytes, Entry]]
+
+
+_decode_stats = msgspec.msgpack.Decoder(_StatNode).decode
+_decode_entries = msgspec.msgpack.Decoder(_EntryNode).decode
+
+
+class Leaf:
+    """A node of level 0 from the reader's own state, which vouches for it: no second look.
+
+    Of most entries nobody needs more than `stats`, so the rest is decoded when it is asked for.
     """
-    decode = decode_own_entry if own else decode_entry
+
+    __slots__ = ("_encoded", "_entries", "stats")
+
+    def __init__(self, encoded: bytes | memoryview) -> None:
+        self._encoded = encoded
+        self._entries: dict[bytes, Entry] | None = None
+        try:
+            self.stats: list[tuple[bytes, EntryStat]] = _decode_stats(encoded).items
+            """Key and stat of each entry, in order."""
+        except UNDECODABLE as error:
+            raise FormatError("a manifest node does not decode") from error
+
+    def entry(self, key: bytes) -> Entry:
+        """The whole of one of its entries; FormatError where that does not decode."""
+        if self._entries is None:
+            try:
+                self._entries = dict(_decode_entries(self._encoded).items)
+            except UNDECODABLE as error:
+                raise FormatError("an entry does not decode") from error
+        return self._entries[key]
+
+
+def own_leaves(root: Pointer) -> Reading[Leaf]:
+    """All leaves in order of keys, of a tree that the reader itself has kept."""
+    encoded = yield Need([root])
+    assert encoded is not None
+    pending = [(decode_node(encoded[0]).level, encoded[0])]
+    while pending:
+        level, node = pending.pop()
+        if level == 0:
+            yield Leaf(node)
+            continue
+        below = yield Need(children(decode_node(node, level)))
+        assert below is not None
+        pending += [(level - 1, each) for each in reversed(below)]
+
+
+def scan(root: Pointer, first: bytes = b"", end: bytes | None = None) -> Reading[Batch]:
+    """Entries with first <= key < end in order, a batch per node."""
     (top,) = yield from _read([root], None)
     pending: list[tuple[Node, bytes | None]] = [(top, None)]
     while pending:
@@ -62,7 +116,7 @@ def scan(
         high = len(keys) if end is None else bisect_left(keys, end)
         if node.level == 0:
             if low < high:
-                yield [(key, decode(raw)) for key, raw in node.items[low:high]]
+                yield [(key, decode_entry(raw)) for key, raw in node.items[low:high]]
             continue
         # The child before the first key that is not below `first` may hold it too.
         low = max(0, bisect_right(keys, first) - 1)

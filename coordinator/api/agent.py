@@ -5,16 +5,17 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import structlog
 from typing_extensions import override
 
 from coordinator.api import translate
 from coordinator.api.authorise import Context, Gate, identity_of
 from coordinator.api.bulk import UploadPiece
-from coordinator.dispatch import AgentLink, Dispatcher, RunTask
+from coordinator.dispatch import Dispatcher
 from coordinator.errors import RejectedError, TidemarkError
 from coordinator.fleet import Fleet
 from coordinator.intake import Intake, PackHeader
+from coordinator.links import AgentLink, RunTask
+from coordinator.logs import get_logger
 from coordinator.model import LogLine, Node, TaskId
 from coordinator.restores import GrantHeader, GrantPart, PackGrant, Restores
 from coordinator.sessions import CommitRequest, Sessions
@@ -23,7 +24,7 @@ from repository.ids import SessionId
 from repository.layout import RepositoryConfig
 from repository.refs import REFS_BYTES_MAX
 
-log = structlog.get_logger()
+log = get_logger()
 
 T = TypeVar("T")
 

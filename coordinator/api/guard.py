@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, NoReturn
 
 import grpc
-import structlog
 
 from coordinator.api.authorise import Context, Gate
 from coordinator.errors import (
@@ -31,9 +30,10 @@ from coordinator.errors import (
     UnauthenticatedError,
     UsageError,
 )
+from coordinator.logs import get_logger
 from proto.tidemark.v1 import common_pb2
 
-log = structlog.get_logger()
+log = get_logger()
 
 ERROR_METADATA: Final = "tidemark-error-bin"
 # Streams of requests that come to an end by themselves, unlike an agent's connection.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.engine import Connection
 
 from coordinator.catalog import coding
 from coordinator.catalog.interface import CommitPlan
@@ -34,28 +34,28 @@ _BATCH: Final = 500
 _LOST_HINT: Final = "the next backup begins anew; nothing that was committed is lost"
 
 
-async def begin_commit(connection: AsyncConnection, plan: CommitPlan) -> Row[Any]:
+def begin_commit(connection: Connection, plan: CommitPlan) -> Row[Any]:
     """T1, inside a writing transaction: the new row."""
-    session = await _writing_session(connection, plan)
-    volume = (
-        await connection.execute(select(volumes).where(volumes.c.volume_id == session.volume_id))
+    session = _writing_session(connection, plan)
+    volume = connection.execute(
+        select(volumes).where(volumes.c.volume_id == session.volume_id)
     ).one()
-    await _check_head(connection, plan, session)
-    await _check_references(connection, plan, session)
+    _check_head(connection, plan, session)
+    _check_references(connection, plan, session)
     sequence = volume.last_sequence + 1
-    await connection.execute(
+    connection.execute(
         update(volumes)
         .where(volumes.c.volume_id == volume.volume_id)
         .values(last_sequence=sequence)
     )
-    latest = await connection.scalar(
+    latest = connection.scalar(
         select(func.max(snapshots.c.committed_at)).where(snapshots.c.volume_id == volume.volume_id)
     )
-    node = await connection.scalar(select(nodes.c.name).where(nodes.c.node_id == session.node_id))
-    started = await connection.scalar(
+    node = connection.scalar(select(nodes.c.name).where(nodes.c.node_id == session.node_id))
+    started = connection.scalar(
         select(tasks.c.started_at).where(tasks.c.task_id == session.task_id)
     )
-    await connection.execute(
+    connection.execute(
         insert(snapshots).values(
             snapshot_id=plan.snapshot_id,
             session_id=plan.session_id,
@@ -77,17 +77,13 @@ async def begin_commit(connection: AsyncConnection, plan: CommitPlan) -> Row[Any
             started_at=started or session.opened_at,
         )
     )
-    return (
-        await connection.execute(
-            select(snapshots).where(snapshots.c.snapshot_id == plan.snapshot_id)
-        )
+    return connection.execute(
+        select(snapshots).where(snapshots.c.snapshot_id == plan.snapshot_id)
     ).one()
 
 
-async def _writing_session(connection: AsyncConnection, plan: CommitPlan) -> Row[Any]:
-    found = await connection.execute(
-        select(sessions).where(sessions.c.session_id == plan.session_id)
-    )
+def _writing_session(connection: Connection, plan: CommitPlan) -> Row[Any]:
+    found = connection.execute(select(sessions).where(sessions.c.session_id == plan.session_id))
     session = found.one_or_none()
     if (
         session is None
@@ -98,9 +94,9 @@ async def _writing_session(connection: AsyncConnection, plan: CommitPlan) -> Row
     return session
 
 
-async def _check_head(connection: AsyncConnection, plan: CommitPlan, session: Row[Any]) -> None:
+def _check_head(connection: Connection, plan: CommitPlan, session: Row[Any]) -> None:
     """The agent must have built upon the newest snapshot, and none may be half committed."""
-    found = await connection.execute(
+    found = connection.execute(
         select(snapshots.c.sequence, snapshots.c.state)
         .where(snapshots.c.volume_id == session.volume_id)
         .order_by(snapshots.c.sequence.desc())
@@ -113,9 +109,7 @@ async def _check_head(connection: AsyncConnection, plan: CommitPlan, session: Ro
         raise FencedError("the volume has a newer snapshot than this one knows", hint=_LOST_HINT)
 
 
-async def _check_references(
-    connection: AsyncConnection, plan: CommitPlan, session: Row[Any]
-) -> None:
+def _check_references(connection: Connection, plan: CommitPlan, session: Row[Any]) -> None:
     """Every frame in use must lie in a live pack of this node, or be the volume's own already."""
     wanted: defaultdict[PackNonce, list[int]] = defaultdict(list)
     for reference in plan.references:
@@ -124,7 +118,7 @@ async def _check_references(
     nonces = list(wanted)
     known: set[PackNonce] = set()
     for start in range(0, len(nonces), _BATCH):
-        found = await connection.execute(
+        found = connection.execute(
             select(
                 pack_origins.c.pack_nonce,
                 packs.c.name,
@@ -139,7 +133,7 @@ async def _check_references(
             nonce = PackNonce(row.pack_nonce)
             _check_pack(row, nonce, wanted[nonce])
             if row.node_id != session.node_id:
-                await _check_held(connection, VolumeId(session.volume_id), nonce, wanted[nonce])
+                _check_held(connection, VolumeId(session.volume_id), nonce, wanted[nonce])
             known.add(nonce)
     if missing := set(nonces) - known:
         raise RejectedError(
@@ -159,20 +153,20 @@ def _check_pack(row: Any, nonce: PackNonce, frames: Sequence[int]) -> None:
         raise RejectedError(f"the snapshot needs frames that pack {row.name} does not hold")
 
 
-async def _check_held(
-    connection: AsyncConnection, volume_id: VolumeId, nonce: PackNonce, frames: Sequence[int]
+def _check_held(
+    connection: Connection, volume_id: VolumeId, nonce: PackNonce, frames: Sequence[int]
 ) -> None:
     """Another node's frames may be named only by a volume that has held them before."""
-    found = await connection.scalars(
+    found = connection.scalars(
         select(refs.c.frame).where(refs.c.volume_id == volume_id).where(refs.c.pack_nonce == nonce)
     )
     if not set(frames) <= set(found):
         raise RejectedError("the snapshot names frames of another node that are not its own")
 
 
-async def drop_references(connection: AsyncConnection, volume_id: VolumeId, sequence: int) -> None:
+def drop_references(connection: Connection, volume_id: VolumeId, sequence: int) -> None:
     """A base names everything that the snapshot needs: whatever was needed before, ends."""
-    await connection.execute(
+    connection.execute(
         update(refs)
         .where(refs.c.volume_id == volume_id)
         .where(refs.c.to_seq.is_(None))
@@ -180,14 +174,14 @@ async def drop_references(connection: AsyncConnection, volume_id: VolumeId, sequ
     )
 
 
-async def settle_references(
-    connection: AsyncConnection,
+def settle_references(
+    connection: Connection,
     volume_id: VolumeId,
     sequence: int,
     references: Sequence[FrameReference],
 ) -> None:
     """T2's part: intervals of frames that this sequence changed end, and new ones begin."""
-    # One statement for all of them: each statement of its own would cost a hop between threads.
+    # One statement for all of them, compiled once.
     ended = (
         update(refs)
         .where(refs.c.volume_id == volume_id)
@@ -212,6 +206,6 @@ async def settle_references(
         if reference.live_bytes > 0
     ]
     if changed:
-        await connection.execute(ended, changed)
+        connection.execute(ended, changed)
     if begun:
-        await connection.execute(insert(refs), begun)
+        connection.execute(insert(refs), begun)

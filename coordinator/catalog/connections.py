@@ -7,16 +7,15 @@ the disk before it returns (`synchronous=FULL`): what the coordinator has acknow
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import QueuePool
 
 from coordinator.errors import CatalogError
 
@@ -29,53 +28,47 @@ _BUSY_MILLISECONDS: Final = 10_000
 
 
 class Connections:
-    """One writer, some readers. `read` and `write` are each one transaction."""
+    """One writer, some readers, each with a thread. `read` and `write` are each one transaction."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer_engine = _engine(path, size=1, writes=True)
-        self._reader_engine = _engine(path, size=_READERS, writes=False)
-        self._writing = asyncio.Lock()
-        self._running: set[asyncio.Task[Any]] = set()
+        self._writer = _engine(path, size=1, writes=True)
+        self._reader = _engine(path, size=_READERS, writes=False)
+        self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="catalog-writer")
+        self._reader_threads = ThreadPoolExecutor(_READERS, thread_name_prefix="catalog-reader")
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A writing transaction; committed and synced on leaving, rolled back on an error."""
-        async with self._writing:
-            with _translated(self._path):
-                async with self._writer_engine.begin() as connection:
-                    yield connection
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """A writing transaction; committed and synced at its end, rolled back on an error."""
+        return await self._run(self._writer_thread, self._writer, work)
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self, work: Callable[[Connection], T]) -> T:
         """One consistent view."""
-        with _translated(self._path):
-            async with self._reader_engine.begin() as connection:
-                yield connection
+        return await self._run(self._reader_threads, self._reader, work)
 
-    async def unbroken(self, work: Coroutine[Any, Any, T], name: str) -> T:
-        """Do this to its end, even if whoever waits for it is canceled meanwhile.
+    async def _run(
+        self, threads: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T]
+    ) -> T:
+        """Do this in a thread, to its end even if whoever waits for it is canceled meanwhile.
 
-        A connection whose statement was broken off is in no known state, and closing it so can
-        hang. Not a task group's: the caller may end, the transaction may not.
+        The whole transaction is one visit to the thread: a hop for each statement would cost
+        several times what SQLite does.
         """
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            # Looked at, lest it counts as forgotten where the caller is gone.
-            task.exception()
+        def run() -> T:
+            with _translated(self._path), engine.begin() as connection:
+                return work(connection)
+
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(threads, run))
 
     async def close(self) -> None:
-        """Close every connection; the last one folds the log into the file."""
-        if self._running:
-            await asyncio.wait(self._running)
-        await self._reader_engine.dispose()
-        await self._writer_engine.dispose()
+        """End what was begun, and close every connection; the last folds the log into the file."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._reader_threads.shutdown()
+        self._writer_thread.shutdown()
+        self._reader.dispose()
+        self._writer.dispose()
 
 
 class HasConnections(Protocol):
@@ -87,16 +80,32 @@ class HasConnections(Protocol):
 Part = TypeVar("Part", bound=HasConnections)
 
 
-def unbroken(
-    method: Callable[Concatenate[Part, P], Coroutine[Any, Any, T]],
+def reading(
+    method: Callable[Concatenate[Part, Connection, P], T],
 ) -> Callable[Concatenate[Part, P], Coroutine[Any, Any, T]]:
-    """A method that runs to its end once begun."""
+    """A method that is given one consistent view, in a thread; called without it, and awaited."""
 
     @functools.wraps(method)
-    async def whole(self: Part, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self.connections.unbroken(method(self, *args, **kwargs), method.__name__)
+    async def read(self: Part, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.connections.read(
+            lambda connection: method(self, connection, *args, **kwargs)
+        )
 
-    return whole
+    return read
+
+
+def writing(
+    method: Callable[Concatenate[Part, Connection, P], T],
+) -> Callable[Concatenate[Part, P], Coroutine[Any, Any, T]]:
+    """A method that is one writing transaction, in a thread; called without it, and awaited."""
+
+    @functools.wraps(method)
+    async def write(self: Part, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.connections.write(
+            lambda connection: method(self, connection, *args, **kwargs)
+        )
+
+    return write
 
 
 class _translated:  # noqa: N801 - reads as a word where it is used
@@ -119,10 +128,10 @@ class _translated:  # noqa: N801 - reads as a word where it is used
             ) from error
 
 
-def _engine(path: Path, *, size: int, writes: bool) -> AsyncEngine:
-    engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=str(path)),
-        poolclass=AsyncAdaptedQueuePool,
+def _engine(path: Path, *, size: int, writes: bool) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=QueuePool,
         pool_size=size,
         max_overflow=0,
     )
@@ -144,6 +153,6 @@ def _engine(path: Path, *, size: int, writes: bool) -> AsyncEngine:
     def on_begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
 
-    event.listen(engine.sync_engine, "connect", on_connect)
-    event.listen(engine.sync_engine, "begin", on_begin)
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)
     return engine

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import select, update
 from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import Connection
 from typing_extensions import override
 
 from coordinator.catalog import coding
-from coordinator.catalog.connections import Connections, unbroken
+from coordinator.catalog.connections import Connections, reading, writing
 from coordinator.catalog.interface import Fleet, TokenRecord
 from coordinator.catalog.tables import meta, nodes, tokens, volumes
 from coordinator.model import Node, Volume, VolumeReport
@@ -21,20 +22,19 @@ class SqlFleet(Fleet):
         self.connections = connections
 
     @override
-    @unbroken
-    async def add_token(self, token: TokenRecord) -> None:
+    @writing
+    def add_token(self, connection: Connection, token: TokenRecord) -> None:
         row = {
             "token_id": token.token_id,
             "secret_hash": token.secret_hash,
             "created_at": token.created_at,
             "expires_at": token.expires_at,
         }
-        async with self.connections.write() as connection:
-            await connection.execute(insert(tokens).values(row))
+        connection.execute(insert(tokens).values(row))
 
     @override
-    @unbroken
-    async def enrol(self, node: Node, secret_hash: bytes, now: int) -> bool:
+    @writing
+    def enrol(self, connection: Connection, node: Node, secret_hash: bytes, now: int) -> bool:
         good = (
             update(tokens)
             .where(tokens.c.secret_hash == secret_hash)
@@ -50,112 +50,98 @@ class SqlFleet(Fleet):
             "signing_public_key": node.signing_public_key,
             "signing_certificate": node.signing_certificate,
         }
-        async with self.connections.write() as connection:
-            if (await connection.execute(good)).rowcount != 1:
-                return False
-            await connection.execute(insert(nodes).values(row))
+        if connection.execute(good).rowcount != 1:
+            return False
+        connection.execute(insert(nodes).values(row))
         return True
 
     @override
-    @unbroken
-    async def node(self, node_id: NodeId) -> Node | None:
-        async with self.connections.read() as connection:
-            found = await connection.execute(select(nodes).where(nodes.c.node_id == node_id))
-            row = found.one_or_none()
+    @reading
+    def node(self, connection: Connection, node_id: NodeId) -> Node | None:
+        found = connection.execute(select(nodes).where(nodes.c.node_id == node_id))
+        row = found.one_or_none()
         return None if row is None else coding.node(row)
 
     @override
-    @unbroken
-    async def nodes(self) -> list[Node]:
-        async with self.connections.read() as connection:
-            found = await connection.execute(
-                select(nodes).order_by(nodes.c.name, nodes.c.enrolled_at)
-            )
-            return [coding.node(row) for row in found]
+    @reading
+    def nodes(self, connection: Connection) -> list[Node]:
+        found = connection.execute(select(nodes).order_by(nodes.c.name, nodes.c.enrolled_at))
+        return [coding.node(row) for row in found]
 
     @override
-    @unbroken
-    async def node_seen(self, node_id: NodeId, agent_version: str, now: int) -> None:
+    @writing
+    def node_seen(
+        self, connection: Connection, node_id: NodeId, agent_version: str, now: int
+    ) -> None:
         seen = (
             update(nodes)
             .where(nodes.c.node_id == node_id)
             .values(agent_version=agent_version, last_seen_at=now)
         )
-        async with self.connections.write() as connection:
-            await connection.execute(seen)
+        connection.execute(seen)
 
     @override
-    @unbroken
-    async def revoke_node(self, node_id: NodeId) -> None:
-        async with self.connections.write() as connection:
-            await connection.execute(
-                update(nodes).where(nodes.c.node_id == node_id).values(revoked=True)
-            )
+    @writing
+    def revoke_node(self, connection: Connection, node_id: NodeId) -> None:
+        connection.execute(update(nodes).where(nodes.c.node_id == node_id).values(revoked=True))
 
     @override
-    @unbroken
-    async def report_volumes(
-        self, node_id: NodeId, reports: Sequence[VolumeReport], now: int
+    @writing
+    def report_volumes(
+        self, connection: Connection, node_id: NodeId, reports: Sequence[VolumeReport], now: int
     ) -> None:
-        async with self.connections.write() as connection:
-            await connection.execute(
-                update(volumes).where(volumes.c.node_id == node_id).values(present=False)
+        connection.execute(
+            update(volumes).where(volumes.c.node_id == node_id).values(present=False)
+        )
+        for report in reports:
+            told = {
+                "name": report.name,
+                "source": report.source,
+                "path": report.path,
+                "verdict": report.verdict,
+                "reason": report.reason,
+                "present": True,
+            }
+            known = insert(volumes).values(
+                volume_id=report.volume_id, node_id=node_id, first_seen_at=now, **told
             )
-            for report in reports:
-                told = {
-                    "name": report.name,
-                    "source": report.source,
-                    "path": report.path,
-                    "verdict": report.verdict,
-                    "reason": report.reason,
-                    "present": True,
-                }
-                known = insert(volumes).values(
-                    volume_id=report.volume_id, node_id=node_id, first_seen_at=now, **told
+            # Whose volume it is was decided when it was first seen, and not by an agent.
+            connection.execute(
+                known.on_conflict_do_update(
+                    index_elements=[volumes.c.volume_id],
+                    set_=told,
+                    where=volumes.c.node_id == node_id,
                 )
-                # Whose volume it is was decided when it was first seen, and not by an agent.
-                await connection.execute(
-                    known.on_conflict_do_update(
-                        index_elements=[volumes.c.volume_id],
-                        set_=told,
-                        where=volumes.c.node_id == node_id,
-                    )
-                )
+            )
 
     @override
-    @unbroken
-    async def volumes(self) -> list[Volume]:
-        async with self.connections.read() as connection:
-            found = await connection.execute(
-                select(volumes).order_by(volumes.c.name, volumes.c.volume_id)
-            )
-            return [coding.volume(row) for row in found]
+    @reading
+    def volumes(self, connection: Connection) -> list[Volume]:
+        found = connection.execute(select(volumes).order_by(volumes.c.name, volumes.c.volume_id))
+        return [coding.volume(row) for row in found]
 
     @override
-    @unbroken
-    async def mark_scheduled(self, volume_ids: Iterable[VolumeId], now: int) -> None:
+    @writing
+    def mark_scheduled(
+        self, connection: Connection, volume_ids: Iterable[VolumeId], now: int
+    ) -> None:
         marked = (
             update(volumes)
             .where(volumes.c.volume_id.in_(list(volume_ids)))
             .values(scheduled_at=now)
         )
-        async with self.connections.write() as connection:
-            await connection.execute(marked)
+        connection.execute(marked)
 
     @override
-    @unbroken
-    async def get_meta(self, key: str) -> bytes | None:
-        async with self.connections.read() as connection:
-            value: bytes | None = await connection.scalar(
-                select(meta.c.value).where(meta.c.key == key)
-            )
+    @reading
+    def get_meta(self, connection: Connection, key: str) -> bytes | None:
+        value: bytes | None = connection.scalar(select(meta.c.value).where(meta.c.key == key))
         return value
 
     @override
-    @unbroken
-    async def set_meta(self, key: str, value: bytes) -> None:
+    @writing
+    def set_meta(self, connection: Connection, key: str, value: bytes) -> None:
         kept = insert(meta).values(key=key, value=value)
-        async with self.connections.write() as connection:
-            await connection.execute(
-                kept.on_conflict_do_update(index_elements=[meta.c.key], set_={"value": value})
-            )
+        connection.execute(
+            kept.on_conflict_do_update(index_elements=[meta.c.key], set_={"value": value})
+        )

@@ -13,7 +13,7 @@ from secrets import token_bytes
 import grpc.aio
 
 from coordinator.config import Address, Config
-from coordinator.dispatch import Limits
+from coordinator.running import Limits
 from coordinator.server import serve
 from proto.tidemark.v1 import admin_pb2, admin_pb2_grpc, common_pb2
 from tests.fakes.agent import FakeAgent, channel

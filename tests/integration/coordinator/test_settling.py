@@ -2,6 +2,7 @@
 
 import grpc.aio
 import pytest
+from sqlalchemy import engine
 
 from coordinator.catalog import open_catalog
 from coordinator.config import Config
@@ -120,10 +121,13 @@ async def _undo_second_step(config: Config, refs: bytes) -> None:
     """The catalog as a crash leaves it after the root was written and before it was told so."""
     catalog = await open_catalog(config.data / "catalog.db")
     connections = catalog.ledger.connections  # type: ignore[attr-defined]
-    async with connections.write() as connection:
-        await connection.exec_driver_sql(
+
+    def undo(connection: engine.Connection) -> None:
+        connection.exec_driver_sql(
             "UPDATE snapshots SET state = 'COMMITTING', root_object = x'', refs_object = ?", (refs,)
         )
-        await connection.exec_driver_sql("DELETE FROM refs")
-        await connection.exec_driver_sql("UPDATE sessions SET state = 'open'")
+        connection.exec_driver_sql("DELETE FROM refs")
+        connection.exec_driver_sql("UPDATE sessions SET state = 'open'")
+
+    await connections.write(undo)
     await catalog.close()

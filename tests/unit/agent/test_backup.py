@@ -428,6 +428,24 @@ async def test_cancellation_ends_the_thread_and_leaves_no_snapshot(agent: Agent)
 
 
 @pytest.mark.asyncio
+@pytest.mark.timeout(30)
+async def test_a_walk_that_breaks_off_does_not_wait_for_workers_that_wait_for_it(
+    agent: Agent,
+) -> None:
+    fill(agent.volume)
+
+    def break_off(progress: Progress) -> None:
+        if progress.activity == "reading":
+            raise VolumeError("gone")
+
+    agent.on_progress = break_off
+    outcome = await agent.backup()
+
+    assert isinstance(outcome.error, VolumeError)
+    assert outcome.committed is None
+
+
+@pytest.mark.asyncio
 async def test_progress_moves_while_a_single_large_file_is_read(agent: Agent) -> None:
     (agent.volume / "large").write_bytes(random.Random(3).randbytes(12_000_000))
     seen: list[int] = []

@@ -15,7 +15,9 @@ from agent import sweep as module
 from agent.beneath import Tree
 from agent.errors import VolumeError
 from agent.sweep import Batch, Problem, sweep
-from repository.entries import Entry, Flag
+from repository.entries import Entry, Flag, encode_entry
+from repository.tree import encode_node
+from repository.walking import Leaf
 from tests.unit.agent import trees
 
 # Names whose order betrays a walk that compares paths instead of components.
@@ -33,10 +35,17 @@ class Sum(Batch):
     """All batches of a sweep as one."""
 
 
+def leaves(old: Iterable[tuple[bytes, Entry]]) -> Iterator[Leaf]:
+    """The old manifest in leaves of three entries."""
+    listed = [(key, encode_entry(entry)) for key, entry in old]
+    for start in range(0, len(listed), 3):
+        yield Leaf(encode_node(0, listed[start : start + 3]))
+
+
 def swept(root: Path, old: Iterable[tuple[bytes, Entry]] = (), **options: object) -> Sum:
     total = Sum()
     with Tree.of_volume(os.fsencode(root)) as tree:
-        for batch in sweep(tree, old, **options):  # type: ignore[arg-type]
+        for batch in sweep(tree, leaves(old), **options):  # type: ignore[arg-type]
             for name in Batch.__slots__:
                 setattr(total, name, getattr(total, name) + getattr(batch, name))
     return total
@@ -235,10 +244,27 @@ def test_a_large_removal_comes_in_batches(tmp_path: Path) -> None:
     ]
 
     with Tree.of_volume(os.fsencode(tmp_path)) as tree:
-        batches = list(sweep(tree, old))
+        batches = list(sweep(tree, leaves(old)))
 
     assert sum(len(batch.removed) for batch in batches) == 6000
     assert max(len(batch.removed) + len(batch.found) for batch in batches) <= 512
+
+
+def test_names_that_have_not_changed_come_in_batches_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SEEN_PER_BATCH", 4)
+    trees.make(tmp_path, {b"%02d" % n: b"12" for n in range(6)} | {b"a": {b"x": b"3", b"y": b""}})
+    old = trees.manifest(tmp_path)
+
+    with Tree.of_volume(os.fsencode(tmp_path)) as tree:
+        batches = list(sweep(tree, leaves(old)))
+
+    assert max(batch.unchanged_files for batch in batches) == 4
+    assert sum(batch.unchanged_files for batch in batches) == 8
+    assert sum(batch.unchanged_bytes for batch in batches) == 13
+    assert sum(batch.unchanged_directories for batch in batches) == 2
+    assert not any(batch.found or batch.removed for batch in batches)
 
 
 def test_a_sweep_ends_early_when_canceled(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from typing_extensions import override
 
 from repository import editing
 from repository.editing import Edited, Editor, _Ahead
-from repository.entries import KEY_BYTES_MAX, Entry, EntryType, Pointer, encode_entry, subtree
+from repository.entries import (
+    KEY_BYTES_MAX,
+    Entry,
+    EntryStat,
+    EntryType,
+    Pointer,
+    encode_entry,
+    subtree,
+)
 from repository.errors import FormatError
 from repository.ids import ChunkId, IdKeys, ObjectType, PackNonce
 from repository.needs import drive
@@ -21,7 +29,7 @@ from repository.tree import (
     encode_node,
     encode_pointer,
 )
-from repository.walking import diff, lookup, node_pointers, scan
+from repository.walking import Leaf, diff, lookup, node_pointers, own_leaves, scan
 
 BOUNDARIES = Boundaries(b"secret")
 IDS = IdKeys(b"d" * 32, b"n" * 32, b"l" * 32)
@@ -190,6 +198,31 @@ def test_scan_gives_the_keys_of_a_range_and_lookup_each_of_them(
     for key in [*items, first]:
         entries = list(drive(lookup(root, key), nodes.load))
         assert [encode_entry(each) for each in entries] == ([items[key]] if key in items else [])
+
+
+@given(TREES)
+def test_the_leaves_of_an_own_tree_are_its_entries_in_order(items: dict[bytes, bytes]) -> None:
+    nodes = Nodes()
+    root = nodes.build(items)
+    if root is None:
+        return
+
+    leaves = list(drive(own_leaves(root), nodes.load))
+
+    kept = [(key, leaf.entry(key), stat) for leaf in leaves for key, stat in leaf.stats]
+    assert [(key, encode_entry(whole)) for key, whole, _ in kept] == sorted(items.items())
+    assert all(
+        getattr(stat, name) == getattr(whole, name)
+        for _, whole, stat in kept
+        for name in EntryStat.__struct_fields__
+    )
+
+
+def test_a_leaf_that_does_not_decode_is_the_declared_error() -> None:
+    with pytest.raises(FormatError, match="does not decode"):
+        Leaf(encode_node(0, [(b"a", POINTER)])[:-1])
+    with pytest.raises(FormatError, match="does not decode"):
+        Leaf(encode_node(0, [(b"a", entry(1).replace(b"\xc4", b"\xc3"))])).entry(b"a")
 
 
 def test_a_subtree_holds_what_lies_beneath_a_directory_and_not_its_neighbours() -> None:

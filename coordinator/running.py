@@ -1,0 +1,139 @@
+"""What runs, and the decisions about it: a task's step, a job's sum, who may start beside whom.
+
+No I/O here and no waiting: the dispatcher carries out what these say.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from coordinator import life
+from coordinator.life import Effect, Event, State
+from coordinator.model import (
+    BackupOrder,
+    Failure,
+    Job,
+    LogLine,
+    Order,
+    Phase,
+    RestoreOrder,
+    Result,
+    Snapshot,
+    Task,
+    TaskId,
+    VerifyOrder,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the dispatcher waits, in seconds, and how much runs at once."""
+
+    # An agent that restarts or loses its network is back by then.
+    agent_wait_seconds: float = 60.0
+    # A task whose agent went away may go on for so long; also the lease of its session.
+    grace_seconds: float = 30.0
+    # A backup fills two processors and the memory that an agent may have.
+    backups_per_node: int = 1
+    restores_per_node: int = 2
+
+
+@dataclass(slots=True)
+class LiveTask:
+    """A task that has not ended: where it stands, and what waits or works for it."""
+
+    task: Task
+    state: State = State.QUEUED
+    timer: asyncio.TimerHandle | None = None
+    worker: asyncio.Task[None] | None = None
+
+    def step(
+        self,
+        event: Event,
+        now: int,
+        *,
+        failure: Failure | None,
+        result: Result | None,
+        snapshot: Snapshot | None,
+    ) -> tuple[Effect, ...]:
+        """Take this step of the task's life; what must be done because of it."""
+        self.state, effects = life.step(self.state, event)
+        phase = life.PHASES[self.state]
+        changed = replace(
+            self.task,
+            phase=phase,
+            started_at=self.task.started_at or (now if event is Event.HANDED_OVER else None),
+            result=result if result is not None else self.task.result,
+        )
+        if snapshot is not None:
+            changed = replace(changed, snapshot_id=snapshot.snapshot_id)
+        if phase.ended:
+            finished = now if snapshot is None else snapshot.committed_at
+            changed = replace(changed, finished_at=finished, failure=failure)
+        self.task = changed
+        return effects
+
+    def stop_timer(self) -> None:
+        """Let nothing fire any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+@dataclass(slots=True)
+class LiveJob:
+    """A job that has not ended, with its tasks and the log lines not yet kept."""
+
+    job: Job
+    tasks: dict[TaskId, LiveTask]
+    lines: list[LogLine] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def current(self) -> Job:
+        """The job with its tasks as they are now."""
+        return replace(self.job, tasks=tuple(live.task for live in self.tasks.values()))
+
+    def update(self, now: int) -> None:
+        """Make the job what its tasks say."""
+        phase = life.job_phase(each.task.phase for each in self.tasks.values())
+        self.job = replace(
+            self.job,
+            phase=phase,
+            started_at=self.job.started_at or (None if phase is Phase.NEW else now),
+            finished_at=now if phase.ended else None,
+        )
+
+    def notify(self) -> None:
+        """Wake whoever watches."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+def may_start(order: Order, at_work: Sequence[Order], limits: Limits) -> bool:
+    """Whether this may begin beside what is at work in the same place."""
+    match order:
+        case BackupOrder(volume_id):
+            backups = [other for other in at_work if isinstance(other, BackupOrder)]
+            return len(backups) < limits.backups_per_node and all(
+                other.volume_id != volume_id for other in backups
+            )
+        case RestoreOrder():
+            restores = sum(isinstance(other, RestoreOrder) for other in at_work)
+            return restores < limits.restores_per_node
+        case VerifyOrder():
+            # One at a time: it reads as fast as the store gives.
+            return not at_work
+
+
+def interrupted(task: Task, snapshot: Snapshot | None, lost: Failure, now: int) -> Task:
+    """A task that ran when the coordinator stopped: done if it had committed, else lost."""
+    if snapshot is None:
+        return replace(task, phase=Phase.FAILED, finished_at=now, failure=lost)
+    return replace(
+        task,
+        phase=snapshot.phase,
+        finished_at=snapshot.committed_at,
+        snapshot_id=snapshot.snapshot_id,
+        result=snapshot.statistics,
+    )

@@ -1,0 +1,101 @@
+import pytest
+
+from coordinator.life import Effect, Event, State
+from coordinator.model import (
+    BackupOrder,
+    Failure,
+    Job,
+    JobId,
+    JobKind,
+    Order,
+    Origin,
+    Phase,
+    RestoreOrder,
+    SnapshotHex,
+    Task,
+    TaskId,
+    VerifyDepth,
+    VerifyOrder,
+)
+from coordinator.running import Limits, LiveJob, LiveTask, interrupted, may_start
+from repository.ids import NodeId, VolumeId
+
+BACKUP = BackupOrder(VolumeId(b"v" * 16))
+OTHER_BACKUP = BackupOrder(VolumeId(b"w" * 16))
+RESTORE = RestoreOrder(SnapshotHex("5" * 32))
+VERIFY = VerifyOrder(VerifyDepth.DATA, ())
+LOST = Failure("lost")
+
+
+def task(order: Order = BACKUP, task_id: str = "t") -> Task:
+    return Task(TaskId(task_id), JobId("j"), order, NodeId(b"n" * 16))
+
+
+def stepped(live: LiveTask, event: Event, now: int, failure: Failure | None = None) -> object:
+    return live.step(event, now, failure=failure, result=None, snapshot=None)
+
+
+@pytest.mark.parametrize(
+    ("order", "at_work", "backups", "allowed"),
+    [
+        (BACKUP, [], 1, True),
+        (BACKUP, [RESTORE, RESTORE], 1, True),
+        (BACKUP, [OTHER_BACKUP], 1, False),
+        (BACKUP, [OTHER_BACKUP], 2, True),
+        (BACKUP, [BACKUP], 2, False),
+        (RESTORE, [BACKUP, RESTORE], 1, True),
+        (RESTORE, [RESTORE, RESTORE], 1, False),
+        (VERIFY, [], 1, True),
+        (VERIFY, [VERIFY], 1, False),
+    ],
+)
+def test_what_may_begin_beside_what(
+    order: Order, at_work: list[Order], backups: int, allowed: bool
+) -> None:
+    assert may_start(order, at_work, Limits(backups_per_node=backups)) is allowed
+
+
+def test_a_step_changes_the_task_and_names_what_follows() -> None:
+    live = LiveTask(task())
+
+    begun = stepped(live, Event.HANDED_OVER, 5)
+    middle = live.task
+    ended = stepped(live, Event.WENT_WRONG, 9, LOST)
+
+    assert (begun, ended) == ((Effect.SEND_TASK,), (Effect.CONCLUDE,))
+    assert (middle.phase, middle.started_at, middle.failure) == (Phase.IN_PROGRESS, 5, None)
+    assert (live.state, live.task.phase) == (State.FAILED, Phase.FAILED)
+    assert (live.task.started_at, live.task.finished_at, live.task.failure) == (5, 9, LOST)
+
+
+def test_a_job_runs_from_its_first_task_to_its_last() -> None:
+    first, second = LiveTask(task()), LiveTask(task(OTHER_BACKUP, "u"))
+    job = Job(JobId("j"), JobKind.BACKUP, Origin.MANUAL, 1, (), (first.task, second.task))
+    live = LiveJob(job, {each.task.task_id: each for each in (first, second)})
+    seen = []
+
+    for number, (each, event) in enumerate(
+        [
+            (first, Event.HANDED_OVER),
+            (first, Event.DONE),
+            (second, Event.HANDED_OVER),
+            (second, Event.DONE_PARTLY),
+        ],
+        start=1,
+    ):
+        stepped(each, event, number)
+        live.update(number)
+        seen.append((live.job.phase, live.job.started_at, live.job.finished_at))
+
+    running = (Phase.IN_PROGRESS, 1, None)
+    assert seen == [running, running, running, (Phase.PARTIALLY_FAILED, 1, 4)]
+    assert live.current().tasks == (first.task, second.task)
+
+
+def test_an_interrupted_task_that_had_committed_nothing_is_lost() -> None:
+    was = task()
+
+    ended = interrupted(was, None, LOST, 7)
+
+    assert (ended.phase, ended.finished_at, ended.failure) == (Phase.FAILED, 7, LOST)
+    assert ended.result is None
