@@ -27,7 +27,10 @@ class ObjectWriter(Protocol):
     """Writes one object piece by piece. Left without `commit`, nothing stays."""
 
     async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
-        """Append, one after the other. StoreFullError or StoreUnavailableError; the object can then only be aborted."""
+        """Append these, one after the other.
+
+        StoreFullError or StoreUnavailableError; the object can then only be aborted.
+        """
         ...
 
     async def commit(self) -> None:
