@@ -124,7 +124,7 @@ class _Reads(AgentServiceServicer):
         self._answers = answers
 
     @override
-    async def ReadPack(  # type: ignore[override]  # generated for both kinds of servers
+    async def ReadPack(
         self, request: ReadPackRequest, context: object
     ) -> AsyncIterator[ReadPackResponse]:
         for answer in self._answers:
