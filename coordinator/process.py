@@ -58,8 +58,8 @@ def end_with_parent(parent: int) -> None:
 def bound_memory() -> None:
     """Keep what packs pass through, and give the rest back: a service is idle most of the time.
 
-    Left alone, glibc maps and unmaps the memory of each piece of a pack, which costs a restore as
-    much as encrypting it does; and every thread keeps an arena of its own.
+    Left alone, glibc maps and unmaps the memory of each piece of a pack (measured with gRPC alone:
+    0.73 s of CPU to send 512 MiB, against 0.32 s), and every thread keeps an arena of its own.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
