@@ -16,6 +16,9 @@ _PR_SET_PDEATHSIG: Final = 1
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
+# More than what one call of a restore fetches, or the window that large files are read through:
+# these are made and let go all the time, and the kernel clears each page that it gives out anew.
+_MMAP_BYTES: Final = 10 * 1024 * 1024
 _INIT: Final = 1
 
 
@@ -72,7 +75,7 @@ def _bound_memory() -> None:
     except AttributeError:  # another C library, which has no such habits
         return
     mallopt(_M_ARENA_MAX, 4)
-    mallopt(_M_MMAP_THRESHOLD, 6291456)
+    mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
     mallopt(_M_TRIM_THRESHOLD, 16777216)
 
 

@@ -29,7 +29,7 @@ from repository.snapshot import RootBody, peek_signed_root, split_root
 # So many needless bytes cost less than another read of an object store.
 _GAP_BYTES_MAX: Final = 128 * 1024
 # What one call fetches: enough to make its round trip cheap, and a few of them bound our memory.
-FETCH_BYTES: Final = 4 * 1024 * 1024
+FETCH_BYTES: Final = 8 * 1024 * 1024
 _RANGES_MAX: Final = 512
 
 

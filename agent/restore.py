@@ -43,8 +43,8 @@ _T = TypeVar("_T")
 
 # Extents planned at once: 16 GiB of a general file, 30,000 small files, some 20 MiB of memory.
 _WINDOW_EXTENTS: Final = 32_768
-# Fetches in flight, each of at most FETCH_BYTES: one on the line, one arrived, two being opened.
-_FETCHES: Final = 4
+# Fetches in flight, each of at most FETCH_BYTES: one on the line, one arrived, one being opened.
+_FETCHES: Final = 3
 # Descriptors that a worker holds while it spreads one fetch over files.
 _OPEN_FILES: Final = 32
 # From so many files on, a frame is spread in turns (turn.py).

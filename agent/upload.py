@@ -290,21 +290,21 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         size = sum(length for _, length in ranges)
         seconds = _CALL_SECONDS + size / _BYTES_PER_SECOND_MIN
 
-        async def ask() -> memoryview:
-            whole = bytearray(size)
-            filled = 0
+        async def ask() -> list[memoryview]:
+            arrived: list[memoryview] = []
+            missing = size
             async for piece in self._read(request, timeout=seconds):
-                end = filled + len(piece)
-                whole[filled : min(end, size)] = piece[: max(0, size - filled)]
-                filled = end
-            if filled != size:
+                missing -= len(piece)
+                if missing >= 0:
+                    arrived.append(piece)
+            if missing:
                 raise CoordinatorError(
-                    f"the coordinator sent {filled} bytes of pack {name} instead of {size}",
+                    f"the coordinator sent {size - missing} bytes of pack {name} instead of {size}",
                     hint="the pack may be cut short; run tidemark verify",
                 )
-            return memoryview(whole)
+            return arrived
 
-        whole = await self._persist(ask, _PATIENCE_SECONDS)
+        whole = memoryview(b"".join(await self._persist(ask, _PATIENCE_SECONDS)))
         found, position = [], 0
         for _, length in ranges:
             found.append(whole[position : position + length])

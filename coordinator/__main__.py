@@ -9,7 +9,7 @@ from coordinator import server
 from coordinator.config import load
 from coordinator.errors import TidemarkError
 from coordinator.logs import configure_logs
-from coordinator.process import end_with_parent
+from coordinator.process import bound_memory, end_with_parent
 
 _SIGNALED = 130
 
@@ -18,6 +18,7 @@ def main() -> NoReturn:
     """Entry of the console script."""
     parent = os.getppid()
     configure_logs()
+    bound_memory()
     try:
         invocation = load(sys.argv[1:], os.environ)
         if invocation.check_only:

@@ -8,7 +8,7 @@ What is refused after it got its name stays in the store unreferenced.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,6 +45,8 @@ from repository.pack import (
     parse_tail,
 )
 
+# What is hashed and written in one go: of each upload at most so much waits in memory.
+_BATCH_BYTES: Final = 4 * 1024 * 1024
 # Reading back a pack that was stored before its answer was lost.
 _REREAD_BYTES: Final = 4 * 1024 * 1024
 _HINT: Final = "the agent made or sent a broken pack; see its log, and check its memory"
@@ -69,7 +71,12 @@ class _Digest:
         self.head = b""
         self.size = 0
 
-    def update(self, piece: memoryview) -> None:
+    def update(self, pieces: Iterable[memoryview]) -> None:
+        """Take the next pieces into account, which may be slow: call it in a thread."""
+        for piece in pieces:
+            self._update(piece)
+
+    def _update(self, piece: memoryview) -> None:
         if len(self.head) < HEAD_BYTES:
             self.head += bytes(piece[: HEAD_BYTES - len(self.head)])
         self.size += len(piece)
@@ -140,11 +147,9 @@ class Intake:
     ) -> tuple[bytes, PackKind, PackTail]:
         digest = _Digest()
         async with self._repository.store.writer(header.name) as writer:
-            async for piece in pieces:
-                digest.update(piece)
-                if digest.size > header.size_bytes:
-                    raise RejectedError("a pack is longer than was said", hint=_HINT)
-                await writer.write(piece)
+            async for batch in _batches(pieces, header.size_bytes):
+                await asyncio.to_thread(digest.update, batch)
+                await writer.write(*batch)
             checked = self._check(header, name_digest, node, digest)
             try:
                 await writer.commit()
@@ -227,6 +232,25 @@ class Intake:
 
         await asyncio.to_thread(open_frame)
         await self._catalog.ledger.mark_proven(session.session_id)
+
+
+async def _batches(
+    pieces: AsyncIterator[memoryview], size_bytes: int
+) -> AsyncIterator[list[memoryview]]:
+    """Gather pieces, since each trip to a thread costs; RejectedError beyond this size."""
+    batch: list[memoryview] = []
+    held = taken = 0
+    async for piece in pieces:
+        taken += len(piece)
+        if taken > size_bytes:
+            raise RejectedError("a pack is longer than was said", hint=_HINT)
+        batch.append(piece)
+        held += len(piece)
+        if held >= _BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def _name_digest(header: PackHeader) -> bytes:

@@ -23,7 +23,7 @@ from coordinator.errors import (
 from coordinator.founding import Repository
 from coordinator.model import Node, RestoreOrder, Snapshot, TaskId
 from repository.frames import FrameIdentity
-from repository.ids import PackNonce
+from repository.ids import NodeId, PackNonce
 from repository.keys import KEY_BYTES, frame_key, seal, wrap
 from repository.layout import GRANT_FRAME, GRANT_INFO, GRANT_PACK, GRANT_READER_KEYS
 from repository.pack import FrameTable
@@ -163,10 +163,10 @@ class Restores:
         return snapshot
 
     async def read(
-        self, task_id: TaskId, node: Node, name: str, ranges: Sequence[tuple[int, int]]
+        self, task_id: TaskId, node_id: NodeId, name: str, ranges: Sequence[tuple[int, int]]
     ) -> AsyncIterator[memoryview]:
         """Ranges of one pack of the task's grant, in the order asked for."""
-        self._dispatcher.running_task(task_id, node.node_id)
+        self._dispatcher.running_task(task_id, node_id)
         grant = self._grants.get(task_id)
         if grant is None or name not in grant.names:
             raise ForbiddenError(f"the grant of this restore does not cover {name}")

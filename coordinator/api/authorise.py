@@ -76,6 +76,14 @@ def identity_of(context: Context) -> Identity:
     )
 
 
+def node_id_of(identity: Identity) -> NodeId:
+    """Which node an identity names; one that no node has, where it names none."""
+    try:
+        return NodeId(bytes.fromhex(identity.name))
+    except ValueError:
+        return NodeId(b"")
+
+
 class Gate:
     """Checks callers."""
 
@@ -93,11 +101,7 @@ class Gate:
 
     async def node(self, identity: Identity) -> Node:
         """The node behind an identity; UnauthenticatedError if unknown or revoked."""
-        try:
-            node_id = NodeId(bytes.fromhex(identity.name))
-        except ValueError:
-            node_id = NodeId(b"")
-        node = await self._catalog.fleet.node(node_id)
+        node = await self._catalog.fleet.node(node_id_of(identity))
         if node is None or node.revoked:
             raise UnauthenticatedError(
                 "this node is revoked" if node is not None else "this node is not enrolled here",

@@ -26,8 +26,11 @@ class ObjectInfo(NamedTuple):
 class ObjectWriter(Protocol):
     """Writes one object piece by piece. Left without `commit`, nothing stays."""
 
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append. StoreFullError or StoreUnavailableError; the object can then only be aborted."""
+    async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
+        """Append these, one after the other.
+
+        StoreFullError or StoreUnavailableError; the object can then only be aborted.
+        """
         ...
 
     async def commit(self) -> None:

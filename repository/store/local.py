@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -207,13 +207,15 @@ class _LocalWriter(ObjectWriter):
             self._descriptor = os.open(self._temporary, flags, 0o600)
 
     @override
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        await asyncio.to_thread(self._write, memoryview(data))
+    async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
+        await asyncio.to_thread(self._write, pieces)
 
-    def _write(self, data: memoryview) -> None:
+    def _write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
         with self._busy, _translated(self._name, self._top):
-            while data:
-                data = data[os.write(self._descriptor, data) :]
+            for piece in pieces:
+                left = memoryview(piece)
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
 
     @override
     async def commit(self) -> None:

@@ -102,9 +102,10 @@ async def test_an_object_is_written_in_pieces_of_any_kind(store: Store) -> None:
     async with store.writer("pieces") as writer:
         for piece in (b"ab", bytearray(b"cd"), memoryview(b"xefx")[1:3], b""):
             await writer.write(piece)
+        await writer.write(b"gh", bytearray(), memoryview(b"ij"), bytearray(b"k"))
         await writer.commit()
 
-    assert await store.get("pieces") == b"abcdef"
+    assert await store.get("pieces") == b"abcdefghijk"
 
 
 async def test_a_large_object_comes_back_whole(store: Store) -> None:

@@ -91,9 +91,10 @@ class _MemoryWriter(ObjectWriter):
         return self
 
     @override
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._store.check_space(len(self._data) + len(data))
-        self._data += data
+    async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
+        for piece in pieces:
+            self._store.check_space(len(self._data) + len(piece))
+            self._data += piece
 
     @override
     async def commit(self) -> None:

@@ -1,12 +1,23 @@
+import asyncio
+from collections.abc import AsyncIterator
+
 import grpc
+import grpc.aio
 import pytest
 from grpc.aio import AioRpcError, Metadata
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
+from agent.daemon import SystemClock
 from agent.errors import CoordinatorError, UnreachableError
 from agent.services import BackupStatistics, PathProblem
-from agent.upload import PIECE_BYTES, backup_result, pieces, translated
+from agent.upload import PIECE_BYTES, CoordinatorCalls, backup_result, pieces, translated
+from proto.tidemark.v1.agent_pb2 import ReadPackRequest, ReadPackResponse
+from proto.tidemark.v1.agent_pb2_grpc import (
+    AgentServiceServicer,
+    add_AgentServiceServicer_to_server,
+)
 from proto.tidemark.v1.common_pb2 import ErrorDetail
 from repository.errors import (
     BusyError,
@@ -104,3 +115,43 @@ def test_lists_of_errors_are_bounded_and_the_total_counts_all() -> None:
 
     assert len(result.errors) == 100
     assert result.errors_total == 150
+
+
+class _Reads(AgentServiceServicer):
+    """Answers every ReadPack with the same pieces."""
+
+    def __init__(self, answers: list[bytes]) -> None:
+        self._answers = answers
+
+    @override
+    async def ReadPack(
+        self, request: ReadPackRequest, context: object
+    ) -> AsyncIterator[ReadPackResponse]:
+        for answer in self._answers:
+            yield ReadPackResponse(data=answer)
+
+
+async def _read(answers: list[bytes], ranges: list[tuple[int, int]]) -> list[bytes]:
+    server = grpc.aio.server()
+    servicer = _Reads(answers)  # type: ignore[abstract]  # it answers one call
+    add_AgentServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with asyncio.timeout(8), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            calls = CoordinatorCalls(channel, SystemClock())
+            return [bytes(part) for part in await calls.read_pack("task", "packs/x", ranges)]
+    finally:
+        await server.stop(None)
+
+
+@pytest.mark.asyncio
+async def test_ranges_come_back_each_for_itself_however_they_were_cut() -> None:
+    assert await _read([b"ab", b"cdef", b"g"], [(0, 3), (9, 0), (10, 4)]) == [b"abc", b"", b"defg"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("answers", [[], [b"abc"], [b"abc", b"de"], [b"abcd", b"e"]])
+async def test_an_answer_of_another_length_is_no_answer(answers: list[bytes]) -> None:
+    with pytest.raises(CoordinatorError, match=f"sent {len(b''.join(answers))} bytes"):
+        await _read(answers, [(0, 2), (5, 2)])
