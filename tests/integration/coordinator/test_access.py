@@ -152,13 +152,14 @@ async def test_metrics_and_health_are_served(config: Config) -> None:
         agent = await coordinator.agent("web")
         agent.volume("data")
         await coordinator.back_up(agent, "data", {"a": b"a"})
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://{coordinator.http}/metrics") as answer:
-                text = await answer.text()
+        ended, text = 'tidemark_jobs_ended_total{kind="backup",phase="Completed"} 1.0', ""
+        async with aiohttp.ClientSession() as session, asyncio.timeout(10):
+            while ended not in text:  # a job is counted soon after it is seen to have ended
+                async with session.get(f"http://{coordinator.http}/metrics") as answer:
+                    text = await answer.text()
             async with session.get(f"http://{coordinator.http}/healthz") as answer:
                 health = answer.status
     assert health == 200
-    assert 'tidemark_jobs_ended_total{kind="backup",phase="Completed"} 1.0' in text
     assert 'tidemark_volume_last_success_timestamp_seconds{node="web",volume="data"}' in text
     assert "tidemark_packs 2.0" in text
 
