@@ -16,7 +16,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final, TypeVar
 
 from agent.beneath import Tree
@@ -171,7 +171,8 @@ class _Backup:
         self.statistics = BackupStatistics()
         workers, now_ns = services.workers, services.clock.now_ns
         self._storer = Storer(small, packs, known, keys, workers, now_ns)
-        metadata = MetadataWriter(packs, known, keys.ids)
+        stage = partial(services.state.stage_nodes, volume_id)
+        metadata = MetadataWriter(packs, known, keys.ids, stage)
         maker = Maker(volume_id, services.state, workers, self._storer, metadata, self.statistics)
         try:
             made = maker.make(
@@ -245,7 +246,7 @@ class _Backup:
         await self._services.state.commit(
             self._task.volume.volume_id,
             Head(committed.root, committed.sequence, encode_pointer(made.manifest)),
-            made.node_changes,
+            made.node_uses,
             made.frame_changes,
             replace=made.base,
         )

@@ -11,7 +11,7 @@ previous content, marked stale, and is named as an error.
 import heapq
 import stat
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from operator import attrgetter
@@ -23,7 +23,7 @@ from agent.beneath import Tree
 from agent.errors import SourceError
 from agent.manifest import MetadataWriter, Usage
 from agent.services import BackupStatistics, PathProblem
-from agent.state import FrameChange, Head, NodeChange, State
+from agent.state import FrameChange, Head, State
 from agent.storing import PendingFile, Saved, Storer
 from agent.sweep import Batch, Found, Removed, sweep
 from repository.chunking import SMALL_BYTES_MAX
@@ -68,7 +68,8 @@ class Made:
     base: bool
     total_files: int
     total_bytes: int
-    node_changes: list[NodeChange]
+    node_uses: Mapping[bytes, int]
+    """How many more or fewer uses nodes have; those that came are staged."""
     frame_changes: list[FrameChange]
 
 
@@ -146,7 +147,6 @@ class Maker:
         uses = self._list_uses
         uses.update(pointer.id for pointer in edited.added)
         uses.subtract(pointer.id for pointer in edited.removed)
-        nodes = self._metadata.nodes
         statistics = self._statistics
         return Made(
             manifest=root,
@@ -154,7 +154,7 @@ class Maker:
             base=base,
             total_files=statistics.total_files_processed + self._kept_files,
             total_bytes=statistics.total_bytes_processed + self._kept_bytes,
-            node_changes=[NodeChange(id_, use, nodes.get(id_)) for id_, use in uses.items() if use],
+            node_uses=uses,
             frame_changes=counts,
         )
 
@@ -238,6 +238,7 @@ class Maker:
                     grown = self._storer.save_large(item, self._put_list, self._on_progress)
                     saved = grown.result()
                 edit = self._edit_of(saved)
+            self._metadata.lists.clear()
             if edit is not None:
                 yield edit
 
@@ -277,7 +278,7 @@ class Maker:
 
     def _load_new_list(self, pointer: Pointer) -> bytes:
         self._list_uses[pointer.id] += 1
-        return self._metadata.nodes[pointer.id]
+        return self._metadata.lists[pointer.id]
 
     def _remove(self, key: bytes, old: Entry) -> Edit:
         self._usage.count_entry(old, self._load_old_list, -1)

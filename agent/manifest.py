@@ -5,7 +5,8 @@ gather in one frame at a time, and move on when it is full. Everything here happ
 thread that edits the tree.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from typing import Final
 
 from agent.known import KnownChunks
@@ -23,6 +24,8 @@ from repository.refs import Refs
 # zstd has to work with.
 _FRAME_BYTES: Final = 256 * 1024
 _FRAME_CHUNKS: Final = 512
+# Nodes that are written to the agent's state at a time, about 2 MiB.
+_STAGED_TOGETHER: Final = 256
 # No single node or list is longer (tree.NODE_BYTES_MAX plus one entry of the largest kind).
 _NODE_BYTES_MAX: Final = 2 * 1024 * 1024
 
@@ -37,27 +40,39 @@ class _Frame:
 
 
 class MetadataWriter:
-    """Stores nodes and lists, each once, and remembers the nodes for the agent's own state."""
+    """Stores nodes and lists, each once, and stages them in the agent's own state."""
 
-    def __init__(self, packs: Packs, known: KnownChunks, ids: IdKeys) -> None:
+    def __init__(
+        self,
+        packs: Packs,
+        known: KnownChunks,
+        ids: IdKeys,
+        stage: Callable[[Sequence[tuple[bytes, bytes]]], Future[None]],
+    ) -> None:
+        """`stage`: keeps nodes (id, encoded) for the commit."""
         self._packs = packs
         self._known = known
         self._ids = ids
         self._encoder = FrameEncoder()
         self._frames: dict[ObjectType, _Frame] = {}
-        self.nodes: dict[bytes, bytes] = {}
+        self._stage = stage
+        self._unstaged: list[tuple[bytes, bytes]] = []
+        self._staging: Future[None] | None = None
+        self.lists: dict[bytes, bytes] = {}
+        """List nodes of the file at hand. Whoever has counted what is in them clears this."""
         self.bytes_added = 0
 
     def put_node(self, encoded: bytes) -> Pointer:
         """Store a manifest node."""
         pointer = self._put(ObjectType.NODE, encoded)
-        self.nodes[pointer.id] = encoded
+        self._remember(pointer, encoded)
         return pointer
 
     def put_list(self, encoded: bytes) -> Pointer:
         """Store a list node."""
         pointer = self._put(ObjectType.LIST, encoded)
-        self.nodes[pointer.id] = encoded
+        self._remember(pointer, encoded)
+        self.lists[pointer.id] = encoded
         return pointer
 
     def put_attributes(self, encoded: bytes) -> Pointer:
@@ -65,9 +80,27 @@ class MetadataWriter:
         return self._put(ObjectType.LIST, encoded)
 
     def flush(self) -> None:
-        """Seal the frames that are not full."""
+        """Seal the frames that are not full, and have everything staged."""
         for kind in list(self._frames):
             self._seal(kind)
+        self._stage_rest()
+        self._await_staging()
+
+    def _remember(self, pointer: Pointer, encoded: bytes) -> None:
+        self._unstaged.append((pointer.id, encoded))
+        if len(self._unstaged) == _STAGED_TOGETHER:
+            self._stage_rest()
+
+    def _stage_rest(self) -> None:
+        """Hand nodes on; those before must have been written, so that they don't pile up."""
+        self._await_staging()
+        self._staging = self._stage(self._unstaged)
+        self._unstaged = []
+
+    def _await_staging(self) -> None:
+        if self._staging is not None:
+            self._staging.result()
+            self._staging = None
 
     def _put(self, kind: ObjectType, encoded: bytes) -> Pointer:
         chunk_id = self._ids.chunk_id(kind, encoded)

@@ -14,8 +14,8 @@ once the change is done; methods that read block for microseconds and may be cal
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar, cast
@@ -30,12 +30,12 @@ _T = TypeVar("_T")
 
 # Raised with every change of the tables below: an older database is begun anew, not migrated,
 # since a re-read is all that its loss costs.
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE volumes (
     volume    INTEGER PRIMARY KEY,
     volume_id BLOB NOT NULL UNIQUE,
-    root      BLOB NOT NULL,
+    root      BLOB NOT NULL,          -- empty until the first commit
     sequence  INTEGER NOT NULL,
     manifest  BLOB NOT NULL
 ) STRICT;
@@ -43,10 +43,11 @@ CREATE TABLE nodes (
     node    INTEGER PRIMARY KEY,      -- in the order of insertion, which is nearly that of keys
     volume  INTEGER NOT NULL,
     node_id BLOB NOT NULL,
+    uses    INTEGER NOT NULL,         -- a list node may stand in several files; 0 is staged
     data    BLOB NOT NULL,
-    uses    INTEGER NOT NULL,         -- a list node may stand in several files
     UNIQUE (volume, node_id)
 ) STRICT;
+CREATE INDEX staged ON nodes (volume) WHERE uses = 0;
 CREATE TABLE packs (
     pack  INTEGER PRIMARY KEY,
     nonce BLOB NOT NULL UNIQUE
@@ -102,15 +103,6 @@ class FrameChange(NamedTuple):
     live_bytes: int
 
 
-class NodeChange(NamedTuple):
-    """How many more uses of a node the manifest has, or fewer. Without uses it is forgotten."""
-
-    node_id: bytes
-    uses: int
-    data: bytes | None
-    """The node; may be absent where the uses become fewer."""
-
-
 class State:
     """The database. Open it once; it may be used from every thread."""
 
@@ -143,7 +135,7 @@ class State:
 
     def head(self, volume_id: bytes) -> Head | None:
         """Return the last committed head of a volume, or None if none is known here."""
-        query = "SELECT root, sequence, manifest FROM volumes WHERE volume_id = ?"
+        query = "SELECT root, sequence, manifest FROM volumes WHERE volume_id = ? AND root <> x''"
         for row in self._rows(query, (volume_id,)):
             return Head(*cast("tuple[bytes, int, bytes]", row))
         return None
@@ -236,29 +228,44 @@ class State:
 
         await self._write(write, durable=True)
 
+    def stage_nodes(self, volume_id: bytes, nodes: Sequence[tuple[bytes, bytes]]) -> "Future[None]":
+        """Keep nodes (id, data) for the commit to come; what it does not use is forgotten with it.
+
+        So the nodes of a new manifest need not wait in memory.
+        """
+
+        def write(db: apsw.Connection) -> None:
+            volume = _volume_number(db, volume_id, None)
+            db.executemany(
+                "INSERT OR IGNORE INTO nodes (volume, node_id, uses, data) VALUES (?, ?, 0, ?)",
+                ((volume, node_id, data) for node_id, data in nodes),
+            )
+
+        return self._submit(write, durable=False)
+
     async def commit(
         self,
         volume_id: bytes,
         head: Head,
-        node_changes: Iterable[NodeChange],
+        node_uses: Mapping[bytes, int],
         frame_changes: Iterable[FrameChange],
         *,
         replace: bool = False,
     ) -> None:
         """Make a snapshot the volume's head, durably and in one transaction.
 
-        The manifest becomes what it was, with these changes; likewise the counts of frames. With
-        `replace` nothing of what it was remains, as after a backup that began anew.
+        `node_uses`: how many more or fewer uses each node has; those that came were staged, and
+        one without uses is forgotten. Likewise the counts of frames. With `replace`
+        nothing of what was remains, as after a backup that began anew.
         """
-        nodes = list(node_changes)
         changes = list(frame_changes)
 
         def write(db: apsw.Connection) -> None:
             volume = _volume_number(db, volume_id, head)
             if replace:
-                db.execute("DELETE FROM nodes WHERE volume = ?", (volume,))
+                db.execute("UPDATE nodes SET uses = 0 WHERE volume = ? AND uses > 0", (volume,))
                 db.execute("DELETE FROM frames WHERE volume = ?", (volume,))
-            _change_nodes(db, volume, nodes)
+            _change_nodes(db, volume, node_uses)
             _change_frames(db, volume, changes)
 
         await self._write(write, durable=True)
@@ -279,6 +286,11 @@ class State:
     # Connections.
 
     async def _write(self, change: Callable[[apsw.Connection], None], *, durable: bool) -> None:
+        await asyncio.wrap_future(self._submit(change, durable=durable))
+
+    def _submit(
+        self, change: Callable[[apsw.Connection], None], *, durable: bool
+    ) -> "Future[None]":
         def run() -> None:
             with _translated(self._path):
                 # FULL waits for the disk at every commit; in WAL mode NORMAL cannot corrupt.
@@ -286,7 +298,7 @@ class State:
                 with self._writer:
                     change(self._writer)
 
-        await asyncio.wrap_future(self._writer_thread.submit(run))
+        return self._writer_thread.submit(run)
 
     def _rows(self, query: str, bindings: tuple[object, ...]) -> Iterable[object]:
         reader: apsw.Connection | None = getattr(self._local, "reader", None)
@@ -349,7 +361,12 @@ def _translated(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _volume_number(db: apsw.Connection, volume_id: bytes, head: Head) -> int:
+def _volume_number(db: apsw.Connection, volume_id: bytes, head: Head | None) -> int:
+    """The number of a volume, whose head is changed if one is given."""
+    if head is None:
+        db.execute("INSERT OR IGNORE INTO volumes VALUES (NULL, ?, x'', 0, x'')", (volume_id,))
+        number = "SELECT volume FROM volumes WHERE volume_id = ?"
+        return cast("int", db.execute(number, (volume_id,)).get)
     return cast(
         "int",
         db.execute(
@@ -371,21 +388,20 @@ def _pack_numbers(db: apsw.Connection, nonces: Iterable[bytes]) -> dict[bytes, i
     return numbers
 
 
-def _change_nodes(db: apsw.Connection, volume: int, changes: Sequence[NodeChange]) -> None:
-    db.executemany(
-        "INSERT INTO nodes (volume, node_id, data, uses) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (volume, node_id) DO UPDATE SET uses = uses + excluded.uses",
-        ((volume, c.node_id, c.data, c.uses) for c in changes if c.uses > 0),
-    )
-    fewer = [change for change in changes if change.uses < 0]
-    db.executemany(
-        "UPDATE nodes SET uses = uses + ? WHERE volume = ? AND node_id = ?",
-        ((c.uses, volume, c.node_id) for c in fewer),
-    )
+def _change_nodes(db: apsw.Connection, volume: int, uses: Mapping[bytes, int]) -> None:
+    change = "UPDATE nodes SET uses = uses + ? WHERE volume = ? AND node_id = ?"
+    more = [(change_, volume, node_id) for node_id, change_ in uses.items() if change_ > 0]
+    before = db.total_changes()
+    db.executemany(change, more)
+    if db.total_changes() - before != len(more):
+        raise apsw.ConstraintError("a node of the new manifest is not here")
+    fewer = [(change_, volume, node_id) for node_id, change_ in uses.items() if change_ < 0]
+    db.executemany(change, fewer)
     db.executemany(
         "DELETE FROM nodes WHERE volume = ? AND node_id = ? AND uses <= 0",
-        ((volume, c.node_id) for c in fewer),
+        ((volume, node_id) for _, _, node_id in fewer),
     )
+    db.execute("DELETE FROM nodes WHERE volume = ? AND uses = 0", (volume,))
 
 
 def _change_frames(db: apsw.Connection, volume: int, changes: Sequence[FrameChange]) -> None:

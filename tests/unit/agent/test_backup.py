@@ -13,7 +13,7 @@ import pytest
 from agent.backup import run_backup
 from agent.errors import VolumeError
 from agent.services import BackupOutcome, BackupTask, Progress, Services, Volume
-from agent.state import NodeChange, State
+from agent.state import State
 from repository.entries import EntryType, Flag
 from repository.errors import FencedError, StoreFullError
 from tests.fakes.coordinator import NODE, REPOSITORY, MemoryCoordinator
@@ -254,7 +254,7 @@ async def test_a_missing_manifest_node_means_reading_all_and_storing_nothing_twi
     first = await agent.backup()
     head = agent.state.head(VOLUME_ID)
     assert head is not None
-    await agent.state.commit(VOLUME_ID, head, [], [], replace=True)
+    await agent.state.commit(VOLUME_ID, head, {}, [], replace=True)
 
     outcome = await agent.backup()
 
@@ -276,8 +276,7 @@ async def test_beginning_anew_relies_on_nothing_that_was_only_promised_a_place(
     assert head is not None
     assert entry.content is not None
     assert entry.content.list is not None
-    lost = NodeChange(entry.content.list.id, -1, None)
-    await agent.state.commit(VOLUME_ID, head, [lost], [])
+    await agent.state.commit(VOLUME_ID, head, {entry.content.list.id: -1}, [])
     # The list of the new file is written before that of the changed one is missed.
     (agent.volume / "a.sqlite").write_bytes(magic + random.Random(2).randbytes(2_000_000))
     with (agent.volume / "b.sqlite").open("r+b") as file:

@@ -1,3 +1,4 @@
+import asyncio
 import os
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import apsw
 import pytest
 
 from agent.errors import StateError
-from agent.state import FrameChange, FrameCount, Head, NodeChange, State
+from agent.state import FrameChange, FrameCount, Head, State
 from repository.frames import Location
 from repository.ids import PackNonce
 
@@ -27,10 +28,29 @@ def test_a_new_state_knows_nothing(path: Path) -> None:
         assert state.known([]) == {}
 
 
+Changes = dict[bytes, tuple[int, bytes | None]]
+
+
+async def commit(
+    state: State,
+    volume_id: bytes,
+    head: Head,
+    nodes: Changes,
+    frames: list[FrameChange],
+    *,
+    replace: bool = False,
+) -> None:
+    """Commit with nodes given as (uses, data); those with data are staged first."""
+    staged = [(id_, data) for id_, (_, data) in nodes.items() if data is not None]
+    await asyncio.wrap_future(state.stage_nodes(volume_id, staged))
+    uses = {id_: use for id_, (use, _) in nodes.items()}
+    await state.commit(volume_id, head, uses, frames, replace=replace)
+
+
 @pytest.mark.asyncio
 async def test_a_commit_is_still_there_after_a_start(path: Path) -> None:
     with State(path) as state:
-        await state.commit(VOLUME, HEAD, [NodeChange(b"a", 1, b"A"), NodeChange(b"b", 1, b"B")], [])
+        await commit(state, VOLUME, HEAD, {b"a": (1, b"A"), b"b": (1, b"B")}, [])
 
     with State(path) as state:
         assert state.head(VOLUME) == HEAD
@@ -40,13 +60,14 @@ async def test_a_commit_is_still_there_after_a_start(path: Path) -> None:
 @pytest.mark.asyncio
 async def test_a_commit_edits_the_manifest_of_its_volume_only(path: Path) -> None:
     with State(path) as state:
-        await state.commit(VOLUME, HEAD, [NodeChange(b"a", 1, b"A"), NodeChange(b"b", 1, b"B")], [])
-        await state.commit(OTHER, HEAD, [NodeChange(b"a", 1, b"A")], [])
+        await commit(state, VOLUME, HEAD, {b"a": (1, b"A"), b"b": (1, b"B")}, [])
+        await commit(state, OTHER, HEAD, {b"a": (1, b"A")}, [])
 
-        await state.commit(
+        await commit(
+            state,
             VOLUME,
             Head(b"next", 8, b"p"),
-            [NodeChange(b"c", 1, b"C"), NodeChange(b"a", -1, None)],
+            {b"c": (1, b"C"), b"a": (-1, None)},
             [],
         )
 
@@ -58,9 +79,9 @@ async def test_a_commit_edits_the_manifest_of_its_volume_only(path: Path) -> Non
 @pytest.mark.asyncio
 async def test_a_commit_that_replaces_leaves_nothing_of_what_was(path: Path) -> None:
     with State(path) as state:
-        await state.commit(VOLUME, HEAD, [NodeChange(b"a", 1, b"A")], [FrameChange(b"p", 0, 1, 10)])
+        await commit(state, VOLUME, HEAD, {b"a": (1, b"A")}, [FrameChange(b"p", 0, 1, 10)])
 
-        await state.commit(VOLUME, HEAD, [NodeChange(b"b", 1, b"B")], [], replace=True)
+        await commit(state, VOLUME, HEAD, {b"b": (1, b"B")}, [], replace=True)
 
         assert state.load_node(VOLUME, b"a") is None
         assert list(state.all_frames(VOLUME)) == []
@@ -70,10 +91,10 @@ async def test_a_commit_that_replaces_leaves_nothing_of_what_was(path: Path) -> 
 async def test_frames_are_counted_per_volume_and_forgotten_at_zero(path: Path) -> None:
     changes = [FrameChange(b"p", 0, 2, 20), FrameChange(b"q", 1, 1, 10)]
     with State(path) as state:
-        await state.commit(VOLUME, HEAD, [], changes)
-        await state.commit(OTHER, HEAD, [], [FrameChange(b"p", 0, 5, 50)])
+        await commit(state, VOLUME, HEAD, {}, changes)
+        await commit(state, OTHER, HEAD, {}, [FrameChange(b"p", 0, 5, 50)])
 
-        await state.commit(VOLUME, HEAD, [], [FrameChange(b"q", 1, 0, 0)])
+        await commit(state, VOLUME, HEAD, {}, [FrameChange(b"q", 1, 0, 0)])
 
         asked = [(b"p", 0), (b"q", 1), (b"unknown", 0)]
         assert state.frame_counts(VOLUME, asked) == {(b"p", 0): FrameCount(2, 20)}
@@ -106,7 +127,7 @@ async def test_the_newest_place_of_a_chunk_wins(path: Path) -> None:
 async def test_a_forgotten_volume_is_gone_but_its_chunks_stay(path: Path) -> None:
     with State(path) as state:
         await state.remember_chunks([(b"c", Location(PackNonce(b"p"), 0, 0, 5))])
-        await state.commit(VOLUME, HEAD, [NodeChange(b"a", 1, b"A")], [])
+        await commit(state, VOLUME, HEAD, {b"a": (1, b"A")}, [])
 
         await state.forget_volume(VOLUME)
 
@@ -137,12 +158,12 @@ def test_a_database_of_another_version_is_begun_anew(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_failed_commit_changes_nothing(path: Path) -> None:
-    refused = [NodeChange(b"b", 1, None)]
+    refused: Changes = {b"b": (1, None)}
     with State(path) as state:
-        await state.commit(VOLUME, HEAD, [NodeChange(b"a", 1, b"A")], [])
+        await commit(state, VOLUME, HEAD, {b"a": (1, b"A")}, [])
 
         with pytest.raises(StateError, match="unusable"):
-            await state.commit(VOLUME, Head(b"next", 8, b"p"), refused, [])
+            await commit(state, VOLUME, Head(b"next", 8, b"p"), refused, [])
 
         assert state.head(VOLUME) == HEAD
 
@@ -155,10 +176,22 @@ def test_a_state_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
 @pytest.mark.asyncio
 async def test_a_node_stays_until_its_last_use_ends(tmp_path: Path) -> None:
     with State(tmp_path / "state.db") as state:
-        await state.commit(VOLUME, HEAD, [NodeChange(b"a", 1, b"A")], [])
-        await state.commit(VOLUME, HEAD, [NodeChange(b"a", 2, b"A")], [])
-        await state.commit(VOLUME, HEAD, [NodeChange(b"a", -2, None)], [])
+        await commit(state, VOLUME, HEAD, {b"a": (1, b"A")}, [])
+        await commit(state, VOLUME, HEAD, {b"a": (2, b"A")}, [])
+        await commit(state, VOLUME, HEAD, {b"a": (-2, None)}, [])
         assert state.load_node(VOLUME, b"a") == b"A"
 
-        await state.commit(VOLUME, HEAD, [NodeChange(b"a", -1, None)], [])
+        await commit(state, VOLUME, HEAD, {b"a": (-1, None)}, [])
         assert state.load_node(VOLUME, b"a") is None
+
+
+@pytest.mark.asyncio
+async def test_what_was_staged_for_no_commit_is_forgotten_with_the_next(path: Path) -> None:
+    with State(path) as state:
+        await asyncio.wrap_future(state.stage_nodes(VOLUME, [(b"a", b"A"), (b"b", b"B")]))
+        assert state.head(VOLUME) is None
+        assert state.load_node(VOLUME, b"a") == b"A"
+
+        await commit(state, VOLUME, HEAD, {b"b": (1, None)}, [])
+
+        assert state.load_nodes(VOLUME, [b"a", b"b"]) == {b"b": b"B"}
