@@ -49,7 +49,7 @@ from repository.walking import own_leaves
 _BATCH_NAMES: Final = 256
 _BATCH_BYTES: Final = 2 * 1024 * 1024
 # Batches and files between the walk and the manifest; only those being worked on hold contents.
-_WINDOW: Final = 32
+_WINDOW: Final = 16
 _PROBLEMS_MAX: Final = 100
 
 _T = TypeVar("_T")

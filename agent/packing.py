@@ -42,6 +42,9 @@ from repository.pack import (
 # One that is filled and one on its way hide each other; memory stays bounded.
 _BUFFERS: Final = {PackKind.DATA: 2, PackKind.METADATA: 2}
 _TARGETS: Final = {PackKind.DATA: DATA_PACK_BYTES, PackKind.METADATA: METADATA_PACK_BYTES}
+# The smallest files fill a pack with hundreds of thousands of chunks, and each of them is a row in
+# tables here and at the coordinator, some 250 bytes: so many chunks end a pack, too.
+_CHUNKS_MAX: Final = 32_768
 # What a frame may be longer than its chunks: for each a length and an id, then header and tag.
 _CHUNK_OVERHEAD: Final = 4 + CHUNK_ID_BYTES
 _FRAME_OVERHEAD: Final = 64
@@ -101,6 +104,7 @@ class _Pack:
         buffer[: len(head)] = head
         self.used = len(head)
         self.promised = 0
+        self.promised_chunks = 0
         self.reserved = 0
         self.closed = False
         self.frames: list[FrameEntry] = []
@@ -141,8 +145,10 @@ class Packs:
         while True:
             with self._changed:
                 pack = self._opened(kind)
-                if pack.used + pack.promised + size_max <= len(pack.buffer):
+                fits = pack.used + pack.promised + size_max <= len(pack.buffer)
+                if fits and pack.promised_chunks + chunks <= _CHUNKS_MAX:
                     pack.promised += size_max
+                    pack.promised_chunks += chunks
                     pack.reserved += 1
                     identity = FrameIdentity(pack.seal.nonce, pack.reserved - 1)
                     return Reservation(pack, identity, size_max)
