@@ -162,6 +162,10 @@ class Target(Ground):
     def mark(self, job_id: str) -> None:
         """Mark the target as unfinished, before anything else is done to it."""
         with self.translated():
+            mode = stat.S_IMODE(os.fstat(self.tree.root).st_mode)
+            if not self._is_root and mode & 0o700 != 0o700:
+                os.fchmod(self.tree.root, mode | 0o700)
+                self._modes[b""] = mode
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.marker, dir_fd=self.tree.root)
             descriptor = os.open(self.marker, _NEW, 0o644, dir_fd=self.tree.root)
@@ -197,6 +201,8 @@ class Target(Ground):
 
         `for_good`: it gets its metadata in the end. Others get their mode back.
         """
+        if for_good:
+            self._modes.pop(key, None)
         if self._is_root or standing.mode & 0o700 == 0o700:
             return
         # A mode cannot be set by name without following links.

@@ -74,10 +74,10 @@ class Node:
         assert outcome.error is None
 
     async def restore(
-        self, *paths: bytes, target: Path | None = None, **options: bool
+        self, *paths: bytes, target: Path | None = None, in_place: bool = False, **options: bool
     ) -> RestoreOutcome:
-        at = b"" if options.get("in_place") else os.fsencode(target or self.target)
-        task = RestoreTask("task", "job", "snapshot", at, paths, **options)
+        at = b"" if in_place else os.fsencode(target or self.target)
+        task = RestoreTask("task", "job", "snapshot", at, paths, in_place, **options)
         volumes = {b"V" * 16: os.fsencode(self.source)}
         roots = [os.fsencode(self.root / "restores")]
         places = RestorePlaces(roots, volumes.get, self.closed)
