@@ -127,7 +127,7 @@ def build(path: bytes, thing: object, files: list[bytes]) -> None:
                 files.append(path)
         case Symlink(_, target):
             os.symlink(target, path)
-        case Pipe():
+        case _:
             os.mkfifo(path)
     assert isinstance(thing, Directory | File | Symlink | Pipe)
     set_meta(path, thing)
