@@ -6,9 +6,20 @@ cannot be exchanged like that: it has to go before something else has its name, 
 """
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from repository.entries import Entry, EntryType
+from repository.entries import Attributes, Entry, EntryType
+
+# The system labels everything by its own rules: these are set where wanted, and never removed.
+_LABELS: Final = frozenset(
+    {
+        b"security.selinux",
+        b"security.SMACK64",
+        b"security.apparmor",
+        b"security.ima",
+        b"security.evm",
+    }
+)
 
 
 class Standing(NamedTuple):
@@ -26,6 +37,8 @@ class Standing(NamedTuple):
     device: int
     target: bytes | None
     """Of a symbolic link."""
+    attributes: Attributes | None
+    """The extended ones, ACLs among them."""
 
 
 class Way(Enum):
@@ -53,13 +66,25 @@ def decide(wanted: Entry, standing: Standing | None) -> Way:
 
 
 def has_metadata(standing: Standing, wanted: Entry, *, times: bool = True) -> bool:
-    """Whether owner, mode and, if asked, the time of change are as wanted already."""
+    """Whether owner, mode, attributes and, if asked, the time of change are as wanted."""
     return (
         (standing.uid, standing.gid) == (wanted.uid, wanted.gid)
         # The mode of a symbolic link is nothing that anybody could set.
         and (wanted.type is EntryType.SYMLINK or standing.mode == wanted.mode)
         and (not times or standing.mtime_ns == wanted.mtime_ns)
+        and not any(attribute_edits(standing.attributes, wanted.xattrs))
     )
+
+
+def attribute_edits(
+    there: Attributes | None, wanted: Attributes | None
+) -> tuple[list[bytes], Attributes]:
+    """Names of the extended attributes to remove, and those to set, to get what is wanted."""
+    if there == wanted:
+        return [], []
+    has, wants = dict(there or ()), dict(wanted or ())
+    removed = [name for name in has if name not in wants and name not in _LABELS]
+    return removed, [(name, value) for name, value in wants.items() if has.get(name) != value]
 
 
 def is_one_inode(first: Standing, others: list[Standing | None]) -> bool:

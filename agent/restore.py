@@ -27,7 +27,7 @@ from agent.fetching import Fetcher, OpenedGrant, Wanted, bytes_of, in_pack_order
 from agent.placing import Placing
 from agent.rehearsing import Rehearsal
 from agent.removing import Extras
-from agent.selecting import Selection, select, selected_entries
+from agent.selecting import Selection, select, selected_entries, with_attributes
 from agent.services import (
     Phase,
     RestoreClient,
@@ -209,7 +209,8 @@ class _Restore:
                 )
             self._begin(target, Selection(), is_empty=standing is None)
             await self._in_worker(lambda: target.mark(self._task.job_id))
-            await self._fill(target, self._laid_out(_once([(name, entry)])))
+            batch = [(name, await with_attributes(self._reader, entry))]
+            await self._fill(target, self._laid_out(_once(batch)))
             await self._finish(target)
 
     def _begin(

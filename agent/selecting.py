@@ -4,6 +4,8 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from repository.entries import ROOT_KEY, SEPARATOR, Entry, Pointer, key_of, path_of
 from repository.errors import UsageError
 from repository.reader import SnapshotReader
@@ -46,7 +48,27 @@ async def select(
 async def selected_entries(
     reader: SnapshotReader, manifest: Pointer, selection: Selection
 ) -> AsyncIterator[list[tuple[bytes, Entry]]]:
-    """Everything in order of keys, or what was selected with the directories that lead there."""
+    """Everything in order of keys, or what was selected with the directories that lead there.
+
+    Long attributes stand in their entries.
+    """
+    async for batch in _selected(reader, manifest, selection):
+        for number, (key, entry) in enumerate(batch):
+            if entry.long_xattrs is not None:
+                batch[number] = (key, await with_attributes(reader, entry))
+        yield batch
+
+
+async def with_attributes(reader: SnapshotReader, entry: Entry) -> Entry:
+    """The entry with its attributes in it, however long."""
+    if entry.long_xattrs is None:
+        return entry
+    return structs.replace(entry, xattrs=await reader.attributes(entry), long_xattrs=None)
+
+
+async def _selected(
+    reader: SnapshotReader, manifest: Pointer, selection: Selection
+) -> AsyncIterator[list[tuple[bytes, Entry]]]:
     if not selection:
         async for batch in reader.entries(manifest):
             yield batch

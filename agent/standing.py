@@ -11,15 +11,18 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Self
 
+from agent.attributes import attributes_of
 from agent.beneath import Tree, open_regular
-from agent.errors import TargetError
+from agent.errors import SourceError, TargetError
 from agent.replacing import Standing
 from agent.sweep import entry_type
-from repository.entries import EntryType, Extent
+from repository.entries import Attributes, EntryType, Extent
 from repository.frames import RAW_BYTES_MAX
 from repository.ids import IdKeys, ObjectType
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Holds whatever has a name, and opens nothing.
+_HELD: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOTHING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
@@ -70,14 +73,19 @@ class Ground:
         """What stands at a name; None if nothing does, or what should hold it is no directory."""
         try:
             with self.tree.parent(key) as (directory, name):
-                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                is_link = stat.S_ISLNK(found.st_mode)
-                target = os.readlink(name, dir_fd=directory) if is_link else None
+                held = os.open(name, _HELD, dir_fd=directory)
+            try:
+                found = os.fstat(held)
+                target = os.readlink(b"", dir_fd=held) if stat.S_ISLNK(found.st_mode) else None
+                return _standing(found, target, attributes_of(held, opened=False))
+            finally:
+                os.close(held)
         except OSError as error:
             if error.errno in _NOTHING:
                 return None
             raise self.meaning(error) from error
-        return _standing(found, target)
+        except SourceError:
+            return _standing(found, target, None)  # more than any snapshot has: all is set anew
 
     def can_enter(self, key: bytes) -> bool:
         """Whether a directory is ours to work in: no mount point, and none of the closed ones."""
@@ -174,7 +182,9 @@ def read_at(descriptor: int, offset: int, length: int) -> bytes:
     return data
 
 
-def _standing(found: os.stat_result, target: bytes | None) -> Standing:
+def _standing(
+    found: os.stat_result, target: bytes | None, attributes: Attributes | None
+) -> Standing:
     kind = entry_type(found.st_mode)
     is_device = kind in {EntryType.CHARACTER_DEVICE, EntryType.BLOCK_DEVICE}
     return Standing(
@@ -188,6 +198,7 @@ def _standing(found: os.stat_result, target: bytes | None) -> Standing:
         links=found.st_nlink,
         device=found.st_rdev if is_device else 0,
         target=target,
+        attributes=attributes,
     )
 
 

@@ -22,9 +22,10 @@ from typing import Final
 
 from typing_extensions import override
 
-from agent.errors import TargetError
+from agent.attributes import attributes_of
+from agent.errors import SourceError, TargetError
 from agent.removing import remove
-from agent.replacing import Standing, Way, has_metadata
+from agent.replacing import Standing, Way, attribute_edits, has_metadata
 from agent.standing import Block, Ground, data_ranges, read_at
 from agent.syscalls import punch_hole, sync_filesystem
 from repository.entries import Entry, EntryType
@@ -482,21 +483,44 @@ class Target(Ground):
                 os.fchown(descriptor, entry.uid, entry.gid)
             except PermissionError:
                 self._cannot_own(key, entry)
-        self._set_xattrs(descriptor, key, entry)
-        if found is None or not owned or stat.S_IMODE(found.st_mode) != entry.mode:
+        edited = self._set_attributes(descriptor, key, entry)
+        # An ACL that was set has changed the mode, too.
+        if found is None or not owned or edited or stat.S_IMODE(found.st_mode) != entry.mode:
             os.fchmod(descriptor, entry.mode)
         if found is None or found.st_mtime_ns != entry.mtime_ns:
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
 
-    def _set_xattrs(self, descriptor: int, key: bytes, entry: Entry) -> None:
-        for name, value in entry.xattrs or ():
-            try:
-                os.setxattr(descriptor, name, value)
-            except OSError as error:
-                if error.errno in _FULL:
-                    raise
-                reason = (error.strerror or str(error)).lower()
-                self._warn(key, f"cannot set attribute {os.fsdecode(name)}: {reason}")
+    def _set_attributes(
+        self, descriptor: int, key: bytes, entry: Entry, *, opened: bool = True
+    ) -> bool:
+        """Give it its extended attributes and no others; whether that took anything.
+
+        What was just made may have some already: a directory may hand down an ACL.
+        """
+        try:
+            there = attributes_of(descriptor, opened=opened)
+        except SourceError as error:
+            raise TargetError(error.message, hint=error.hint) from error
+        removed, wanted = attribute_edits(there, entry.xattrs)
+        what: int | str = descriptor if opened else f"/proc/self/fd/{descriptor}"
+        for name in removed:
+            with self._attribute(key, name):
+                os.removexattr(what, name)
+        for name, value in wanted:
+            with self._attribute(key, name):
+                os.setxattr(what, name, value)
+        return bool(removed or wanted)
+
+    @contextlib.contextmanager
+    def _attribute(self, key: bytes, name: bytes) -> Iterator[None]:
+        """Make what is not allowed, or not to be had here, a warning."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            reason = (error.strerror or str(error)).lower()
+            self._warn(key, f"cannot set attribute {os.fsdecode(name)}: {reason}")
 
     def _set_by_name(self, directory: int, name: bytes, key: bytes, entry: Entry) -> None:
         """The same for what cannot be opened: a symbolic link, a FIFO or a device."""
@@ -504,14 +528,14 @@ class Target(Ground):
             os.chown(name, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
         except PermissionError:
             self._cannot_own(key, entry)
-        if entry.type is not EntryType.SYMLINK:
-            # A mode cannot be set by name without following links: hold what is there.
-            held = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-            try:
-                if not stat.S_ISLNK(os.fstat(held).st_mode):
-                    os.chmod(f"/proc/self/fd/{held}", entry.mode)
-            finally:
-                os.close(held)
+        # Mode and attributes cannot be set by name without following links: hold what is there.
+        held = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            self._set_attributes(held, key, entry, opened=False)
+            if not stat.S_ISLNK(os.fstat(held).st_mode):
+                os.chmod(f"/proc/self/fd/{held}", entry.mode)
+        finally:
+            os.close(held)
         times = (entry.mtime_ns, entry.mtime_ns)
         os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
 

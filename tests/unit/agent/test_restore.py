@@ -129,8 +129,10 @@ def picture(root: Path) -> dict[str, object]:
         elif stat.S_ISREG(status.st_mode):
             content = path.read_bytes()
         first = groups.setdefault(status.st_ino, name)
+        attributes = os.listxattr(path, follow_symlinks=False)
         owner = (status.st_uid, status.st_gid)
-        found[name] = (status.st_mode, owner, status.st_mtime_ns, content, first)
+        extra = {each: os.getxattr(path, each, follow_symlinks=False) for each in attributes}
+        found[name] = (status.st_mode, owner, status.st_mtime_ns, content, first, extra)
     return found
 
 

@@ -246,6 +246,24 @@ async def test_only_metadata_that_differs_is_touched(node: Node) -> None:
     assert (statistics.files_unchanged, statistics.bytes_written) == (0, 0)
 
 
+async def test_attributes_come_back_and_others_go(node: Node) -> None:
+    large(node.source / "file")
+    os.setxattr(node.source / "file", "user.long", b"v" * 2000)
+    (node.source / "directory").mkdir()
+    os.setxattr(node.source / "directory", "user.mine", b"1")
+    await node.back_up()
+    before = picture(node.source)
+    os.setxattr(node.source / "file", "user.other", b"2")
+    os.removexattr(node.source / "file", "user.long")
+    os.setxattr(node.source / "directory", "user.mine", b"3")
+
+    statistics = await done(node, in_place=True)
+    await done(node)
+
+    assert picture(node.source) == picture(node.target) == before
+    assert (statistics.files_unchanged, statistics.bytes_written) == (0, 0)
+
+
 @pytest.mark.parametrize("was", ["file", "directory", "link", "pipe", "device", "outside"])
 @pytest.mark.parametrize("becomes", ["file", "directory", "link", "pipe", "device", "outside"])
 async def test_every_kind_of_thing_gives_way_to_every_other(

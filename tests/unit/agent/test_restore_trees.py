@@ -5,6 +5,7 @@ import functools
 import os
 import random
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,7 @@ class Meta:
     mode: int
     mtime_ns: int
     owner: tuple[int, int]
+    attributes: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,31 @@ class Directory:
     names: dict[bytes, Any]
 
 
-META = st.builds(Meta, st.sampled_from([0o600, 0o644, 0o4755, 0o1777, 0o000]), TIMES, OWNERS)
+# An ACL for user 7, as the kernel keeps it: version; (tag, permissions, id) of user::, user:7:,
+# group::, mask::, other::.
+ACL = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", tag, permissions, who)
+    for tag, permissions, who in (
+        *((1, 6, 0xFFFFFFFF), (2, 7, 7), (4, 4, 0xFFFFFFFF)),
+        *((16, 7, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF)),
+    )
+)
+ATTRIBUTES = st.lists(
+    st.sampled_from(
+        [
+            ("user.a", b""),
+            ("user.a", b"\0\xff"),
+            ("user.long", b"v" * 2000),
+            ("system.posix_acl_access", ACL),
+            ("system.posix_acl_default", ACL),
+        ]
+    ),
+    unique_by=lambda each: each[0],
+    max_size=2,
+).map(tuple)
+META = st.builds(
+    Meta, st.sampled_from([0o600, 0o644, 0o4755, 0o1777, 0o000]), TIMES, OWNERS, ATTRIBUTES
+)
 LEAVES = st.one_of(
     st.builds(File, META, st.lists(SEGMENTS, max_size=4).map(tuple)),
     st.builds(Symlink, META, st.sampled_from([b"a", b"/nowhere", b"../..", b"\xff"])),
@@ -148,6 +174,10 @@ def set_meta(path: bytes, thing: Directory | File | Symlink | Pipe) -> None:
     if not isinstance(thing, Symlink):
         keep = 0o700 if os.geteuid() and isinstance(thing, Directory) else 0
         os.chmod(path, thing.meta.mode | keep)
+        if not isinstance(thing, Pipe):
+            for name, value in thing.meta.attributes:
+                if name != "system.posix_acl_default" or isinstance(thing, Directory):
+                    os.setxattr(path, name, value)
     os.utime(path, ns=(0, thing.meta.mtime_ns), follow_symlinks=False)
 
 
