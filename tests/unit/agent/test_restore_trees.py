@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import Phase as Step
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -212,6 +213,7 @@ def assert_whole(outcome: RestoreOutcome) -> None:
     assert not outcome.statistics.warnings
 
 
+@pytest.mark.timeout(60)
 @EXAMPLES
 @given(tree=TREES)
 def test_a_restore_of_a_backup_of_a_tree_is_the_tree(tree: Directory) -> None:
@@ -228,6 +230,7 @@ def test_a_restore_of_a_backup_of_a_tree_is_the_tree(tree: Directory) -> None:
     on_a_node(work)
 
 
+@pytest.mark.timeout(60)
 @EXAMPLES
 @given(tree=TREES, other=TREES, seed=st.integers(0, 1000))
 def test_in_place_over_any_other_tree_gives_the_tree(
