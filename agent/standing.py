@@ -23,6 +23,7 @@ from repository.ids import IdKeys, ObjectType
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Holds whatever has a name, and opens nothing.
 _HELD: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_EXCHANGED: Final = "the file was exchanged during the restore"
 _NOTHING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
@@ -121,14 +122,19 @@ class Ground:
         with self.tree.parent(key) as (directory, name):
             if flags == os.O_RDONLY:
                 descriptor, found = open_regular(directory, name)
-            else:
-                flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                descriptor = os.open(name, flags, dir_fd=directory)
-                found = os.fstat(descriptor)
-        if (found.st_dev, found.st_ino) != standing.identity:
-            os.close(descriptor)
-            raise TargetError("the file was exchanged during the restore")
-        return descriptor
+                if (found.st_dev, found.st_ino) != standing.identity:
+                    os.close(descriptor)
+                    raise TargetError(_EXCHANGED)
+                return descriptor
+            # To open a device for writing may do things to it: see first that it is none.
+            held = os.open(name, _HELD, dir_fd=directory)
+        try:
+            found = os.fstat(held)
+            if (found.st_dev, found.st_ino) != standing.identity:
+                raise TargetError(_EXCHANGED)
+            return os.open(f"/proc/self/fd/{held}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
+        finally:
+            os.close(held)
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
