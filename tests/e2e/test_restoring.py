@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,9 @@ def test_a_restore_in_place_that_could_not_do_everything_is_marked_until_one_can
 ) -> None:
     before = trees.snapshot_of(tree)
     snapshot = up.backup()["snapshot_id"]
-    (tree / "large").unlink()
-    (tree / "a" / "same inode").unlink()
+    # Whatever the damage hits has to be fetched.
+    for name in os.listdir(os.fsencode(tree)):
+        remove(os.fsencode(tree) + b"/" + name)
     (tree / "extra").write_bytes(b"extra")
     pack = max(up.packs(), key=os.path.getsize)
     flip_byte(pack, 2_000_000)
@@ -154,10 +156,18 @@ def test_a_restore_in_place_that_could_not_do_everything_is_marked_until_one_can
     restore(up, snapshot, "--in-place", "--delete", "--yes")
 
     assert (damaged.code, damaged.document["phase"]) == (3, "PartiallyFailed")
-    assert {one["path"] for one in damaged.document["errors"]} >= {"large"}
+    assert damaged.document["errors_total"] >= 1
+    assert damaged.document["files_restored"] >= 1
     assert marked
     assert kept
     trees.assert_same(before, trees.snapshot_of(tree))
+
+
+def remove(path: bytes) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
 
 
 def test_tidemarks_own_data_survives_a_restore_that_deletes(
