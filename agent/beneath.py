@@ -203,9 +203,15 @@ class Tree:
     anew by their path. A volume that is a single file is a tree of which only b"" exists.
     """
 
-    def __init__(self, root: int, *, file_name: bytes | None = None) -> None:
-        """Take over an open directory. With `file_name`, b"" means that name in it."""
+    def __init__(
+        self, root: int, *, file_name: bytes | None = None, same_filesystem: bool = False
+    ) -> None:
+        """Take over an open directory. With `file_name`, b"" means that name in it.
+
+        With `same_filesystem`, what is mounted beneath cannot be entered: EXDEV.
+        """
         self.root = root
+        self._same_filesystem = same_filesystem
         self._file_name = file_name
         self._open: OrderedDict[bytes, _Open] = OrderedDict()
         self._lock = threading.Lock()
@@ -298,7 +304,8 @@ class Tree:
                 self._open.move_to_end(key)
                 opened.users += 1
                 return opened
-        fresh = _Open(open_beneath(self.root, key.replace(b"\0", b"/"), _DIRECTORY))
+        path = key.replace(b"\0", b"/")
+        fresh = _Open(open_directory(self.root, path, same_filesystem=self._same_filesystem))
         with self._lock:
             opened = self._open.setdefault(key, fresh)
             opened.users += 1

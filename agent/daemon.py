@@ -37,6 +37,7 @@ from agent.services import (
     Clock,
     Phase,
     RestoreOutcome,
+    RestorePlaces,
     RestoreStatistics,
     RestoreTask,
     Services,
@@ -268,11 +269,19 @@ class _Agent(Handler):
         return lambda: self._control.send_backup_end(task, outcome)
 
     async def _restore(self, task: RestoreTask) -> Report:
-        _log.info("restore begins", snapshot=task.snapshot_id, target=os.fsdecode(task.target))
-        roots = [os.fsencode(root) for root in self._config.restore_roots]
+        _log.info("restore begins", snapshot=task.snapshot_id, target=_shown(task))
+        places = RestorePlaces(
+            roots=[os.fsencode(root) for root in self._config.restore_roots],
+            volume_path=self._volume_path,
+            closed=excluded(never_read(self._config)),
+        )
         services = self._services_of(task.task_id)
-        outcome = await run_restore(task, services, self._calls, roots)
+        outcome = await run_restore(task, services, self._calls, places)
         return self._restore_ended(task, outcome)
+
+    def _volume_path(self, volume_id: bytes) -> bytes | None:
+        volume = self._volumes.get(volume_id)
+        return None if volume is None else volume.path
 
     def _restore_ended(self, task: RestoreTask, outcome: RestoreOutcome) -> Report:
         self._metrics.tasks_total.labels("restore", outcome.phase.name.lower()).inc()
@@ -292,6 +301,10 @@ def _phase_of(outcome: BackupOutcome) -> Phase:
     if outcome.committed is not None:
         return outcome.committed.phase
     return Phase.CANCELED if isinstance(outcome.error, CanceledError) else Phase.FAILED
+
+
+def _shown(task: RestoreTask) -> str:
+    return "in place" if task.in_place else os.fsdecode(task.target)
 
 
 def _failed_backup(error: TidemarkError) -> BackupOutcome:

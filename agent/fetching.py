@@ -104,6 +104,11 @@ def coalesce(places: Sequence[Place]) -> list[tuple[int, int]]:
     return ranges
 
 
+def bytes_of(group: Sequence[Wanted]) -> int:
+    """How many bytes one fetch of these frames brings."""
+    return sum(length for _, length in coalesce([each.place for each in group]))
+
+
 def in_pack_order(wanted: Iterable[Wanted]) -> Iterator[list[Wanted]]:
     """Group frames for one fetch each: of one pack, neighbours, of a bounded size."""
     group: list[Wanted] = []

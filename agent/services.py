@@ -36,6 +36,13 @@ class Volume(msgspec.Struct, frozen=True):
     source: str = "path"
 
 
+class PathChange(msgspec.Struct, frozen=True):
+    """One path, relative to the target, and what becomes of it: added, modified or removed."""
+
+    path: bytes
+    change: str
+
+
 class PathProblem(msgspec.Struct, frozen=True):
     """One path, relative to the volume or target, and what is the matter with it."""
 
@@ -69,8 +76,26 @@ class RestoreTask:
     """Absolute, to be opened beneath one of the agent's restore roots."""
     paths: Sequence[bytes] = ()
     """What to restore of the snapshot; nothing named means everything."""
-    wishes: Sequence[str] = ()
-    """What else was asked for and this agent cannot do; it refuses instead of ignoring it."""
+    in_place: bool = False
+    """Whether to the place of the volume itself, wherever this agent has that; no target then."""
+    overwrite: bool = False
+    """Whether to replace what exists in the target; in place always does."""
+    delete_extra: bool = False
+    """Whether to remove what the snapshot does not have."""
+    dry_run: bool = False
+    """Whether to write nothing and say what would be done."""
+
+
+@dataclass(frozen=True)
+class RestorePlaces:
+    """Where this agent's restores may write."""
+
+    roots: Sequence[bytes]
+    """Directories beneath which a target must lie."""
+    volume_path: Callable[[bytes], bytes | None] = lambda _: None
+    """The path of a volume by its id, None for what is no volume of this node."""
+    closed: frozenset[tuple[int, int]] = frozenset()
+    """Device and inode of directories that restores never enter."""
 
 
 @dataclass
@@ -99,13 +124,23 @@ class BackupStatistics:
 class RestoreStatistics:
     """What a restore did; it is filled while the restore runs."""
 
+    dry_run: bool = False
+    """Whether all this would be done, and nothing was."""
     files_restored: int = 0
+    """Files that are as the snapshot says, whatever that took."""
     bytes_restored: int = 0
+    files_unchanged: int = 0
+    """Those of them that were so before."""
+    files_removed: int = 0
     bytes_written: int = 0
+    """Content that was written; what is copied within the target is not counted."""
     bytes_fetched: int = 0
     warnings: list[PathProblem] = field(default_factory=list)
     errors: list[PathProblem] = field(default_factory=list)
     errors_total: int = 0
+    changes: list[PathChange] = field(default_factory=list)
+    """Of a dry run: the first of what would become different."""
+    changes_total: int = 0
 
 
 @dataclass(frozen=True)

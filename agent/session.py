@@ -56,9 +56,6 @@ _LOG_LINES_MAX: Final = 1000
 _TOLD_SECONDS: Final = 120.0
 _TOLD_MAX: Final = 256
 
-# Of a restore; each is refused until it can be done.
-_WISHES: Final = ("in_place", "overwrite", "delete_extra", "dry_run")
-
 _random = random.SystemRandom()
 _log = get_logger()
 
@@ -214,6 +211,14 @@ class ControlStream:
             warnings=path_errors(statistics.warnings),
             errors=path_errors(statistics.errors),
             errors_total=statistics.errors_total,
+            files_unchanged=statistics.files_unchanged,
+            files_removed=statistics.files_removed,
+            dry_run=statistics.dry_run,
+            changes=[
+                common_pb2.PathChange(path=each.path, change=each.change)
+                for each in statistics.changes
+            ],
+            changes_total=statistics.changes_total,
         )
         end = agent_pb2.RestoreFinished(
             task_id=task.task_id,
@@ -434,7 +439,10 @@ def _restore_task(ask: agent_pb2.RunRestore) -> RestoreTask:
         snapshot_id=ask.snapshot_id,
         target=ask.target,
         paths=tuple(ask.paths),
-        wishes=tuple(name for name in _WISHES if getattr(ask, name)),
+        in_place=ask.in_place,
+        overwrite=ask.overwrite,
+        delete_extra=ask.delete_extra,
+        dry_run=ask.dry_run,
     )
 
 

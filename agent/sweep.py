@@ -12,20 +12,17 @@ filesystem, follows no link, and holds few descriptors however deep the volume i
 """
 
 import errno
-import heapq
 import itertools
 import os
 import stat
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from operator import attrgetter
 from typing import Final, NamedTuple
 
 import msgspec
 
 from agent.beneath import Tree, open_beneath, open_directory
 from agent.errors import SourceError, VolumeError
+from agent.listing import sorted_names
 from agent.reading import source_error
 from repository.entries import KEY_BYTES_MAX, Entry, EntryStat, EntryType
 from repository.walking import Leaf
@@ -35,13 +32,8 @@ _FOUND_PER_BATCH = 512
 _SEEN_PER_BATCH = 16_384
 # Directories whose descriptor the walk keeps; the ones further up are opened anew on the way back.
 _OPEN_LEVELS = 48
-# More names than this are sorted by runs on disk: some 15 MiB of memory for any directory.
-_NAMES_IN_MEMORY = 200_000
 _END: Final = (None, None)
 _RACES = 4  # tries at a name that somebody exchanges while we look
-
-_ENCODING: Final = sys.getfilesystemencoding()
-_ENCODE_ERRORS: Final = sys.getfilesystemencodeerrors()
 
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})
 _EXCHANGED = frozenset({errno.ENOTDIR, errno.ELOOP})
@@ -233,7 +225,7 @@ class _Walk:
         self._device = found.st_dev
         level = _Level(b"", descriptor, found)
         try:
-            level.names = self._list(descriptor)
+            level.names = sorted_names(descriptor, self._scratch)
         except OSError as error:
             os.close(descriptor)
             raise _unreadable(error) from error
@@ -349,7 +341,7 @@ class _Walk:
             if (opened.st_dev, opened.st_ino) != (found.st_dev, found.st_ino):
                 raise OSError(errno.ENOTDIR, "exchanged")  # noqa: TRY301 - as if open had seen it
             lower = _Level(key, descriptor, found)
-            lower.names = self._list(descriptor)
+            lower.names = sorted_names(descriptor, self._scratch)
         except OSError:
             os.close(descriptor)
             raise
@@ -382,34 +374,6 @@ class _Walk:
         self.levels.pop()
         self._keep_beneath(level.key, problem)
         return False
-
-    def _list(self, descriptor: int) -> Iterator[bytes]:
-        """Read all names of a directory now, and return them sorted bytewise."""
-        names: list[bytes] = []
-        runs: list[Iterator[bytes]] = []
-        with os.scandir(descriptor) as listing:
-            listed = map(attrgetter("name"), listing)
-            while part := list(itertools.islice(listed, _NAMES_IN_MEMORY)):
-                if names:
-                    runs.append(self._run(names))
-                # All at once: no name holds a zero byte.
-                names = "\0".join(part).encode(_ENCODING, _ENCODE_ERRORS).split(b"\0")
-        names.sort()
-        return heapq.merge(*runs, names) if runs else iter(names)
-
-    def _run(self, names: list[bytes]) -> Iterator[bytes]:
-        """Sort names and put them on disk. No name holds a slash, so it can stand for newline."""
-        names.sort()
-        file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - closed by the generator
-        file.writelines(name.replace(b"\n", b"/") + b"\n" for name in names)
-        file.seek(0)
-
-        def read_back() -> Iterator[bytes]:
-            with file:
-                for line in file:
-                    yield line[:-1].replace(b"/", b"\n")
-
-        return read_back()
 
     # The merge. The old entry at hand is the first that is not yet settled.
 

@@ -128,8 +128,16 @@ class BackupStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class PathChange:
+    """What becomes of one path of a restore's target: added, modified or removed."""
+
+    path: bytes
+    change: str
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What a restore did, as its agent counted."""
+    """What a restore did, or would do, as its agent counted."""
 
     files_restored: int = 0
     bytes_restored: int = 0
@@ -139,6 +147,12 @@ class RestoreResult:
     errors: tuple[PathError, ...] = ()
     errors_total: int = 0
     duration_seconds: float = 0.0
+    files_unchanged: int = 0
+    files_removed: int = 0
+    dry_run: bool = False
+    # At most 1,000; changes_total counts all.
+    changes: tuple[PathChange, ...] = ()
+    changes_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from coordinator.model import (
     JobKind,
     LogLine,
     Node,
+    PathChange,
     PathError,
     Phase,
     Progress,
@@ -64,6 +65,7 @@ _CHANGES: Final = {
 }
 # Lists of errors carry so many; their total counts all.
 ERRORS_MAX: Final = 100
+CHANGES_MAX: Final = 1000
 
 
 def timestamp(nanoseconds: int | None) -> Timestamp | None:
@@ -136,6 +138,11 @@ def restore_back(message: common_pb2.RestoreResult) -> RestoreResult:
         errors=tuple(map(_path_error_back, message.errors[:ERRORS_MAX])),
         errors_total=max(message.errors_total, len(message.errors)),
         duration_seconds=message.duration_seconds,
+        files_unchanged=message.files_unchanged,
+        files_removed=message.files_removed,
+        dry_run=message.dry_run,
+        changes=tuple(PathChange(each.path, each.change) for each in message.changes[:CHANGES_MAX]),
+        changes_total=max(message.changes_total, len(message.changes)),
     )
 
 
@@ -323,6 +330,13 @@ def _restore(owner: Job, task: Task) -> common_pb2.RestoreResult:
         errors=errors,
         errors_total=total,
         duration_seconds=seconds,
+        files_unchanged=result.files_unchanged,
+        files_removed=result.files_removed,
+        dry_run=result.dry_run,
+        changes=[
+            common_pb2.PathChange(path=each.path, change=each.change) for each in result.changes
+        ],
+        changes_total=result.changes_total,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from coordinator.cli.command import Invocation, noun, verb
-from coordinator.cli.documents import Document, document, documents, enum_word
+from coordinator.cli.documents import Document, document, documents, enum_word, path_text
 from coordinator.cli.durations import format_duration, format_size
 from coordinator.cli.failure import UsageError
 from coordinator.cli.output import Table, fields_table, printable
@@ -21,6 +21,7 @@ from proto.tidemark.v1.admin_pb2 import (
     JobKind,
     ListJobsRequest,
 )
+from proto.tidemark.v1.common_pb2 import RestoreResult
 
 app = noun("job", "List, watch and cancel jobs.")
 
@@ -194,12 +195,7 @@ def job_table(job: Job) -> Table:
         ]
     if job.HasField("restore"):
         done = job.restore
-        fields += [
-            ("files", f"{done.files_restored:,}"),
-            ("restored", format_size(done.bytes_restored)),
-            ("fetched", format_size(done.bytes_fetched)),
-            ("problems", _problems(done)),
-        ]
+        fields += _restore_fields(done)
     if job.HasField("verify"):
         proof = job.verify
         fields += [
@@ -218,6 +214,23 @@ def job_table(job: Job) -> Table:
     if job.message:
         fields.append(("message", job.message))
     return fields_table(fields)
+
+
+def _restore_fields(done: RestoreResult) -> list[tuple[str, str]]:
+    fields = [
+        ("files", f"{done.files_restored:,}, of them {done.files_unchanged:,} unchanged"),
+        ("removed", f"{done.files_removed:,}"),
+        ("restored", format_size(done.bytes_restored)),
+        ("written", format_size(done.bytes_written)),
+        ("fetched", format_size(done.bytes_fetched)),
+        ("problems", _problems(done)),
+    ]
+    if done.dry_run:
+        fields.append(("dry run", f"nothing was done; {done.changes_total:,} paths would change:"))
+        fields += [(change.change, path_text(change.path)) for change in done.changes]
+        if done.changes_total > len(done.changes):
+            fields.append(("", f"… and {done.changes_total - len(done.changes):,} more"))
+    return fields
 
 
 def _problems(result: Any) -> str:

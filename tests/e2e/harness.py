@@ -80,9 +80,9 @@ class Up:
         self.context = Path(context)
         return self
 
-    def run(self, *arguments: Argument) -> Result:
+    def run(self, *arguments: Argument, stdin: int = subprocess.DEVNULL) -> Result:
         """Run one command against this coordinator."""
-        return self.machine.run("--context", self.context, *arguments)
+        return self.machine.run("--context", self.context, *arguments, stdin=stdin)
 
     def json(self, *arguments: Argument) -> Any:
         """The document that a succeeding command prints."""
@@ -158,10 +158,12 @@ class Machine:
         *arguments: Argument,
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
     ) -> Result:
         """Run one command to its end."""
         done = subprocess.run(
             [COMMAND, *(os.fspath(one) for one in arguments)],
+            stdin=stdin,
             capture_output=True,
             timeout=COMMAND_SECONDS,
             cwd=cwd,

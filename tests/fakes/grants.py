@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from msgspec import structs
 from typing_extensions import override
 
 from agent.errors import CoordinatorError
@@ -9,6 +10,7 @@ from agent.services import Grant, GrantedFrame, GrantedPack, RestoreClient
 from repository.frames import FrameIdentity
 from repository.keys import frame_key, seal, wrap
 from repository.layout import GRANT_INFO, ReaderKeys
+from repository.snapshot import Countersigning, Verdict, countersign, sign_root
 from tests.fakes.coordinator import REPOSITORY, MemoryCoordinator
 
 _KEY = b"g" * 32
@@ -22,6 +24,8 @@ class MemoryGrants(RestoreClient):
         self.single_frames = False
         """Whether frames are granted one by one, as those of another volume are."""
         self.missing: set[str] = set()
+        self.root_errors = 0
+        """Paths that could not be read when the snapshot was made, as its root says."""
         self.asked: list[tuple[str, list[tuple[int, int]]]] = []
 
     @override
@@ -38,12 +42,20 @@ class MemoryGrants(RestoreClient):
                 frames.append(GrantedFrame(nonce, number, name, wrapped, offset, length))
         reader_keys = ReaderKeys(REPOSITORY, self._coordinator.ids).encode()
         return Grant(
-            root=self._coordinator.roots[-1],
+            root=self._root(),
             sealed_grant_key=seal(public_key, _KEY, GRANT_INFO),
             wrapped_reader_keys=wrap(_KEY, reader_keys, b"reader keys"),
             packs=packs,
             frames=frames,
         )
+
+    def _root(self) -> bytes:
+        if not self.root_errors:
+            return self._coordinator.roots[-1]
+        body = structs.replace(self._coordinator.body(), errors_total=self.root_errors)
+        signed = sign_root(body, self._coordinator.node)
+        addition = Countersigning(1, 0, 1, Verdict.PARTIALLY_FAILED)
+        return countersign(signed, addition, self._coordinator.node)
 
     @override
     async def read_pack(

@@ -259,6 +259,31 @@ class BackupResult(_message.Message):
 Global___BackupResult: _TypeAlias = BackupResult  # noqa: Y015
 
 @_typing.final
+class PathChange(_message.Message):
+    """What becomes of one path of a restore's target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    change: _builtins.str
+    """"added", "modified" or "removed"."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        change: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PathChange: _TypeAlias = PathChange  # noqa: Y015
+
+@_typing.final
 class RestoreResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -270,17 +295,33 @@ class RestoreResult(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     ERRORS_TOTAL_FIELD_NUMBER: _builtins.int
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    FILES_UNCHANGED_FIELD_NUMBER: _builtins.int
+    FILES_REMOVED_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    CHANGES_TOTAL_FIELD_NUMBER: _builtins.int
     files_restored: _builtins.int
+    """Files that are as the snapshot says, whether they were written or stood there already."""
     bytes_restored: _builtins.int
     bytes_written: _builtins.int
-    """Bytes written to the target, and sealed bytes fetched from the store."""
+    """Content written to the target (copies within it not counted), and sealed bytes fetched."""
     bytes_fetched: _builtins.int
     errors_total: _builtins.int
     duration_seconds: _builtins.float
+    files_unchanged: _builtins.int
+    """Of files_restored, those that stood there just so; and files that were removed."""
+    files_removed: _builtins.int
+    dry_run: _builtins.bool
+    """Nothing was done: the numbers say what would be."""
+    changes_total: _builtins.int
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathError]: ...
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathError]: ...
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathChange]:
+        """Of a dry run: at most 1,000; changes_total counts all."""
+
     def __init__(
         self,
         *,
@@ -292,10 +333,15 @@ class RestoreResult(_message.Message):
         errors: _abc.Iterable[Global___PathError] | None = ...,
         errors_total: _builtins.int = ...,
         duration_seconds: _builtins.float = ...,
+        files_unchanged: _builtins.int = ...,
+        files_removed: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
+        changes: _abc.Iterable[Global___PathChange] | None = ...,
+        changes_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_fetched", b"bytes_fetched", "bytes_restored", b"bytes_restored", "bytes_written", b"bytes_written", "duration_seconds", b"duration_seconds", "errors", b"errors", "errors_total", b"errors_total", "files_restored", b"files_restored", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_fetched", b"bytes_fetched", "bytes_restored", b"bytes_restored", "bytes_written", b"bytes_written", "changes", b"changes", "changes_total", b"changes_total", "dry_run", b"dry_run", "duration_seconds", b"duration_seconds", "errors", b"errors", "errors_total", b"errors_total", "files_removed", b"files_removed", "files_restored", b"files_restored", "files_unchanged", b"files_unchanged", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

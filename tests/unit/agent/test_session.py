@@ -117,7 +117,8 @@ async def test_the_agent_says_who_it_is_and_takes_tasks() -> None:
 
         restore = await agent.said.get()
         assert isinstance(restore, RestoreTask)
-        assert (restore.task_id, restore.target, restore.wishes) == ("1", b"/t", ("dry_run",))
+        assert (restore.task_id, restore.target) == ("1", b"/t")
+        assert (restore.dry_run, restore.overwrite) == (True, False)
         assert await agent.said.get() == ("cancel", "1")
         assert [volume.name for volume in hello.volumes] == ["volume"]
         assert list(hello.restore_roots) == [b"/restores"]

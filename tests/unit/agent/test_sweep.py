@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent import beneath
+from agent import beneath, listing
 from agent import sweep as module
 from agent.beneath import Tree
 from agent.errors import VolumeError
@@ -229,7 +229,7 @@ def test_a_thousand_levels_are_walked_with_few_descriptors(deep_path: Path) -> N
 def test_a_directory_too_large_for_memory_is_sorted_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_NAMES_IN_MEMORY", 10)
+    monkeypatch.setattr(listing, "_NAMES_IN_MEMORY", 10)
     names = [b"%03d\n%d" % (n * 7919 % 100, n) for n in range(100)]
     trees.make(tmp_path, dict.fromkeys(names, b""))
 

@@ -29,6 +29,7 @@ SNAPSHOT_KEYS = {
 RESTORE_KEYS = {
     *("job_id", "phase", "files_restored", "bytes_restored", "bytes_written", "bytes_fetched"),
     *("warnings", "errors", "errors_total", "duration_seconds"),
+    *("files_unchanged", "files_removed", "dry_run", "changes", "changes_total"),
 }
 VERIFY_KEYS = {
     *("job_id", "phase", "snapshots_checked", "packs_checked", "chunks_checked", "bytes_read"),

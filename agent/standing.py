@@ -1,0 +1,219 @@
+"""What stands in a restore's target, looked at and never written: for restores and rehearsals.
+
+Everything is relative to directory descriptors, as in writing.py. Contents are compared by the ids
+of chunks: what has the id that the snapshot names need not be fetched.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, Self
+
+from agent.attributes import attributes_of
+from agent.beneath import Tree, open_regular
+from agent.errors import SourceError, TargetError
+from agent.replacing import Standing
+from agent.sweep import entry_type
+from repository.entries import Attributes, EntryType, Extent
+from repository.frames import RAW_BYTES_MAX
+from repository.ids import IdKeys, ObjectType
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Holds whatever has a name, and opens nothing.
+_HELD: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_EXCHANGED: Final = "the file was exchanged during the restore"
+_NOTHING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
+
+class TargetFullError(TargetError):
+    """The target takes no more, so nothing more can be restored there."""
+
+
+class Block(NamedTuple):
+    """An extent and its offset in the file."""
+
+    offset: int
+    extent: Extent
+
+
+class Ground:
+    """The directory that a restore works in. Used from many threads at once."""
+
+    def __init__(
+        self, descriptor: int, path: bytes, closed: frozenset[tuple[int, int]] = frozenset()
+    ) -> None:
+        """Take over an open directory. `closed` are (device, inode) that are left alone."""
+        self.tree = Tree(descriptor, same_filesystem=True)
+        self._path = path
+        self.closed = closed
+
+    def __enter__(self) -> Self:
+        """Return itself; leaving closes."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.tree.close()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is in it."""
+        return self.is_empty_directory(b"")
+
+    def is_empty_directory(self, key: bytes) -> bool:
+        """Whether nothing is in a directory of it."""
+        with (
+            self.translated(),
+            self.tree.directory(key) as directory,
+            os.scandir(directory) as names,
+        ):
+            return next(names, None) is None
+
+    def look(self, key: bytes) -> Standing | None:
+        """What stands at a name; None if nothing does, or what should hold it is no directory."""
+        try:
+            with self.tree.parent(key) as (directory, name):
+                held = os.open(name, _HELD, dir_fd=directory)
+            try:
+                found = os.fstat(held)
+                target = os.readlink(b"", dir_fd=held) if stat.S_ISLNK(found.st_mode) else None
+                return _standing(found, target, attributes_of(held, opened=False))
+            finally:
+                os.close(held)
+        except OSError as error:
+            if error.errno in _NOTHING:
+                return None
+            raise self.meaning(error) from error
+        except SourceError:
+            return _standing(found, target, None)  # more than any snapshot has: all is set anew
+
+    def can_enter(self, key: bytes) -> bool:
+        """Whether a directory is ours to work in: no mount point, and none of the closed ones."""
+        try:
+            with self.tree.directory(key) as directory:
+                found = os.fstat(directory)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                return False
+            raise self.meaning(error) from error
+        return (found.st_dev, found.st_ino) not in self.closed
+
+    def same_blocks(
+        self, key: bytes, standing: Standing, blocks: Sequence[Block], ids: IdKeys
+    ) -> list[bool]:
+        """For each block whether a regular file has it already; False wherever that is unknown.
+
+        A hole is had where no data lies. A slice of a chunk has no id of its own.
+        """
+        try:
+            descriptor = self.open_standing(key, standing, os.O_RDONLY)
+        except (OSError, TargetError):
+            return [False] * len(blocks)
+        try:
+            return [_is_same(descriptor, standing, block, ids) for block in blocks]
+        except OSError:
+            return [False] * len(blocks)
+        finally:
+            os.close(descriptor)
+
+    def open_standing(self, key: bytes, standing: Standing, flags: int) -> int:
+        """Open the regular file that was looked at. Raises OSError, TargetError for another one."""
+        with self.tree.parent(key) as (directory, name):
+            if flags == os.O_RDONLY:
+                descriptor, found = open_regular(directory, name)
+                if (found.st_dev, found.st_ino) != standing.identity:
+                    os.close(descriptor)
+                    raise TargetError(_EXCHANGED)
+                return descriptor
+            # To open a device for writing may do things to it: see first that it is none.
+            held = os.open(name, _HELD, dir_fd=directory)
+        try:
+            found = os.fstat(held)
+            if (found.st_dev, found.st_ino) != standing.identity:
+                raise TargetError(_EXCHANGED)
+            return os.open(f"/proc/self/fd/{held}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
+        finally:
+            os.close(held)
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn an OSError into what it means for the target."""
+        try:
+            yield
+        except OSError as error:
+            raise self.meaning(error) from error
+
+    def meaning(self, error: OSError) -> TargetError:
+        """What an OSError means for the target."""
+        reason = (error.strerror or str(error)).lower()
+        if error.errno in _FULL:
+            return TargetFullError(
+                f"no space left in {os.fsdecode(self._path)}",
+                hint="make room and restore again with --overwrite, or choose another disk",
+            )
+        if error.errno == errno.EROFS:
+            return TargetFullError(
+                f"{os.fsdecode(self._path)} is on a read-only filesystem",
+                hint="choose another target",
+            )
+        if error.errno == errno.EXDEV:
+            return TargetError("another filesystem is mounted there, and restores enter none")
+        return TargetError(f"cannot be written: {reason}")
+
+
+def data_ranges(descriptor: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, end) of what is no hole between two offsets of an open file."""
+    while offset < end:
+        try:
+            begin = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        if begin >= end:
+            return
+        offset = min(end, os.lseek(descriptor, begin, os.SEEK_HOLE))
+        yield begin, offset
+
+
+def read_at(descriptor: int, offset: int, length: int) -> bytes:
+    """So many bytes from there, or fewer at the file's end."""
+    data = os.pread(descriptor, length, offset)
+    while 0 < len(data) < length:
+        more = os.pread(descriptor, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _standing(
+    found: os.stat_result, target: bytes | None, attributes: Attributes | None
+) -> Standing:
+    kind = entry_type(found.st_mode)
+    is_device = kind in {EntryType.CHARACTER_DEVICE, EntryType.BLOCK_DEVICE}
+    return Standing(
+        type=kind,
+        mode=stat.S_IMODE(found.st_mode),
+        uid=found.st_uid,
+        gid=found.st_gid,
+        mtime_ns=found.st_mtime_ns,
+        size=found.st_size,
+        identity=(found.st_dev, found.st_ino),
+        links=found.st_nlink,
+        device=found.st_rdev if is_device else 0,
+        target=target,
+        attributes=attributes,
+    )
+
+
+def _is_same(descriptor: int, standing: Standing, block: Block, ids: IdKeys) -> bool:
+    offset, extent = block
+    end = offset + extent.length
+    if extent.is_hole:
+        return next(data_ranges(descriptor, offset, min(end, standing.size)), None) is None
+    if extent.skip or extent.length > RAW_BYTES_MAX or end > standing.size:
+        return False
+    data = read_at(descriptor, offset, extent.length)
+    return len(data) == extent.length and ids.chunk_id(ObjectType.DATA, data) == extent.id
