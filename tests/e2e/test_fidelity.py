@@ -5,6 +5,7 @@ import random
 import socket
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -136,9 +137,20 @@ def test_holes_stay_holes_and_cost_nothing(machine: Machine, tmp_path: Path) -> 
             assert file.read(100_000) == random.Random(offset).randbytes(100_000)
 
 
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A place for trees that pytest's own cleaning cannot follow."""
+    path = tmp_path / "deep"
+    path.mkdir()
+    yield path
+    subprocess.run(["rm", "-rf", str(path)], check=True)
+
+
 @pytest.mark.parametrize("depth", [1000])
-def test_a_tree_may_be_deeper_than_any_path(machine: Machine, tmp_path: Path, depth: int) -> None:
-    top = tmp_path / "volume"
+def test_a_tree_may_be_deeper_than_any_path(
+    machine: Machine, tmp_path: Path, deep: Path, depth: int
+) -> None:
+    top = deep / "volume"
     top.mkdir()
     descriptor = os.open(top, os.O_RDONLY)
     for level in range(depth):
@@ -154,15 +166,13 @@ def test_a_tree_may_be_deeper_than_any_path(machine: Machine, tmp_path: Path, de
     with machine.up(tmp_path / "data", f"v={top}") as up:
         made = up.backup("v")
         assert (made["phase"], made["errors_total"], made["files_new"]) == ("Completed", 0, 1)
-        restored = up.restore(made["snapshot_id"], tmp_path / "target")
+        restored = up.restore(made["snapshot_id"], deep / "target")
         assert (restored["errors_total"], restored["files_restored"]) == (0, 1)
 
-    descriptor = os.open(tmp_path / "target", os.O_RDONLY)
+    descriptor = os.open(deep / "target", os.O_RDONLY)
     for level in range(depth):
         below = os.open(f"directory number {level}", os.O_RDONLY, dir_fd=descriptor)
         os.close(descriptor)
         descriptor = below
     assert os.listdir(descriptor) == ["bottom"]
     os.close(descriptor)
-    # The path is longer than pytest's own cleaning can follow.
-    subprocess.run(["rm", "-rf", str(top), str(tmp_path / "target")], check=True)
