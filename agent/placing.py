@@ -88,7 +88,7 @@ class Placing:
             case EntryType.FILE:
                 return self._place_file(File(key, entry, standing))
             case _:
-                self._place_special(key, entry, standing, way)
+                self._place_special(File(key, entry, standing), way)
         return None
 
     def _check_clear(self, key: bytes) -> None:
@@ -154,18 +154,20 @@ class Placing:
 
     # Symbolic links, FIFOs and devices.
 
-    def _place_special(self, key: bytes, entry: Entry, standing: Standing | None, way: Way) -> None:
-        if way is Way.KEEP and standing is not None:
-            has_all = has_metadata(standing, entry)
-            if not has_all:
-                self._target.retouch(key, entry)
-            self._tally.file(key, None if has_all else MODIFIED)
+    def _place_special(self, file: File, way: Way) -> None:
+        if self._is_further_name(file):
             return
-        if entry.type is EntryType.SYMLINK:
-            self._target.make_symlink(key, entry, way)
+        standing = file.standing
+        if way is Way.KEEP and standing is not None:
+            file.identity = standing.identity
+            if file.is_changed:
+                self._target.retouch(file)
+        elif file.entry.type is EntryType.SYMLINK:
+            self._target.make_symlink(file)
         else:
-            self._target.make_special(key, entry, way)
-        self._tally.file(key, ADDED if standing is None else MODIFIED)
+            self._target.make_special(file)
+        change = (ADDED if file.is_new else MODIFIED) if file.is_changed else None
+        self._tally.file(file.key, change)
 
     # Files.
 
@@ -288,7 +290,8 @@ class Placing:
                     self._target.make_link(key, first, takes_name=standing is not None)
                 change = ADDED if standing is None else MODIFIED
                 changed = not is_there or first.is_changed
-                self._tally.file(key, change if changed else None, size=first.entry.size)
+                size = first.entry.size if first.entry.type is EntryType.FILE else 0
+                self._tally.file(key, change if changed else None, size=size)
 
     # What is extra.
 
@@ -306,7 +309,14 @@ class Placing:
 
 def _is_same_file(one: Entry, other: Entry) -> bool:
     """Whether two names with one inode number were names of one file, and not of two in turn."""
-    if (one.ctime_ns, one.mtime_ns, one.size) != (other.ctime_ns, other.mtime_ns, other.size):
+    if (one.type, one.ctime_ns, one.mtime_ns, one.size, one.target, one.device) != (
+        other.type,
+        other.ctime_ns,
+        other.mtime_ns,
+        other.size,
+        other.target,
+        other.device,
+    ):
         return False
     # Content that was read twice may lie in two places; what it is stands in the ids.
     return _ids(one) == _ids(other)

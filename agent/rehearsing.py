@@ -64,16 +64,18 @@ class Rehearsal(Ground):
     def finish_directory(self, key: bytes, entry: Entry) -> None:
         """It would get its metadata."""
 
-    def make_symlink(self, key: bytes, entry: Entry, way: Way) -> None:
+    def make_symlink(self, file: File) -> None:
         """It would be made."""
+        file.begun = True
 
-    def make_special(self, key: bytes, entry: Entry, way: Way) -> None:
+    def make_special(self, file: File) -> None:
         """It would be made."""
+        file.begun = True
 
     def make_link(self, key: bytes, first: File, *, takes_name: bool) -> None:
         """It would be made."""
 
-    def retouch(self, key: bytes, entry: Entry) -> None:
+    def retouch(self, file: File) -> None:
         """It would get its metadata."""
 
     def write_whole(self, file: File, parts: Sequence[memoryview]) -> None:

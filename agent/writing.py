@@ -53,7 +53,7 @@ Warn = Callable[[bytes, str], None]
 
 
 class File:
-    """A regular file on its way into the target. Several threads may write to it."""
+    """Anything but a directory on its way into the target. Several threads may write to it."""
 
     __slots__ = (
         "at",
@@ -78,10 +78,8 @@ class File:
         """Bytes that have not been written, or shown to be there or to be a hole."""
         self.takes_name = standing is not None
         """Whether something has its name now, be it what it may."""
-        self.standing = (
-            standing if standing is not None and standing.type is EntryType.FILE else None
-        )
-        """The regular file that has its name now, and may have some of its content."""
+        self.standing = standing if standing is not None and standing.type is entry.type else None
+        """What has its name now and is of its type: of a file it may have some of the content."""
         self.is_shared = False
         """Whether that has other names, which must not change."""
         self.same: list[bool] | None = None
@@ -223,24 +221,28 @@ class Target(Ground):
         with self.translated(), self.tree.directory(key) as descriptor:
             self._set_metadata(descriptor, key, entry, os.fstat(descriptor))
 
-    def make_symlink(self, key: bytes, entry: Entry, way: Way) -> None:
+    def make_symlink(self, file: File) -> None:
         """Make a symbolic link, its own owner and times included."""
-        assert entry.target is not None
-        with self._made(key, takes_name=way is not Way.CREATE) as (directory, name):
-            os.symlink(entry.target, name, dir_fd=directory)
-            self._set_by_name(directory, name, key, entry)
+        target = file.entry.target
+        assert target is not None
+        with self._made(file.key, takes_name=file.takes_name) as (directory, name):
+            os.symlink(target, name, dir_fd=directory)
+            file.begun = True
+            file.identity = self._set_by_name(directory, name, file.key, file.entry)
 
-    def make_special(self, key: bytes, entry: Entry, way: Way) -> None:
+    def make_special(self, file: File) -> None:
         """Make a FIFO or a device."""
+        entry = file.entry
         kind = {
             EntryType.FIFO: stat.S_IFIFO,
             EntryType.CHARACTER_DEVICE: stat.S_IFCHR,
             EntryType.BLOCK_DEVICE: stat.S_IFBLK,
         }[entry.type]
-        with self._made(key, takes_name=way is not Way.CREATE) as (directory, name):
+        with self._made(file.key, takes_name=file.takes_name) as (directory, name):
             device = 0 if entry.type is EntryType.FIFO else entry.device
             os.mknod(name, kind | _PRIVATE_FILE, device, dir_fd=directory)
-            self._set_by_name(directory, name, key, entry)
+            file.begun = True
+            file.identity = self._set_by_name(directory, name, file.key, entry)
 
     def make_link(self, key: bytes, first: File, *, takes_name: bool) -> None:
         """Make another name of a file that was restored in this run."""
@@ -259,10 +261,10 @@ class Target(Ground):
             if (made.st_dev, made.st_ino) != first.identity:
                 raise TargetError("the file it is a link to was exchanged during the restore")
 
-    def retouch(self, key: bytes, entry: Entry) -> None:
+    def retouch(self, file: File) -> None:
         """Give a symbolic link, FIFO or device that stands there its metadata."""
-        with self.translated(), self.tree.parent(key) as (directory, name):
-            self._set_by_name(directory, name, key, entry)
+        with self.translated(), self.tree.parent(file.key) as (directory, name):
+            file.identity = self._set_by_name(directory, name, file.key, file.entry)
 
     @contextlib.contextmanager
     def _made(self, key: bytes, *, takes_name: bool) -> Iterator[tuple[int, bytes]]:
@@ -522,8 +524,10 @@ class Target(Ground):
             reason = (error.strerror or str(error)).lower()
             self._warn(key, f"cannot set attribute {os.fsdecode(name)}: {reason}")
 
-    def _set_by_name(self, directory: int, name: bytes, key: bytes, entry: Entry) -> None:
-        """The same for what cannot be opened: a symbolic link, a FIFO or a device."""
+    def _set_by_name(
+        self, directory: int, name: bytes, key: bytes, entry: Entry
+    ) -> tuple[int, int]:
+        """The same for what cannot be opened, a symbolic link, a FIFO or a device; which it is."""
         try:
             os.chown(name, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
         except PermissionError:
@@ -534,10 +538,12 @@ class Target(Ground):
             self._set_attributes(held, key, entry, opened=False)
             if not stat.S_ISLNK(os.fstat(held).st_mode):
                 os.chmod(f"/proc/self/fd/{held}", entry.mode)
+            identity = _identity(held)
         finally:
             os.close(held)
         times = (entry.mtime_ns, entry.mtime_ns)
         os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+        return identity
 
     def _cannot_own(self, key: bytes, entry: Entry) -> None:
         if self._is_root or (entry.uid, entry.gid) != (os.geteuid(), os.getegid()):
