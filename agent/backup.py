@@ -26,6 +26,7 @@ from agent.making import LostStateError, Made, Maker
 from agent.manifest import MetadataWriter
 from agent.packing import FinishedPack, PackIdentity, Packs
 from agent.services import (
+    BY_HAND,
     BackupOutcome,
     BackupStatistics,
     BackupTask,
@@ -86,7 +87,9 @@ class _Backup:
         """Everything, in order."""
         self._report("opening")
         volume = self._task.volume
-        with await asyncio.to_thread(Tree.of_volume, volume.path) as tree:
+        through_links = volume.source == BY_HAND
+        opened = asyncio.to_thread(Tree.of_volume, volume.path, through_links=through_links)
+        with await opened as tree:
             data_key = secrets.token_bytes(KEY_BYTES)
             info = DATA_KEY_INFO + self._task.repository_id
             sealed = seal(self._task.recovery_public_key, data_key, info)

@@ -186,6 +186,18 @@ def _reopen(held: int) -> int:
         return os.open(path, _REGULAR)
 
 
+def _open_absolute(path: bytes) -> int:
+    """Open a directory by its real path; ELOOP where there is a link in it after all."""
+    root = os.open(b"/", _DIRECTORY)
+    below = path.strip(b"/")
+    if not below:
+        return root
+    try:
+        return open_directory(root, below)
+    finally:
+        os.close(root)
+
+
 class _Open:
     """A directory descriptor that is in use `users` times."""
 
@@ -217,19 +229,21 @@ class Tree:
         self._lock = threading.Lock()
 
     @classmethod
-    def of_volume(cls, path: bytes) -> Self:
+    def of_volume(cls, path: bytes, *, through_links: bool = True) -> Self:
         """Open a volume's root. The path to it is the administrator's, and may hold links.
 
-        Raises VolumeError where it is absent, unreadable, or neither directory nor regular file.
+        A path that was discovered may lead through what containers write: it is real already, and
+        is opened without following any link. Raises VolumeError where it is absent, unreadable, or
+        neither directory nor regular file.
         """
         try:
-            real = os.path.realpath(path, strict=True)
-            if stat.S_ISDIR(os.stat(real).st_mode):
-                return cls(os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            parent, name = os.path.split(real)
-            if stat.S_ISREG(os.stat(real).st_mode):
-                directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                return cls(directory, file_name=name)
+            real = os.path.realpath(path, strict=True) if through_links else path
+            mode = os.lstat(real).st_mode
+            if stat.S_ISDIR(mode):
+                return cls(_open_absolute(real))
+            if stat.S_ISREG(mode):
+                parent, name = os.path.split(real)
+                return cls(_open_absolute(parent), file_name=name)
         except FileNotFoundError as error:
             raise VolumeError(
                 f"{os.fsdecode(path)} is not there",

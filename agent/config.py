@@ -23,6 +23,9 @@ from agent.errors import ConfigError
 
 ENVIRONMENT_PREFIX: Final = "TIDEMARK_AGENT_"
 DEFAULT_FILE: Final = Path("/etc/tidemark/agent.yaml")
+_UNIX: Final = "unix://"
+# Where Docker listens unless told otherwise.
+DOCKER: Final = _UNIX + "/var/run/docker.sock"
 _HINT: Final = "see tidemark-agent --help"
 _PORT_MAX: Final = 65535
 # What may stand before `=` on a command line, in a log line and in a metric's label.
@@ -55,6 +58,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     http: Address = Address("0.0.0.0", 9442)  # noqa: S104 - Prometheus comes from elsewhere
     # JSON with the volumes to protect.
     protect_file: Path | None = None
+    # Address of the Docker engine whose volumes are protected; none: no volume is discovered.
+    docker: str | None = None
     # Directories that are never read as volume data, beside the state directory.
     exclude: tuple[Path, ...] = ()
     # Directories beneath which restores may write; by default <state>/restores.
@@ -141,6 +146,13 @@ def _parse_absolute(text: str) -> Path:
     return Path(text)
 
 
+def _parse_engine(text: str) -> str:
+    if not text.startswith(_UNIX + "/"):
+        # Volumes are read where they lie, so the engine can only be on this machine.
+        raise ValueError(f"needs the socket of an engine on this machine, such as {DOCKER}")
+    return text
+
+
 def _parse_name(text: str) -> str:
     if not text.strip() or len(text) > 253:  # the longest host name there is
         raise ValueError("needs a name of 1 to 253 characters")
@@ -155,6 +167,7 @@ _ONE: Final[dict[str, Callable[[str], Any]]] = {
     "node_name": _parse_name,
     "http": parse_address,
     "protect_file": Path,
+    "docker": _parse_engine,
 }
 _MANY: Final[dict[str, Callable[[str], Any]]] = {
     "exclude": _parse_absolute,
@@ -269,6 +282,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--node-name", metavar="NAME", help="default: the host's name")
     parser.add_argument("--http", metavar="HOST:PORT", help="/metrics (default 0.0.0.0:9442)")
     parser.add_argument("--protect-file", metavar="FILE", help="JSON with the volumes to protect")
+    parser.add_argument(
+        "--docker",
+        metavar="ADDRESS",
+        nargs="?",
+        const=DOCKER,
+        help=f"protect the volumes of the Docker engine there (default {DOCKER})",
+    )
     parser.add_argument(
         "--exclude", metavar="DIR", action="append", help="never read as volume data; repeatable"
     )

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
+import importlib
 import importlib.metadata
 import json
 import os
@@ -19,7 +20,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from typing_extensions import override
 
@@ -58,6 +59,9 @@ _LAST_WORDS_SECONDS: Final = 1.0
 # A stat every so often costs less than a watch, and sees what Kubernetes does with links.
 _PROTECT_FILE_SECONDS: Final = 2.0
 _JOIN_BACKOFF_SECONDS: Final = (0.5, 15.0)
+
+if TYPE_CHECKING:
+    from agent.discovering import Discovery
 
 _T = TypeVar("_T")
 _log = get_logger()
@@ -119,7 +123,13 @@ class _Agent(Handler):
         self._config = parts.config
         self._version = parts.version
         node_id = NodeId(parts.identity.membership.node_id)
-        self._volumes = Volumes(parts.config.protect_file, node_id)
+        self._volumes = Volumes(parts.config, node_id)
+        self._discovery: Discovery | None = None
+        if parts.config.docker is not None:
+            # Only here, since an agent that asks no engine should not wait for Docker's client.
+            self._discovery = importlib.import_module("agent.discovering").Discovery(
+                parts.config.docker, self._volumes, clock, self._on_discovery
+            )
         self._calls = CoordinatorCalls(parts.channel, clock)
         self._control = ControlStream(parts.channel, self, clock)
         self._metrics = Metrics(parts.version)
@@ -142,10 +152,12 @@ class _Agent(Handler):
                 self._tasks = Tasks(group)
                 self._metrics.watch(self._sample)
                 await self._serve(endpoint)
-                eternal = [
-                    group.create_task(self._control.run(), name="control stream"),
-                    group.create_task(self._watch_protect_file(), name="protect file"),
-                ]
+                eternal = [group.create_task(self._watch_protect_file(), name="protect file")]
+                if self._discovery is not None:
+                    eternal.append(group.create_task(self._discovery.run(), name="docker"))
+                    # The first hello should name what there is.
+                    await _unless(stop, self._discovery.first_look())
+                eternal.append(group.create_task(self._control.run(), name="control stream"))
                 await stop.wait()
                 _log.info("agent stops")
                 await self._tasks.drain(_DRAIN_SECONDS)
@@ -172,6 +184,10 @@ class _Agent(Handler):
                 _log.info("other volumes", volumes=len(self._volumes.all()))
                 self._control.send_volumes()
 
+    def _on_discovery(self) -> None:
+        _log.info("discovery", volumes=len(self._volumes.all()))
+        self._control.send_volumes()
+
     async def _last_words(self) -> None:
         """Let the stream send the ends of what was stopped."""
         with contextlib.suppress(TimeoutError):
@@ -184,7 +200,7 @@ class _Agent(Handler):
             connected=self._control.is_connected,
             uploads_waiting=self._calls.uploads_waiting,
             uploads_running=self._calls.uploads_running,
-            volumes=len(self._volumes.all()),
+            volumes=self._volumes.protected(),
         )
 
     # What the coordinator says.
@@ -194,6 +210,7 @@ class _Agent(Handler):
         return Greeting(
             version=self._version,
             volumes=self._volumes.all(),
+            engines=[] if self._discovery is None else [self._discovery.engine],
             task_ids=self._tasks.ids(),
             restore_roots=[os.fsencode(root) for root in self._config.restore_roots],
         )
@@ -248,11 +265,12 @@ class _Agent(Handler):
         if not task.volume.path:
             raise VolumeError(
                 "this volume is not one of this node any more",
-                hint="see tidemark volume list, and what the agent's protect file names",
+                hint="its snapshots still restore; see tidemark volume list",
             )
         never = never_read(self._config)
         check_readable(task.volume, never)
-        task = dataclasses.replace(task, excludes=excluded(never))
+        skipped = (Path(os.fsdecode(each)) for each in task.volume.skip)
+        task = dataclasses.replace(task, excludes=excluded([*never, *skipped]))
         _log.info("backup begins", volume=task.volume.name)
         outcome = await run_backup(task, self._services_of(task.task_id))
         return self._backup_ended(task, outcome)

@@ -8,6 +8,7 @@ What the caller may do is in the class, as in repository/errors.py, from which a
     │   └── VolumeError        the volume itself cannot; its backup is Failed
     ├── TargetError            a restore cannot be written where it was asked to
     ├── StateError             the agent's own state directory is unusable
+    ├── EngineError            the container engine does not answer; try again
     ├── CoordinatorError       the coordinator, or the store behind it, said no
     └── UnreachableError       the coordinator is not there now; try again
 
@@ -36,6 +37,12 @@ class TargetError(TidemarkError):
 
 class StateError(TidemarkError):
     """The agent's state directory or its database is unusable."""
+
+
+class EngineError(TidemarkError):
+    """The container engine does not answer, or answers what nobody understands."""
+
+    retryable = True
 
 
 class CoordinatorError(TidemarkError):

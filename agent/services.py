@@ -8,7 +8,7 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 from typing_extensions import Buffer
@@ -27,13 +27,49 @@ class Phase(enum.IntEnum):
     CANCELED = 6
 
 
+class Verdict(enum.StrEnum):
+    """What becomes of a mount; each has exactly one."""
+
+    PROTECTED = "protected"
+    EXCLUDED = "excluded"
+    """By a rule, which the reason names."""
+    UNSUPPORTED = "unsupported"
+    UNPROTECTED = "unprotected"
+    """It ought to be backed up, and is not."""
+
+
+# The source of volumes that were named by hand.
+BY_HAND: Final = "path"
+
+
 class Volume(msgspec.Struct, frozen=True):
-    """A directory tree or a file that the agent protects."""
+    """A directory tree or a file on this node, and whether it is backed up."""
 
     volume_id: bytes
     name: str
     path: bytes
-    source: str = "path"
+    """Empty where there is nothing to read, as for a tmpfs."""
+    source: str = BY_HAND
+    verdict: Verdict = Verdict.PROTECTED
+    reason: str = "named in the agent's own configuration"
+    containers: tuple[str, ...] = ()
+    """Names of those that mount it."""
+    project: str = ""
+    """The compose project that it belongs to."""
+    labels: tuple[tuple[str, str], ...] = ()
+    skip: tuple[bytes, ...] = ()
+    """Directories in it that are never read as its data."""
+
+
+class Engine(msgspec.Struct, frozen=True):
+    """A container engine that the agent asks for volumes, and how it stands with it."""
+
+    name: str
+    address: str
+    answers: bool = False
+    version: str = ""
+    message: str = "was not asked yet"
+    """Why it does not answer; empty if it does."""
 
 
 class PathChange(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ from agent.services import (
     BackupOutcome,
     BackupTask,
     Clock,
+    Engine,
     Phase,
     Progress,
     RestoreOutcome,
@@ -101,6 +102,7 @@ class Greeting:
 
     version: str
     volumes: Sequence[Volume]
+    engines: Sequence[Engine]
     task_ids: Sequence[str]
     restore_roots: Sequence[bytes]
 
@@ -342,7 +344,11 @@ class ControlStream:
     async def _send_waiting(self, call: "_Call") -> None:
         if self._volumes_changed:
             self._volumes_changed = False
-            report = agent_pb2.VolumesReport(volumes=self._volume_reports())
+            greeting = self._handler.greeting()
+            report = agent_pb2.VolumesReport(
+                volumes=[_volume_report(volume) for volume in greeting.volumes],
+                engines=[_engine(engine) for engine in greeting.engines],
+            )
             await call.write(agent_pb2.ConnectRequest(volumes=report))
         while self._logs:
             line = self._logs.popleft()
@@ -376,7 +382,8 @@ class ControlStream:
         return agent_pb2.Hello(
             agent_version=greeting.version,
             protocol_version=PROTOCOL_VERSION,
-            volumes=self._volume_reports(greeting.volumes),
+            volumes=[_volume_report(volume) for volume in greeting.volumes],
+            engines=[_engine(engine) for engine in greeting.engines],
             running_task_ids=list(known),
             restore_roots=greeting.restore_roots,
         )
@@ -396,23 +403,6 @@ class ControlStream:
         _log.info("connected", coordinator_version=welcome.coordinator_version)
         self._handler.on_welcome(list(unknown))
 
-    def _volume_reports(
-        self, volumes: Sequence[Volume] | None = None
-    ) -> list[agent_pb2.VolumeReport]:
-        if volumes is None:
-            volumes = self._handler.greeting().volumes
-        return [
-            agent_pb2.VolumeReport(
-                volume_id=volume.volume_id,
-                name=volume.name,
-                source=volume.source,
-                path=volume.path,
-                verdict="protected",
-                reason="named in the agent's own configuration",
-            )
-            for volume in volumes
-        ]
-
     def _now(self) -> Timestamp:
         seconds, nanos = divmod(self._clock.now_ns(), 1_000_000_000)
         return Timestamp(seconds=seconds, nanos=nanos)
@@ -420,6 +410,30 @@ class ControlStream:
 
 if TYPE_CHECKING:
     _Call = grpc.aio.StreamStreamCall[agent_pb2.ConnectRequest, agent_pb2.ConnectResponse]
+
+
+def _volume_report(volume: Volume) -> agent_pb2.VolumeReport:
+    return agent_pb2.VolumeReport(
+        volume_id=volume.volume_id,
+        name=volume.name,
+        source=volume.source,
+        path=volume.path,
+        verdict=volume.verdict,
+        reason=volume.reason,
+        containers=volume.containers,
+        project=volume.project,
+        labels=dict(volume.labels),
+    )
+
+
+def _engine(engine: Engine) -> common_pb2.Engine:
+    return common_pb2.Engine(
+        name=engine.name,
+        address=engine.address,
+        answers=engine.answers,
+        version=engine.version,
+        message=engine.message,
+    )
 
 
 def _backup_wish(ask: agent_pb2.RunBackup) -> BackupWish:

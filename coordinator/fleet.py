@@ -11,7 +11,7 @@ from coordinator.enrolment import Authority, new_token, secret_hash
 from coordinator.errors import ObjectExistsError, RejectedError, UnauthenticatedError, UsageError
 from coordinator.founding import Repository
 from coordinator.logs import get_logger
-from coordinator.model import Node, VolumeReport
+from coordinator.model import Engine, Node, VolumeReport
 from repository.ids import ID_BYTES, NodeId, VolumeId
 from repository.keys import SIGNATURE_BYTES
 from repository.layout import certificate_name
@@ -23,6 +23,18 @@ _PUBLIC_KEY_BYTES: Final = 32
 _VERDICTS: Final = frozenset({"protected", "excluded", "unsupported", "unprotected"})
 # Far more than any node has; bounds what one hello may cost.
 _VOLUMES_MAX: Final = 10_000
+# Containers, labels and so on of one volume, and letters in each: far more than agents tell.
+_TEXTS_MAX: Final = 500
+_TEXT_MAX: Final = 10_000
+_ENGINES_MAX: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an agent says of its node."""
+
+    volumes: Sequence[VolumeReport]
+    engines: Sequence[Engine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,8 @@ class Fleet:
         self._random = random
         # Heartbeats are remembered here: a write to the catalog for each would cost a sync.
         self._heard: dict[NodeId, int] = {}
+        # Only as good as the agent's last word, so not worth keeping either.
+        self._engines: dict[NodeId, Sequence[Engine]] = {}
 
     def now(self) -> int:
         """The coordinator's time."""
@@ -119,33 +133,34 @@ class Fleet:
         except ObjectExistsError:
             return
 
-    async def said_hello(
-        self, node: Node, agent_version: str, reports: Sequence[VolumeReport]
-    ) -> None:
+    async def said_hello(self, node: Node, agent_version: str, told: Told) -> None:
         """An agent connected and named its volumes."""
         now = self._clock()
         self._heard[node.node_id] = now
         await self._catalog.fleet.node_seen(node.node_id, agent_version[:100], now)
-        await self.report_volumes(node, reports)
+        await self.report(node, told)
 
-    async def report_volumes(self, node: Node, reports: Sequence[VolumeReport]) -> None:
-        """Keep what an agent says of its volumes; RejectedError for what no sound agent says."""
+    async def report(self, node: Node, told: Told) -> None:
+        """Keep what an agent says of its node; RejectedError for what no sound agent says."""
+        reports = told.volumes
         if len(reports) > _VOLUMES_MAX:
             raise RejectedError("a node reports more volumes than a node can have")
         for report in reports:
-            sound = (
-                len(report.volume_id) == ID_BYTES
-                and report.name
-                and report.name.isprintable()
-                and report.verdict in _VERDICTS
-            )
-            if not sound:
+            if not _is_sound(report):
                 raise RejectedError(f"a node reports an impossible volume {report.name!r}")
+        for engine in told.engines[:_ENGINES_MAX]:
+            if not f"{engine.name}{engine.address}{engine.version}{engine.message}".isprintable():
+                raise RejectedError("a node reports an impossible container engine")
+        self._engines[node.node_id] = tuple(told.engines[:_ENGINES_MAX])
         owners = {each.volume_id: each.node_id for each in await self._catalog.fleet.volumes()}
         for report in reports:
             if owners.get(VolumeId(report.volume_id), node.node_id) != node.node_id:
                 raise RejectedError(f"volume {report.name!r} belongs to another node")
         await self._catalog.fleet.report_volumes(node.node_id, reports, self._clock())
+
+    def engines(self, node_id: NodeId) -> Sequence[Engine]:
+        """The container engines that a node's agent last told of."""
+        return self._engines.get(node_id, ())
 
     def heard(self, node: Node) -> None:
         """A heartbeat."""
@@ -166,6 +181,19 @@ class Fleet:
         self._dispatcher.drop(node.node_id)
         log.warning("node revoked", node=node.name)
         return replace(node, revoked=True)
+
+
+def _is_sound(report: VolumeReport) -> bool:
+    used = report.workload
+    texts = (report.reason, used.project, *used.containers, *used.labels, *used.labels.values())
+    return (
+        len(report.volume_id) == ID_BYTES
+        and report.name != ""
+        and report.name.isprintable()
+        and report.verdict in _VERDICTS
+        and len(texts) <= _TEXTS_MAX
+        and all(len(text) <= _TEXT_MAX and text.isprintable() for text in texts)
+    )
 
 
 def _is_name(name: str) -> bool:

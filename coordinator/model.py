@@ -193,8 +193,28 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """A container engine that an agent asks for volumes, and whether it answers."""
+
+    name: str
+    address: str
+    answers: bool
+    version: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Who uses a volume: containers by name, their compose project; and the volume's labels."""
+
+    containers: tuple[str, ...] = ()
+    project: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
-    """A directory tree or file that an agent protects."""
+    """A directory tree or file on a node, and whether it is backed up."""
 
     volume_id: VolumeId
     node_id: NodeId
@@ -208,6 +228,7 @@ class Volume:
     scheduled_at: int | None = None
     # Whether its agent still names it.
     present: bool = True
+    workload: Workload = field(default_factory=Workload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +241,7 @@ class VolumeReport:
     path: bytes
     verdict: str
     reason: str
+    workload: Workload = field(default_factory=Workload)
 
 
 @dataclass(frozen=True, slots=True)

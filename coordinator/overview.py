@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from coordinator.catalog import Catalog
@@ -15,6 +15,7 @@ from coordinator.model import NANOSECONDS, Phase, Snapshot, Totals, Volume
 from repository.layout import CONFIG_NAME
 
 _KIT_EXPORTED: Final = "recovery_kit_exported"
+_GONE: Final = "it is not on its node any more; its snapshots still restore"
 # Below this a backup may not find room for what it adds.
 _FREE_BYTES_MIN: Final = 1024**3
 
@@ -91,6 +92,8 @@ class Overview:
                 continue
             task = tasks.get(volume.volume_id)
             failure = None if task is None else task.failure
+            if not volume.present:
+                volume = replace(volume, verdict="unprotected", reason=_GONE)  # noqa: PLW2901
             views.append(
                 VolumeView(
                     volume=volume,
@@ -137,6 +140,7 @@ class Overview:
             self._check_custody(),
             await self._check_kit(),
             await self._check_agents(),
+            *await self._check_engines(),
             await self._check_volumes(),
         ]
 
@@ -193,6 +197,29 @@ class Overview:
                 hint="start tidemark-agent there, or tidemark node token for a new one",
             )
         return Check("agents", ok=True, message=f"{len(nodes)} connected")
+
+    async def _check_engines(self) -> list[Check]:
+        """One check if any agent asks an engine for volumes."""
+        connected = self._dispatcher.connected()
+        asked = [
+            (node.name, engine)
+            for node in await self._catalog.fleet.nodes()
+            if node.node_id in connected
+            for engine in self.fleet.engines(node.node_id)
+        ]
+        silent = [f"{name}: {engine.message}" for name, engine in asked if not engine.answers]
+        if silent:
+            return [
+                Check(
+                    "docker",
+                    ok=False,
+                    message="; ".join(silent[:10]),
+                    hint="start dockerd there; until then new volumes are not found",
+                )
+            ]
+        versions = ", ".join(sorted({engine.version for _, engine in asked}))
+        answering = f"{len(asked)} answering, version {versions}"
+        return [Check("docker", ok=True, message=answering)] if asked else []
 
     async def _check_volumes(self) -> Check:
         views = [view for view in await self.volumes() if view.volume.present]

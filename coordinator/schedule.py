@@ -19,10 +19,20 @@ def due(
     waiting = [
         (due_at(volume, interval_ns), volume)
         for volume in volumes
-        if volume.present and volume.verdict == "protected" and volume.volume_id not in busy
+        if is_scheduled(volume) and volume.volume_id not in busy
     ]
     waiting.sort(key=lambda pair: (pair[0], pair[1].volume_id))
     return [volume for at, volume in waiting if at <= now]
+
+
+def is_scheduled(volume: Volume) -> bool:
+    """Whether the volume is ever due: it is there, and is to be backed up."""
+    return volume.present and volume.verdict == "protected"
+
+
+def soonest(volumes: Iterable[Volume], *, interval_ns: int) -> int | None:
+    """When the next of these volumes is due; None if none ever is."""
+    return min((due_at(each, interval_ns) for each in volumes if is_scheduled(each)), default=None)
 
 
 def due_at(volume: Volume, interval_ns: int) -> int:

@@ -60,10 +60,9 @@ class Scheduler:
             await self._catalog.fleet.mark_scheduled([each.volume_id for each in due], now)
             for volume in due:
                 await self._dispatcher.create_backup([volume], Origin.SCHEDULE)
-        waiting = [
-            schedule.due_at(volume, self._every_ns)
-            for volume in volumes
-            if volume.present and volume not in due
-        ]
-        soonest = min(waiting, default=now + self._every_ns)
+        waiting = [volume for volume in volumes if volume not in due]
+        soonest = schedule.soonest(waiting, interval_ns=self._every_ns)
+        if soonest is None:
+            # A volume that is first seen right now is due after one interval.
+            soonest = now + self._every_ns
         return min(_LOOK_SECONDS, max(_PAUSE_SECONDS, (soonest - now) / NANOSECONDS))

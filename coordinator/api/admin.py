@@ -114,6 +114,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return translate.Names(await overview.fleet.nodes(), await overview.known_volumes())
 
     async def _nodes(self) -> list[admin_pb2.Node]:
+        fleet = self._parts.overview.fleet
         connected = self._parts.dispatcher.connected()
         volumes = await self._parts.overview.known_volumes()
         return [
@@ -121,8 +122,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
                 node,
                 connected=node.node_id in connected,
                 volumes=sum(each.node_id == node.node_id and each.present for each in volumes),
+                engines=fleet.engines(node.node_id),
             )
-            for node in await self._parts.overview.fleet.nodes()
+            for node in await fleet.nodes()
         ]
 
     @override
@@ -342,6 +344,10 @@ def _volume(view: VolumeView) -> admin_pb2.Volume:
         age_seconds=view.age_seconds,
         last_proof_at=translate.timestamp(view.last_proof_at),
         last_message=view.last_message,
+        containers=volume.workload.containers,
+        project=volume.workload.project,
+        labels=volume.workload.labels,
+        present=volume.present,
     )
     if view.head is not None:
         message.last_snapshot_id = view.head.snapshot_id

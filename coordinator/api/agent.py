@@ -12,7 +12,7 @@ from coordinator.api.authorise import Context, Gate, identity_of, node_id_of
 from coordinator.api.bulk import UploadPiece
 from coordinator.dispatch import Dispatcher
 from coordinator.errors import RejectedError, TidemarkError
-from coordinator.fleet import Fleet
+from coordinator.fleet import Fleet, Told
 from coordinator.intake import Intake, PackHeader
 from coordinator.links import AgentLink, RunTask
 from coordinator.logs import get_logger
@@ -87,9 +87,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             raise RejectedError("an agent says hello first")
         hello = first.hello
         dispatcher = self._parts.dispatcher
-        await self._parts.fleet.said_hello(
-            node, hello.agent_version, [translate.volume_report(each) for each in hello.volumes]
-        )
+        await self._parts.fleet.said_hello(node, hello.agent_version, _told(hello))
         link = dispatcher.connect(node)
         try:
             running = [TaskId(each) for each in hello.running_task_ids]
@@ -139,8 +137,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         dispatcher = self._parts.dispatcher
         match request.WhichOneof("message"):
             case "volumes":
-                reports = [translate.volume_report(each) for each in request.volumes.volumes]
-                await self._parts.fleet.report_volumes(node, reports)
+                await self._parts.fleet.report(node, _told(request.volumes))
             case "progress":
                 dispatcher.progress(
                     TaskId(request.progress.task_id),
@@ -269,6 +266,13 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         pieces = self._parts.restores.read(TaskId(request.task_id), node_id, request.name, ranges)
         async for piece in pieces:
             yield piece
+
+
+def _told(said: agent_pb2.Hello | agent_pb2.VolumesReport) -> Told:
+    return Told(
+        volumes=[translate.volume_report(each) for each in said.volumes],
+        engines=[translate.engine(each) for each in said.engines],
+    )
 
 
 def _grant_part(part: GrantPart) -> agent_pb2.OpenRestoreResponse:

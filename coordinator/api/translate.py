@@ -1,5 +1,6 @@
 """Nouns to messages and back. Pure."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,6 +13,7 @@ from coordinator.model import (
     BackupOrder,
     BackupStatistics,
     ChangeDetection,
+    Engine,
     Failure,
     Job,
     JobKind,
@@ -29,6 +31,7 @@ from coordinator.model import (
     VerifyResult,
     Volume,
     VolumeReport,
+    Workload,
 )
 from proto.tidemark.v1 import admin_pb2, agent_pb2, common_pb2
 from repository.entries import EntryType
@@ -87,6 +90,22 @@ def volume_report(message: agent_pb2.VolumeReport) -> VolumeReport:
         path=message.path,
         verdict=message.verdict,
         reason=message.reason,
+        workload=Workload(
+            containers=tuple(message.containers),
+            project=message.project,
+            labels=dict(message.labels),
+        ),
+    )
+
+
+def engine(message: common_pb2.Engine) -> Engine:
+    """A container engine as an agent describes it."""
+    return Engine(
+        name=message.name,
+        address=message.address,
+        answers=message.answers,
+        version=message.version,
+        message=message.message,
     )
 
 
@@ -355,7 +374,9 @@ def _verify(task: Task) -> common_pb2.VerifyResult:
     )
 
 
-def node(value: Node, *, connected: bool, volumes: int) -> admin_pb2.Node:
+def node(
+    value: Node, *, connected: bool, volumes: int, engines: Iterable[Engine] = ()
+) -> admin_pb2.Node:
     """A node."""
     state = "revoked" if value.revoked else "connected" if connected else "disconnected"
     return admin_pb2.Node(
@@ -367,6 +388,16 @@ def node(value: Node, *, connected: bool, volumes: int) -> admin_pb2.Node:
         last_seen_at=timestamp(value.last_seen_at),
         certificate_expires_at=timestamp(value.certificate_expires_at),
         volumes=volumes,
+        engines=[
+            common_pb2.Engine(
+                name=each.name,
+                address=each.address,
+                answers=each.answers,
+                version=each.version,
+                message=each.message,
+            )
+            for each in engines
+        ],
     )
 
 

@@ -31,6 +31,8 @@ from coordinator.model import (
     VerifyOrder,
     VerifyResult,
     Volume,
+    VolumeReport,
+    Workload,
 )
 from repository.ids import NodeId, PackNonce, SessionId, VolumeId
 
@@ -49,6 +51,7 @@ _RESULTS: Final[dict[JobKind, Any]] = {
 }
 _failures: Final = msgspec.msgpack.Decoder(Failure)
 _statistics: Final = msgspec.msgpack.Decoder(BackupStatistics)
+_workload: Final = msgspec.msgpack.Decoder(Workload)
 _subjects: Final = msgspec.msgpack.Decoder(tuple[str, ...])
 
 
@@ -80,7 +83,22 @@ def volume(row: Row[Any]) -> Volume:
         first_seen_at=row.first_seen_at,
         scheduled_at=row.scheduled_at,
         present=row.present,
+        workload=_workload.decode(row.workload) if row.workload else Workload(),
     )
+
+
+def report_row(report: VolumeReport) -> dict[str, Any]:
+    """What an agent tells of a volume, as a part of its row."""
+    return {
+        "volume_id": report.volume_id,
+        "name": report.name,
+        "source": report.source,
+        "path": report.path,
+        "verdict": report.verdict,
+        "reason": report.reason,
+        "present": True,
+        "workload": encode(report.workload),
+    }
 
 
 def kind_of(order: Order) -> JobKind:

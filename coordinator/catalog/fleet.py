@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, exists, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Connection
 from typing_extensions import override
@@ -10,7 +10,7 @@ from typing_extensions import override
 from coordinator.catalog import coding
 from coordinator.catalog.connections import Connections, reading, writing
 from coordinator.catalog.interface import Fleet, TokenRecord
-from coordinator.catalog.tables import meta, nodes, tokens, volumes
+from coordinator.catalog.tables import meta, nodes, sessions, tasks, tokens, volumes
 from coordinator.model import Node, Volume, VolumeReport
 from repository.ids import NodeId, VolumeId
 
@@ -93,26 +93,25 @@ class SqlFleet(Fleet):
         connection.execute(
             update(volumes).where(volumes.c.node_id == node_id).values(present=False)
         )
-        for report in reports:
-            told = {
-                "name": report.name,
-                "source": report.source,
-                "path": report.path,
-                "verdict": report.verdict,
-                "reason": report.reason,
-                "present": True,
-            }
-            known = insert(volumes).values(
-                volume_id=report.volume_id, node_id=node_id, first_seen_at=now, **told
-            )
+        told = [coding.report_row(report) for report in reports]
+        if told:
+            known = insert(volumes)
             # Whose volume it is was decided when it was first seen, and not by an agent.
             connection.execute(
                 known.on_conflict_do_update(
                     index_elements=[volumes.c.volume_id],
-                    set_=told,
+                    set_={name: known.excluded[name] for name in told[0]},
                     where=volumes.c.node_id == node_id,
-                )
+                ),
+                [row | {"node_id": node_id, "first_seen_at": now} for row in told],
             )
+        # Containers come and go all day: what went and never was read leaves no row behind.
+        connection.execute(
+            delete(volumes)
+            .where(volumes.c.node_id == node_id, volumes.c.present.is_(False))
+            .where(~exists().where(sessions.c.volume_id == volumes.c.volume_id))
+            .where(~exists().where(tasks.c.volume_id == volumes.c.volume_id))
+        )
 
     @override
     @reading

@@ -70,6 +70,8 @@ volumes = Table(
     Column("first_seen_at", BigInteger, nullable=False),
     Column("scheduled_at", BigInteger),
     Column("present", Boolean, nullable=False, default=True),
+    # Containers, project, labels. Empty where there are none, or in rows of the first version.
+    Column("workload", LargeBinary, nullable=False, default=b"", server_default=""),
     # The highest sequence ever given out, to a snapshot that failed as well: never used twice.
     Column("last_sequence", BigInteger, nullable=False, default=0),
 )

@@ -28,7 +28,9 @@ def document(message: Message) -> Document:
         # The implementation in C has a class of its own, with the same attributes.
         field = cast("FieldDescriptor", declared)
         value = getattr(message, field.name)
-        if field.is_repeated:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            made[field.name] = dict(sorted(value.items()))
+        elif field.is_repeated:
             _put_list(made, field, list(value))
         elif field.has_presence and not message.HasField(field.name):
             made[field.name] = None

@@ -22,15 +22,22 @@ def app(cli: Invocation) -> None:
 
 def _summary(made: Document) -> list[tuple[str, str]]:
     connected = sum(node["state"] == "connected" for node in made["nodes"])
-    unprotected = sum(volume["verdict"] == "unprotected" for volume in made["volumes"])
+    present = [volume for volume in made["volumes"] if volume["present"]]
+    protected = sum(volume["verdict"] == "protected" for volume in present)
+    unprotected = sum(volume["verdict"] == "unprotected" for volume in present)
     every = made["schedule_seconds"]
     fields = [
         ("coordinator", made["coordinator_version"]),
         ("repository", made["repository_id"]),
         ("custody", "unlocked" if made["unlocked"] else "locked: restore and verify need it open"),
         ("nodes", f"{connected} of {len(made['nodes'])} connected"),
-        ("volumes", f"{len(made['volumes'])}, of them unprotected: {unprotected}"),
+        ("volumes", f"{protected} protected, {unprotected} unprotected"),
         ("schedule", f"every {format_duration(every)}" if every else "off"),
+    ]
+    fields += [
+        (engine["name"], f"{node['name']}: {engine['message'] or 'answers'}")
+        for node in made["nodes"]
+        for engine in node["engines"]
     ]
     fields += [
         ("running", f"{job['kind']} {', '.join(job['subjects'])} ({job['job_id']})")

@@ -36,23 +36,23 @@ def show_volume(cli: Invocation, *, volume: str) -> None:
 
 
 def volumes_table(volumes: Sequence[Document]) -> Table:
-    """One row for each volume."""
+    """One row for each volume: why it is not backed up, or where it lies."""
     return Table(
-        titles=("volume", "node", "verdict", "last backup", "age", "last proof", "path"),
+        titles=("volume", "node", "verdict", "last backup", "age", "last proof", "path or reason"),
         rows=[
             (
                 volume["volume"],
                 volume["node"],
-                volume["verdict"],
+                volume["verdict"] if volume["present"] else "gone",
                 volume["last_phase"] or "none",
                 age(volume),
                 local_time(volume["last_proof_at"]),
-                volume["path"],
+                volume["path"] if volume["verdict"] == "protected" else volume["reason"],
             )
             for volume in volumes
         ],
         right=frozenset({4}),
-        empty="no volumes; `tidemark up --data DIR --protect PATH` protects one",
+        empty="no volumes; `tidemark up --data DIR --docker --protect PATH` protects some",
     )
 
 
@@ -72,6 +72,9 @@ def _table(volume: Document) -> Table:
             ("path", volume["path"]),
             ("verdict", volume["verdict"]),
             ("reason", volume["reason"]),
+            ("containers", ", ".join(volume["containers"]) or "none"),
+            ("project", volume["project"] or "none"),
+            ("labels", ", ".join(f"{key}={value}" for key, value in volume["labels"].items())),
             ("policy", volume["policy"] or "none"),
             ("last backup", volume["last_phase"] or "none"),
             ("last message", volume["last_message"]),

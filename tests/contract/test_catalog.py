@@ -2,7 +2,9 @@
 
 import asyncio
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +41,7 @@ from coordinator.model import (
     VerifyOrder,
     VerifyResult,
     VolumeReport,
+    Workload,
 )
 from repository.ids import NodeId, PackNonce, SessionId, VolumeId
 from repository.pack import FrameTable
@@ -190,10 +193,22 @@ async def test_a_node_is_remembered_as_seen_and_as_revoked(catalog: Catalog) -> 
 async def test_a_report_is_the_whole_truth_about_a_nodes_volumes(catalog: Catalog) -> None:
     await join(catalog, node())
     await catalog.fleet.report_volumes(NODE, [report(), report(OTHER_VOLUME, "w")], 5)
-    await catalog.fleet.report_volumes(NODE, [replace(report(), path=b"/new")], 9)
+    await catalog.jobs.add_job(backup_job(1, OTHER_VOLUME))
+    used = Workload(("db", "web"), "shop", {"tier": "gold"})
+    await catalog.fleet.report_volumes(NODE, [replace(report(), path=b"/new", workload=used)], 9)
     volume, gone = await catalog.fleet.volumes()
     assert (volume.path, volume.present, volume.first_seen_at) == (b"/new", True, 5)
+    assert volume.workload == used
     assert (gone.name, gone.present) == ("w", False)
+
+
+async def test_a_volume_that_went_and_never_was_read_leaves_nothing(catalog: Catalog) -> None:
+    await join(catalog, node())
+    await join(catalog, node(OTHER_NODE, "m"))
+    await catalog.fleet.report_volumes(OTHER_NODE, [report(OTHER_VOLUME, "w")], 5)
+    await catalog.fleet.report_volumes(NODE, [report()], 5)
+    await catalog.fleet.report_volumes(NODE, [], 9)
+    assert [volume.name for volume in await catalog.fleet.volumes()] == ["w"]
 
 
 async def test_a_node_cannot_take_a_volume_of_another(catalog: Catalog) -> None:
@@ -494,3 +509,20 @@ async def test_a_file_that_is_no_database_is_an_error_that_names_it(tmp_path: Pa
     (tmp_path / "c.db").write_bytes(b"nonsense" * 1000)
     with pytest.raises(CatalogError, match=r"c\.db"):
         await open_catalog(tmp_path / "c.db")
+
+
+async def test_a_catalog_of_the_first_version_is_upgraded_with_all_that_is_in_it(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    await join(catalog, node())
+    await catalog.fleet.report_volumes(NODE, [report()], 5)
+    await catalog.close()
+    with closing(sqlite3.connect(tmp_path / "catalog.db")) as first, first:
+        first.execute("ALTER TABLE volumes DROP COLUMN workload")
+        first.execute("UPDATE alembic_version SET version_num = 'v0001'")
+
+    upgraded = await open_catalog(tmp_path / "catalog.db")
+    volumes = await upgraded.fleet.volumes()
+    await upgraded.close()
+
+    assert [(volume.name, volume.workload) for volume in volumes] == [("v", Workload())]

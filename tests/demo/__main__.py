@@ -1,5 +1,6 @@
 """The demonstration, step by step. Exits 1, and still cleans up, if a step does not hold."""
 
+import random
 import shutil
 import signal
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from tests.demo.container import Container, container
 from tests.demo.data import change, collect, create_database, differences, rows_of, writer
 from tests.demo.stage import DemoError, Row, Stage
 
@@ -53,21 +55,30 @@ def _demonstrate(stage: Stage, began: float) -> None:
     size = (database / "readings.db").stat().st_size
     stage.say(f"a SQLite database of {size / 2**20:.0f} MiB, which a writer changes from now on")
 
-    with writer(database / "readings.db"):
-        stage.step("One command protects both")
-        with stage.up(f"docs={docs}", f"app={database}"):
-            _protect_and_prove(stage, docs, database)
+    with container() as shop, writer(database / "readings.db"):
+        if shop is not None:
+            shop.make(shop.volume)
+            shop.write(orders := _orders())
+            stage.say(f"a container with {len(orders)} files in a named volume: {shop.created}")
+        else:
+            stage.note("no Docker engine answers here (or not to root): no container is shown")
+        stage.step("One command protects all of it")
+        with stage.up(f"docs={docs}", f"app={database}", docker=shop is not None):
+            _protect(stage, docs, database)
+            if shop is not None:
+                _lose_and_restore(stage, shop)
+            _prove(stage)
             stored = stage.run("repo", "show")["stored_bytes"]
     stage.closing_table(stored, time.monotonic() - began)
 
 
-def _protect_and_prove(stage: Stage, docs: Path, database: Path) -> None:
+def _protect(stage: Stage, docs: Path, database: Path) -> None:
     stage.step("The first backup reads everything")
-    first = _backup(stage, "full backup")
+    first = _backup(stage, "full backup", "docs", "app")
 
     stage.step("Some files change; the second backup sends only what is new")
     stage.say(change(docs))
-    second = _backup(stage, "incremental backup")
+    second = _backup(stage, "incremental backup", "docs", "app")
     changes = stage.run("snapshot", "diff", first["docs"], second["docs"])
     stage.say(f"the two snapshots of docs differ in {len(changes):,} paths")
 
@@ -87,6 +98,8 @@ def _protect_and_prove(stage: Stage, docs: Path, database: Path) -> None:
         f"the live one has {live - rows:,} more by now"
     )
 
+
+def _prove(stage: Stage) -> None:
     stage.step("Prove it: every stored byte is read, opened and hashed again")
     proof = _timed(stage, "verify", "verify", "create", "--all", "--depth", "data", "--wait")
     stage.say(f"{proof['packs_checked']} packs and {proof['chunks_checked']:,} chunks are sound")
@@ -109,10 +122,30 @@ def _protect_and_prove(stage: Stage, docs: Path, database: Path) -> None:
     )
 
 
-def _backup(stage: Stage, step: str) -> dict[str, str]:
-    """Back both up; the snapshot of each."""
+def _orders() -> dict[str, bytes]:
+    """What the container has to lose."""
+    source = random.Random(11)
+    return {f"order-{number}.bin": source.randbytes(50_000) for number in range(40)}
+
+
+def _lose_and_restore(stage: Stage, shop: Container) -> None:
+    """Back a container's volume up, remove it, and let a new container read it."""
+    stage.step("A container's volume was found by itself; it is lost, and comes back")
+    found = stage.run("volume", "show", shop.volume)
+    stage.say(f"{found['verdict']}: {found['reason']}; used by {', '.join(found['containers'])}")
+    snapshot = _backup(stage, "volume backup", shop.volume)[shop.volume]
+    shop.lose()
+    stage.note(f"docker volume rm {shop.volume}: the container and its volume are gone")
+    _restore(stage, "restore volume", snapshot, shop.make(shop.restored))
+    if shop.read() != _orders():
+        raise DemoError("a new container does not read what the lost one wrote")
+    stage.say("a new container reads all its files as they were")
+
+
+def _backup(stage: Stage, step: str, *volumes: str) -> dict[str, str]:
+    """Back these volumes up; the snapshot of each."""
     began = time.monotonic()
-    made = stage.run("backup", "create", "--all", "--wait")
+    made = stage.run("backup", "create", *volumes, "--wait")
     seconds = time.monotonic() - began
     for one in made["snapshots"]:
         stage.say(

@@ -89,9 +89,10 @@ class Stage:
         return json.loads(done.stdout) if done.stdout else None
 
     @contextmanager
-    def up(self, *protect: str) -> Iterator[None]:
+    def up(self, *protect: str, docker: bool = False) -> Iterator[None]:
         """Run `tidemark up` until the block ends."""
         flags = [flag for one in protect for flag in ("--protect", one)]
+        flags += ["--docker"] if docker else []
         arguments = ["up", "--data", str(self.place / "tidemark"), *flags, "--every", "off"]
         shown = shlex.join(["tidemark", *arguments]).replace(str(self.place), "…")
         self.console.print(Text.assemble(("   $ ", "bold"), (shown + " &", "bold")), soft_wrap=True)

@@ -41,6 +41,15 @@ def test_lock_pins_every_package_with_a_hash() -> None:
     assert not unhashed
 
 
+def test_ci_installs_what_required_tests_would_be_skipped_without() -> None:
+    installed = re.search(r"packages=\(([^)]*)\)", (CHECKOUT / ".ci/run").read_text())
+    wanted = re.search(r"\(Debian: ([^)]*)\)", (CHECKOUT / "tests/e2e/engine.py").read_text())
+
+    assert installed
+    assert wanted
+    assert set(wanted[1].split(", ")) <= set(installed[1].split())
+
+
 def test_ci_requires_every_kind_of_test_there_is() -> None:
     required = re.search(r"REQUIRE_TESTS=([\w,-]+)", (CHECKOUT / ".ci/run").read_text())
     kinds = {

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import os
 import re
 
 import click
@@ -10,6 +11,7 @@ from coordinator.cli.command import Invocation, single
 from coordinator.cli.durations import parse_duration
 from coordinator.cli.failure import UsageError
 from coordinator.cli.up.directory import lock_directory, open_directory
+from coordinator.cli.up.engine import choose_engine
 from coordinator.cli.up.protection import additions, check_new, load, parse_wish, save
 from coordinator.cli.up.supervisor import Settings, supervise
 
@@ -26,6 +28,11 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d{1,5})")
     help="Protect this directory or file from now on; repeatable.",
 )
 @click.option(
+    "--docker/--no-docker",
+    default=None,
+    help="Protect the volumes of this machine's containers.  [default: as the last time]",
+)
+@click.option(
     "--every",
     metavar="DURATION|off",
     default="1h",
@@ -36,7 +43,13 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d{1,5})")
     "--listen", metavar="HOST:PORT", help="gRPC address.  [default: a free port on 127.0.0.1]"
 )
 def app(
-    _cli: Invocation, *, data: str, wishes: tuple[str, ...], every: str, listen: str | None
+    _cli: Invocation,
+    *,
+    data: str,
+    wishes: tuple[str, ...],
+    docker: bool | None,
+    every: str,
+    listen: str | None,
 ) -> None:
     """Run a coordinator and an agent on this machine until interrupted.
 
@@ -55,7 +68,11 @@ def app(
     volumes = [*known, *new]
     save(directory.protect, volumes)
     settings = Settings(
-        directory=directory, volumes=volumes, every_seconds=every_seconds, listen=address
+        directory=directory,
+        volumes=volumes,
+        engine=choose_engine(directory.engine, docker, os.environ),
+        every_seconds=every_seconds,
+        listen=address,
     )
     asyncio.run(supervise(settings))
 

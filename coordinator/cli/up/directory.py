@@ -31,6 +31,11 @@ class Directory:
         return self.path / "protect.json"
 
     @property
+    def engine(self) -> Path:
+        """The address of the container engine that is protected, if any is."""
+        return self.path / "docker"
+
+    @property
     def repository(self) -> Path:
         """What is stored."""
         return self.path / "repository"

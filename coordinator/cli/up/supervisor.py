@@ -47,6 +47,8 @@ class Settings:
 
     directory: Directory
     volumes: list[Protected]
+    # The address of a container engine whose volumes are protected, too.
+    engine: str | None
     every_seconds: int | None
     # None: the port of the last time if it is free, else any, on loopback.
     listen: str | None
@@ -161,6 +163,7 @@ async def _start_agent(settings: Settings, address: str, lock: int) -> Child:
         *("--exclude", str(directory.path)),
         # Whoever runs `up` is master of this machine already.
         *("--restore-root", "/"),
+        *(("--docker", settings.engine) if settings.engine is not None else ()),
         "--exit-with-parent",
     ]
     return await start_child("agent", arguments, log=directory.log("agent"), inherited=lock)
@@ -225,11 +228,14 @@ async def _watch(child: Child) -> None:
 def _announce(
     settings: Settings, endpoints: Endpoints, context: Context, status: GetStatusResponse
 ) -> None:
-    count = len(settings.volumes)
+    count = sum(each.verdict == "protected" and each.present for each in status.volumes)
     _say(
         f"{count} volume{'' if count == 1 else 's'} protected, everything in "
         f"{settings.directory.path}"
     )
+    for engine in (engine for node in status.nodes for engine in node.engines):
+        if not engine.answers:
+            _say(f"WARNING: {engine.message}; its volumes are protected once it answers")
     _say("try: tidemark status | tidemark backup create --all --wait | tidemark snapshot list")
     if _speaks_elsewhere(context):
         _say(f"your own context names another coordinator; say --context {context.path}")

@@ -316,6 +316,7 @@ class Node(_message.Message):
     LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
     CERTIFICATE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    ENGINES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     state: _builtins.str
@@ -328,6 +329,10 @@ class Node(_message.Message):
     def last_seen_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def certificate_expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def engines(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Engine]:
+        """As the agent last told; none while it never was connected since the coordinator started."""
+
     def __init__(
         self,
         *,
@@ -339,10 +344,11 @@ class Node(_message.Message):
         last_seen_at: _timestamp_pb2.Timestamp | None = ...,
         certificate_expires_at: _timestamp_pb2.Timestamp | None = ...,
         volumes: _builtins.int = ...,
+        engines: _abc.Iterable[_common_pb2.Engine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_at", b"certificate_expires_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_expires_at", b"certificate_expires_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "name", b"name", "node_id", b"node_id", "state", b"state", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_expires_at", b"certificate_expires_at", "engines", b"engines", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "name", b"name", "node_id", b"node_id", "state", b"state", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -468,6 +474,26 @@ Global___RevokeNodeResponse: _TypeAlias = RevokeNodeResponse  # noqa: Y015
 class Volume(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VOLUME_FIELD_NUMBER: _builtins.int
     VOLUME_ID_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
@@ -483,6 +509,10 @@ class Volume(_message.Message):
     LAST_PROOF_AT_FIELD_NUMBER: _builtins.int
     LAST_PHASE_FIELD_NUMBER: _builtins.int
     LAST_MESSAGE_FIELD_NUMBER: _builtins.int
+    CONTAINERS_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     volume_id: _builtins.str
     node: _builtins.str
@@ -497,10 +527,19 @@ class Volume(_message.Message):
     last_phase: _common_pb2.Phase.ValueType
     """Phase of the latest backup, and why it failed if it did."""
     last_message: _builtins.str
+    project: _builtins.str
+    present: _builtins.bool
+    """Whether its agent still has it; if not, there are only its snapshots."""
     @_builtins.property
     def last_completed_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def last_proof_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def containers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the containers that mount it, the compose project that it belongs to, and labels."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -519,10 +558,14 @@ class Volume(_message.Message):
         last_proof_at: _timestamp_pb2.Timestamp | None = ...,
         last_phase: _common_pb2.Phase.ValueType = ...,
         last_message: _builtins.str = ...,
+        containers: _abc.Iterable[_builtins.str] | None = ...,
+        project: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        present: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "last_completed_at", b"last_completed_at", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "change_detection", b"change_detection", "last_completed_at", b"last_completed_at", "last_message", b"last_message", "last_phase", b"last_phase", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "node", b"node", "path", b"path", "policy", b"policy", "reason", b"reason", "source", b"source", "verdict", b"verdict", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "change_detection", b"change_detection", "containers", b"containers", "labels", b"labels", "last_completed_at", b"last_completed_at", "last_message", b"last_message", "last_phase", b"last_phase", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "node", b"node", "path", b"path", "policy", b"policy", "present", b"present", "project", b"project", "reason", b"reason", "source", b"source", "verdict", b"verdict", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__age_seconds: _TypeAlias = _typing.Literal["age_seconds"]  # noqa: Y015
     _WhichOneofArgType__age_seconds: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds"]  # noqa: Y015

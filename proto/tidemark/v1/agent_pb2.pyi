@@ -86,9 +86,31 @@ Global___EnrolResponse: _TypeAlias = EnrolResponse  # noqa: Y015
 
 @_typing.final
 class VolumeReport(_message.Message):
-    """A directory tree or file that the agent protects, as it stands in the agent's own configuration."""
+    """A directory tree or file on the agent's node, and what becomes of it: named in the agent's own
+    configuration, or found through a container engine.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     VOLUME_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -96,15 +118,27 @@ class VolumeReport(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    CONTAINERS_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.bytes
     """16 bytes: BLAKE3 of node, engine and name."""
     name: _builtins.str
     source: _builtins.str
-    """How it was found: "path" for one given by hand."""
+    """How it was found: "path" for one given by hand; "docker-volume", "docker-bind" or
+    "docker-mount" for what an engine told.
+    """
     path: _builtins.bytes
     verdict: _builtins.str
     """"protected", "excluded", "unsupported" or "unprotected", and why."""
     reason: _builtins.str
+    project: _builtins.str
+    @_builtins.property
+    def containers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the containers that mount it, the compose project that it belongs to, and labels."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -114,10 +148,13 @@ class VolumeReport(_message.Message):
         path: _builtins.bytes = ...,
         verdict: _builtins.str = ...,
         reason: _builtins.str = ...,
+        containers: _abc.Iterable[_builtins.str] | None = ...,
+        project: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "reason", b"reason", "source", b"source", "verdict", b"verdict", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "labels", b"labels", "name", b"name", "path", b"path", "project", b"project", "reason", b"reason", "source", b"source", "verdict", b"verdict", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -132,6 +169,7 @@ class Hello(_message.Message):
     VOLUMES_FIELD_NUMBER: _builtins.int
     RUNNING_TASK_IDS_FIELD_NUMBER: _builtins.int
     RESTORE_ROOTS_FIELD_NUMBER: _builtins.int
+    ENGINES_FIELD_NUMBER: _builtins.int
     agent_version: _builtins.str
     protocol_version: _builtins.int
     @_builtins.property
@@ -144,6 +182,10 @@ class Hello(_message.Message):
     def restore_roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Directories beneath which restores may write."""
 
+    @_builtins.property
+    def engines(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Engine]:
+        """The container engines that this agent asks for volumes."""
+
     def __init__(
         self,
         *,
@@ -152,10 +194,11 @@ class Hello(_message.Message):
         volumes: _abc.Iterable[Global___VolumeReport] | None = ...,
         running_task_ids: _abc.Iterable[_builtins.str] | None = ...,
         restore_roots: _abc.Iterable[_builtins.bytes] | None = ...,
+        engines: _abc.Iterable[_common_pb2.Engine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "protocol_version", b"protocol_version", "restore_roots", b"restore_roots", "running_task_ids", b"running_task_ids", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "engines", b"engines", "protocol_version", b"protocol_version", "restore_roots", b"restore_roots", "running_task_ids", b"running_task_ids", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -186,16 +229,20 @@ class VolumesReport(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VOLUMES_FIELD_NUMBER: _builtins.int
+    ENGINES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeReport]: ...
+    @_builtins.property
+    def engines(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Engine]: ...
     def __init__(
         self,
         *,
         volumes: _abc.Iterable[Global___VolumeReport] | None = ...,
+        engines: _abc.Iterable[_common_pb2.Engine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -203,3 +203,16 @@ def test_an_absent_volume_says_what_to_do(tmp_path: Path) -> None:
 
     assert "not there" in caught.value.message
     assert caught.value.hint
+
+
+def test_a_discovered_path_is_opened_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/file").write_text("content")
+    (tmp_path / "link").symlink_to("real")
+
+    for name in ("link", "link/file"):
+        with pytest.raises(VolumeError):
+            Tree.of_volume(os.fsencode(tmp_path / name), through_links=False)
+    for name in ("real", "real/file"):
+        with Tree.of_volume(os.fsencode(tmp_path / name), through_links=False) as tree:
+            assert tree.stat_root().st_ino == (tmp_path / name).stat().st_ino

@@ -138,3 +138,21 @@ def test_a_wrong_protect_file_says_what_is_wrong(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         protect(tmp_path, document)
+
+
+@pytest.mark.parametrize(
+    ("flags", "address"),
+    [
+        ([], None),
+        (["--docker"], "unix:///var/run/docker.sock"),
+        (["--docker", "unix:///run/user/1000/docker.sock"], "unix:///run/user/1000/docker.sock"),
+    ],
+)
+def test_an_engine_is_asked_only_if_it_is_named(flags: list[str], address: str | None) -> None:
+    assert config(*flags).docker == address
+
+
+@pytest.mark.parametrize("address", ["tcp://10.0.0.1:2375", "/var/run/docker.sock", "unix://x"])
+def test_an_engine_is_on_this_machine(address: str) -> None:
+    with pytest.raises(ConfigError, match="on this machine"):
+        config("--docker", address)

@@ -13,6 +13,7 @@ from agent.services import (
     BackupOutcome,
     BackupStatistics,
     BackupTask,
+    Engine,
     Progress,
     RestoreTask,
     Volume,
@@ -24,7 +25,8 @@ from repository.errors import StoreFullError
 pytestmark = pytest.mark.asyncio
 
 Stream = grpc.aio.ServicerContext[agent_pb2.ConnectRequest, agent_pb2.ConnectResponse]
-VOLUME = Volume(b"v" * 16, "volume", b"/srv")
+VOLUME = Volume(b"v" * 16, "volume", b"/srv", containers=("db",), labels=(("a", "b"),))
+ENGINE = Engine("docker", "unix:///docker.sock", answers=False, message="down")
 TASK = BackupTask("task", "job", VOLUME, b"r" * 16, b"k" * 32)
 
 
@@ -36,7 +38,7 @@ class Agent:
         self.tasks: list[str] = []
 
     def greeting(self) -> Greeting:
-        return Greeting("1", [VOLUME], self.tasks, [b"/restores"])
+        return Greeting("1", [VOLUME], [ENGINE], self.tasks, [b"/restores"])
 
     def on_welcome(self, unknown_task_ids: Sequence[str]) -> None:
         self.said.put_nowait(("welcome", list(unknown_task_ids)))

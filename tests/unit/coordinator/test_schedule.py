@@ -51,3 +51,12 @@ def test_volumes_that_are_gone_or_not_protected_are_never_due() -> None:
 def test_whoever_has_waited_longest_comes_first() -> None:
     late, later = volume(2, first_seen_at=0), volume(1, first_seen_at=HOUR)
     assert schedule.due([later, late], busy=(), interval_ns=HOUR, now=9 * HOUR) == [late, later]
+
+
+def test_only_what_is_ever_due_is_waited_for() -> None:
+    gone = replace(volume(1), present=False)
+    excluded = replace(volume(2), verdict="excluded")
+    later = volume(3, first_seen_at=5 * HOUR)
+
+    assert schedule.soonest([gone, excluded, later], interval_ns=HOUR) == 6 * HOUR
+    assert schedule.soonest([gone, excluded], interval_ns=HOUR) is None

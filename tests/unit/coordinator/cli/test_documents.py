@@ -133,3 +133,11 @@ def test_every_path_can_be_got_back_exactly(path: bytes) -> None:
 )
 def test_times_are_rfc_3339_in_utc(seconds: int, nanos: int, text: str | None) -> None:
     assert time_text(Timestamp(seconds=seconds, nanos=nanos)) == text
+
+
+def test_labels_are_an_object_of_their_own() -> None:
+    volume = admin_pb2.Volume(labels={"b": "2", "a": "1"}, containers=["web"])
+
+    assert document(volume)["labels"] == {"a": "1", "b": "2"}
+    assert document(admin_pb2.Volume())["labels"] == {}
+    assert document(volume)["containers"] == ["web"]
