@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import socket
 import stat
 import subprocess
@@ -13,6 +14,11 @@ import pytest
 from tests.e2e.harness import Machine
 
 GIB = 1 << 30
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("rsync") and shutil.which("setfacl")),
+    reason="needs rsync and setfacl (Debian: rsync, acl)",
+)
 
 
 def differences(source: Path, target: Path) -> list[str]:
