@@ -21,6 +21,9 @@ ROOT_KEY: Final = b""
 KEY_BYTES_MAX: Final = 1024 * 1024
 
 
+# All ones, as of uid -1, means "unchanged" to the kernel, and nobody.
+_OWNERS_END: Final = (1 << 32) - 1
+_TIMES_END: Final = 1 << 63
 # Extended attributes that stand in the entry itself; longer ones would bloat the manifest's leaves.
 INLINE_ATTRIBUTES_BYTES_MAX: Final = 1024
 # Names and values of all attributes of one entry together.
@@ -172,10 +175,7 @@ def decode_entry(encoded: bytes | memoryview | msgspec.Raw) -> Entry:
 
 def _check(entry: Entry) -> None:
     """FormatError for what no writer of ours makes, whoever signed it."""
-    if not 0 <= entry.mode <= 0o7777 or entry.size < 0:
-        raise FormatError("an entry has an impossible mode or size")
-    if (entry.type is EntryType.SYMLINK) != (entry.target is not None):
-        raise FormatError("an entry is a symbolic link without a target, or the reverse")
+    _check_metadata(entry)
     if entry.xattrs is not None:
         _check_attributes(entry.xattrs)
         if entry.long_xattrs is not None:
@@ -190,8 +190,23 @@ def _check(entry: Entry) -> None:
         check_extent(extent)
 
 
+def _check_metadata(entry: Entry) -> None:
+    if not 0 <= entry.mode <= 0o7777 or entry.size < 0:
+        raise FormatError("an entry has an impossible mode or size")
+    if not 0 <= entry.uid < _OWNERS_END or not 0 <= entry.gid < _OWNERS_END:
+        raise FormatError("an entry has an impossible owner")
+    if not -_TIMES_END <= entry.mtime_ns < _TIMES_END:
+        raise FormatError("an entry has an impossible time")
+    if (entry.type is EntryType.SYMLINK) != (entry.target is not None):
+        raise FormatError("an entry is a symbolic link without a target, or the reverse")
+    if entry.target is not None and (not entry.target or b"\0" in entry.target):
+        raise FormatError("an entry is a symbolic link to an impossible path")
+
+
 def _check_attributes(attributes: Attributes) -> None:
     names = [name for name, _ in attributes]
+    if any(b"\0" in name for name in names):
+        raise FormatError("an extended attribute has an impossible name")
     if not names or not names[0] or any(left >= right for left, right in pairwise(names)):
         raise FormatError("an entry's extended attributes are not in order")
     if sum(len(name) + len(value) for name, value in attributes) > ATTRIBUTES_BYTES_MAX:

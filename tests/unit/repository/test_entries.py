@@ -64,7 +64,9 @@ CONTENTS = st.builds(
     Content, st.sampled_from(ChunkClass), st.lists(EXTENTS, max_size=3), st.none()
 ) | st.just(Content(ChunkClass.PAGED, [], POINTER))
 ATTRIBUTES = st.dictionaries(
-    st.binary(min_size=1, max_size=4), st.binary(max_size=4), min_size=1
+    st.binary(min_size=1, max_size=4).map(lambda name: name.replace(b"\0", b"0")),
+    st.binary(max_size=4),
+    min_size=1,
 ).map(lambda names: sorted(names.items()))
 ENTRIES = st.builds(
     msgspec.structs.replace,
@@ -141,6 +143,12 @@ def test_an_entry_that_is_encoded_otherwise_is_refused() -> None:
         {"mode": 0o10000},
         {"mode": -1},
         {"size": -1},
+        {"uid": -1},
+        {"gid": 0xFFFF_FFFF},
+        {"mtime_ns": 1 << 63},
+        {"type": EntryType.SYMLINK, "target": b"", "content": None},
+        {"type": EntryType.SYMLINK, "target": b"a\0b", "content": None},
+        {"xattrs": [(b"user.a\0", b"")]},
         {"target": b"elsewhere"},
         {"type": EntryType.SYMLINK},
         {"type": EntryType.DIRECTORY},
@@ -187,7 +195,7 @@ def test_an_extent_that_can_not_be_read_is_refused(impossible: dict[str, object]
 
 
 def test_a_symbolic_link_has_a_target() -> None:
-    link = msgspec.structs.replace(FILE, type=EntryType.SYMLINK, target=b"", content=None)
+    link = msgspec.structs.replace(FILE, type=EntryType.SYMLINK, target=b"x", content=None)
 
     assert decode_entry(encode_entry(link)) == link
 
