@@ -20,7 +20,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from repository.content import ContentWriter
 from repository.editing import Editor
-from repository.entries import ChunkClass, Content, Entry, EntryType, Extent, Pointer, encode_entry
+from repository.entries import (
+    ChunkClass,
+    Content,
+    Entry,
+    EntryType,
+    Extent,
+    Pointer,
+    encode_attributes,
+    encode_entry,
+)
 from repository.frames import FrameIdentity, Location
 from repository.ids import IdKeys, NodeId, ObjectType, PackNonce, SessionId, VolumeId, volume_id
 from repository.keys import (
@@ -191,6 +200,11 @@ def file_bytes(load: Load, entry: Any) -> bytes:
     return b"".join(pieces)
 
 
+def attributes_of(load: Load, entry: Any) -> list[tuple[bytes, bytes]]:
+    found = entry[12] if entry[13] is None else unpack(load(entry[13]))
+    return [(name, value) for name, value in found]
+
+
 # ---------------------------------------------------------------------- what it reads
 
 ENTRY = Entry(EntryType.DIRECTORY, 0o755, 1, 2, 3, 0, 4, 5, 1, 0, 0, None, None, None, None)
@@ -237,6 +251,14 @@ class Written:
         entries |= {b"": ENTRY, b"dir": ENTRY}
         entries[b"file"] = _file(len(self.sliced), content)
         entries[b"many"] = _file(len(self.many), writer.finish())
+        self.attributes = {
+            b"short": [(b"user.a", b"1"), (b"user.b", b"")],
+            b"long": [(b"trusted.x", b"2" * 2000), (b"user.a", b"\0\xff")],
+        }
+        short, long = self.attributes.values()
+        entries[b"short"] = msgspec.structs.replace(ENTRY, xattrs=short)
+        at = lists.put(encode_attributes(long))
+        entries[b"long"] = msgspec.structs.replace(ENTRY, long_xattrs=at)
         self.entries = {key: encode_entry(entry) for key, entry in entries.items()}
         editor = Editor(Boundaries(BOUNDARIES_KEY), no_node, nodes.put)
         root = editor.edit(None, sorted(self.entries.items())).root
@@ -324,6 +346,13 @@ def test_the_manifest_is_walked(written: Written, load: Load) -> None:
     ]
     for key in (b"", b"dir\x00077", b"many"):
         assert msgspec.msgpack.encode(look_up(load, root, key)) == written.entries[key]
+
+
+def test_attributes_are_read_wherever_they_stand(written: Written, load: Load) -> None:
+    root = unpack(msgspec.msgpack.encode(written.root))
+
+    for key, attributes in written.attributes.items():
+        assert attributes_of(load, look_up(load, root, key)) == attributes
 
 
 def test_files_are_read(written: Written, load: Load) -> None:
