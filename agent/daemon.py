@@ -28,8 +28,10 @@ from agent.backup import run_backup
 from agent.config import Address, Config
 from agent.errors import ConfigError, StateError, UnreachableError, VolumeError
 from agent.identity import Identity, load_identity, prepare_keys, save_membership
+from agent.line import Line
 from agent.logs import get_logger
 from agent.metrics import Endpoint, Metrics, Sample
+from agent.renewal import Renewal
 from agent.restore import run_restore
 from agent.services import (
     BackupOutcome,
@@ -47,7 +49,7 @@ from agent.services import (
 from agent.session import BackupWish, ControlStream, Greeting, Handler, enrol
 from agent.state import State
 from agent.tasks import Order, Report, Tasks
-from agent.upload import Channel, CoordinatorCalls, open_node_channel
+from agent.upload import CoordinatorCalls, NodeChannel, open_node_channel
 from agent.volumes import Volumes, check_readable, excluded, never_read
 from repository.errors import BusyError, CanceledError, TidemarkError
 from repository.ids import NodeId
@@ -96,11 +98,13 @@ async def run(config: Config) -> None:
             return
         version = importlib.metadata.version(DISTRIBUTION)
         _log.info("agent starts", version=version, node=identity.membership.node_name)
-        channel = open_node_channel(config.coordinator, identity)
+        line = Line(open_node_channel(config.coordinator, identity))
         with ThreadPoolExecutor(_worker_count(), thread_name_prefix="worker") as workers:
-            async with channel:
-                agent = _Agent(_Parts(config, identity, state, channel, workers, version))
+            try:
+                agent = _Agent(_Parts(config, identity, state, line, workers, version))
                 await agent.run(stop)
+            finally:
+                await line.close()
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class _Parts:
     config: Config
     identity: Identity
     state: State
-    channel: Channel
+    line: Line[NodeChannel]
     workers: Executor
     version: str
 
@@ -130,8 +134,16 @@ class _Agent(Handler):
             self._discovery = importlib.import_module("agent.discovering").Discovery(
                 parts.config.docker, self._volumes, clock, self._on_discovery
             )
-        self._calls = CoordinatorCalls(parts.channel, clock)
-        self._control = ControlStream(parts.channel, self, clock)
+        self._line = parts.line
+        self._calls = CoordinatorCalls(parts.line, clock)
+        self._control = ControlStream(parts.line, self, clock)
+        self._renewal = Renewal(
+            parts.config.coordinator,
+            parts.config.state,
+            parts.identity,
+            clock=clock,
+            renewed=self._certificate_renewed,
+        )
         self._metrics = Metrics(parts.version)
         self._tasks: Tasks
         self._services = Services(
@@ -157,7 +169,9 @@ class _Agent(Handler):
                     eternal.append(group.create_task(self._discovery.run(), name="docker"))
                     # The first hello should name what there is.
                     await _unless(stop, self._discovery.first_look())
-                eternal.append(group.create_task(self._control.run(), name="control stream"))
+                eternal.append(
+                    group.create_task(self._stay_connected(group), name="control stream")
+                )
                 await stop.wait()
                 _log.info("agent stops")
                 await self._tasks.drain(_DRAIN_SECONDS)
@@ -166,6 +180,19 @@ class _Agent(Handler):
                     task.cancel()
         finally:
             await endpoint.close()
+
+    async def _stay_connected(self, group: asyncio.TaskGroup) -> None:
+        """Hold the control stream; after a long time switched off, renew first."""
+        await self._renewal.until_valid()
+        renewing = group.create_task(self._renewal.run(), name="renewal")
+        try:
+            await self._control.run()
+        finally:
+            renewing.cancel()
+
+    async def _certificate_renewed(self, identity: Identity) -> None:
+        await self._line.replace(open_node_channel(self._config.coordinator, identity))
+        self._control.reconnect()
 
     async def _serve(self, endpoint: Endpoint) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Who this node is: a TLS key and certificate, and the key with which it signs what it writes.
+"""Who this node is: a TLS key, its certificates, and the key with which it signs what it writes.
 
 Everything lies below <state>/identity, readable by its owner only, and that directory is there if
 and only if the node has joined. Before, the keys lie in <state>/identity.new: they are durable
@@ -55,7 +55,9 @@ class Membership(msgspec.Struct, frozen=True):
     node_id: bytes
     node_name: str
     certificate: bytes
-    """PEM, for the TLS key."""
+    """PEM, for the TLS key; good for a day."""
+    renewal_certificate: bytes
+    """PEM, for the TLS key; good for a year, and for getting new certificates alone."""
     ca_certificate: bytes
     """PEM of the one authority that this node trusts."""
     signing_certificate: bytes
@@ -77,11 +79,13 @@ def load_identity(state: Path) -> Identity | None:
     try:
         keys = _load_keys(directory)
         membership = msgspec.json.decode((directory / _NODE).read_bytes(), type=Membership)
+        for certificate in (membership.certificate, membership.renewal_certificate):
+            x509.load_pem_x509_certificate(certificate)
     except OSError as error:
         raise _unusable(directory, error) from error
     except ValueError as error:  # msgspec's, too
         raise StateError(
-            f"the node's identity in {directory} is damaged",
+            f"the node's identity in {directory} is damaged, or of an older version",
             hint="remove that directory, and join anew with a new token",
         ) from error
     return Identity(keys, membership)
@@ -107,6 +111,15 @@ def save_membership(state: Path, membership: Membership) -> None:
         write_private(directory / _NODE, msgspec.json.encode(membership))
         directory.rename(state / _DIRECTORY)
         _sync_directory(state)
+    except OSError as error:
+        raise _unusable(directory, error) from error
+
+
+def save_renewed(state: Path, membership: Membership) -> None:
+    """Keep what was renewed: durably, and all at once."""
+    directory = state / _DIRECTORY
+    try:
+        write_private(directory / _NODE, msgspec.json.encode(membership))
     except OSError as error:
         raise _unusable(directory, error) from error
 

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
 import grpc.aio
+import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent.config import Address
-from agent.errors import ConfigError, UnreachableError
-from agent.identity import Keys, Membership
+from agent.errors import ConfigError, CoordinatorError, UnreachableError
+from agent.identity import Identity, Keys, Membership
+from agent.line import Line
 from agent.logs import get_logger
 from agent.services import (
     BackupOutcome,
@@ -35,8 +37,10 @@ from agent.services import (
     RestoreTask,
     Volume,
 )
-from agent.upload import backup_result, open_channel, path_errors, translated
+from agent.upload import NodeChannel, backup_result, open_channel, path_errors, translated
+from agent.validity import read_validity
 from proto.bootstrap import InvalidTokenError, parse_token
+from proto.renewal import RENEWAL_DOMAIN, renewal_statement
 from proto.tidemark.v1 import agent_pb2, common_pb2
 from proto.tidemark.v1.agent_pb2_grpc import AgentServiceStub
 from repository.errors import CanceledError, TidemarkError
@@ -86,14 +90,69 @@ async def enrol(address: Address, token_text: str, node_name: str, keys: Keys) -
             answer = await AgentServiceStub(channel).Enrol(request, timeout=_ENROL_SECONDS)
         except grpc.RpcError as error:
             raise translated(error) from error
-    return Membership(
+    membership = Membership(
         node_id=answer.node_id,
         node_name=node_name,
         certificate=answer.certificate,
+        renewal_certificate=answer.renewal_certificate,
         # Not the one in the answer: what the token pinned is what stays trusted.
         ca_certificate=token.ca_certificate,
         signing_certificate=answer.signing_certificate,
     )
+    return _usable(membership)
+
+
+async def renew_certificates(address: Address, identity: Identity) -> Membership:
+    """Get new certificates for the same keys. Errors say what to do about them."""
+    keys, membership = identity.keys, identity.membership
+    channel = open_channel(
+        address,
+        ca_certificate=membership.ca_certificate,
+        certificate=membership.renewal_certificate,
+        private_key=keys.tls,
+    )
+    request = keys.certificate_request(membership.node_name)
+    async with channel:
+        call = AgentServiceStub(channel).RenewCertificate(timeout=_ENROL_SECONDS)
+        try:
+            first = await call.read()
+            if isinstance(first, agent_pb2.RenewCertificateResponse):
+                statement = renewal_statement(membership.node_id, first.challenge, request)
+                answer = agent_pb2.RenewCertificateRequest(
+                    certificate_request=request,
+                    signature=keys.signing.sign(RENEWAL_DOMAIN, statement),
+                )
+                await call.write(answer)
+                last = await call.read()
+                if isinstance(last, agent_pb2.RenewCertificateResponse):
+                    renewed = msgspec.structs.replace(
+                        membership,
+                        certificate=last.renewed.certificate,
+                        renewal_certificate=last.renewed.renewal_certificate,
+                    )
+                    return _usable(renewed)
+            await call.code()  # raises what the coordinator ended the stream with
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            raise _renewal_error(error) from error
+        raise CoordinatorError("the coordinator gave no certificate")
+
+
+def _usable(membership: Membership) -> Membership:
+    """Return it, if both certificates are some; what is not must not replace what is."""
+    try:
+        read_validity(membership.certificate)
+        read_validity(membership.renewal_certificate)
+    except ValueError as error:
+        raise CoordinatorError(
+            "the coordinator sent what is no certificate", hint="update the coordinator"
+        ) from error
+    return membership
+
+
+def _renewal_error(error: grpc.RpcError | asyncio.InvalidStateError) -> TidemarkError:
+    if isinstance(error, grpc.RpcError):
+        return translated(error)
+    return UnreachableError("the call to the coordinator broke")
 
 
 @dataclass(frozen=True)
@@ -149,8 +208,8 @@ class Handler(Protocol):
 class ControlStream:
     """The stream, and what waits to be sent on it."""
 
-    def __init__(self, channel: grpc.aio.Channel, handler: Handler, clock: Clock) -> None:
-        self._stub = AgentServiceStub(channel)
+    def __init__(self, line: Line[NodeChannel], handler: Handler, clock: Clock) -> None:
+        self._line = line
         self._handler = handler
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -161,6 +220,7 @@ class ControlStream:
         self._progress: dict[str, Progress] = {}
         self._progress_lock = threading.Lock()
         self._volumes_changed = False
+        self._leaving = False
         self._heartbeat_seconds = float(_HEARTBEAT_SECONDS)
         self._told_all = asyncio.Condition()
         self.is_connected = False
@@ -243,6 +303,11 @@ class ControlStream:
 
     # The stream.
 
+    def reconnect(self) -> None:
+        """Change over to the line's new connection as soon as no task runs."""
+        self._leaving = True
+        self._wake.set()
+
     async def run(self) -> None:
         """Keep a stream to the coordinator, until canceled."""
         shortest, longest = _BACKOFF_SECONDS
@@ -250,7 +315,8 @@ class ControlStream:
         while True:
             began = self._clock.monotonic()
             try:
-                await self._converse()
+                if await self._converse():
+                    continue
                 reason = "the coordinator ended the stream"
             except TidemarkError as error:
                 reason = error.message
@@ -261,8 +327,14 @@ class ControlStream:
             await asyncio.sleep(wait)
             delay = min(delay * 2, longest)
 
-    async def _converse(self) -> None:
-        call = self._stub.Connect()
+    async def _converse(self) -> bool:
+        """Hold one stream from hello to its end. True if it was we who left it."""
+        self._leaving = False
+        async with self._line.use() as channel:
+            await self._hold(channel.stub.Connect())
+        return self._leaving
+
+    async def _hold(self, call: "_Call") -> None:
         try:
             await call.write(agent_pb2.ConnectRequest(hello=self._hello()))
             async with asyncio.timeout(_WELCOME_SECONDS):
@@ -319,7 +391,7 @@ class ControlStream:
 
     async def _send(self, call: "_Call") -> None:
         last_progress = last_beat = self._clock.monotonic()
-        while True:
+        while not self._may_leave():
             due = last_beat + self._heartbeat_seconds
             if self._progress:
                 due = min(due, last_progress + _PROGRESS_SECONDS)
@@ -333,6 +405,13 @@ class ControlStream:
                 beat = agent_pb2.Heartbeat(sent_at=self._now())
                 await call.write(agent_pb2.ConnectRequest(heartbeat=beat))
                 last_beat = now
+        # The coordinator says what it has left to say, and ends the stream.
+        await call.done_writing()
+        await asyncio.sleep(_WELCOME_SECONDS)
+
+    def _may_leave(self) -> bool:
+        """Whether to leave, and nothing would be lost by it: an end is told, a task goes on."""
+        return self._leaving and not self._finished and not self._handler.greeting().task_ids
 
     async def _woken(self, seconds: float) -> None:
         """Wait until there is something to send, but not longer than that."""

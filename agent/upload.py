@@ -18,6 +18,7 @@ from typing_extensions import Buffer, override
 from agent.config import Address
 from agent.errors import CoordinatorError, UnreachableError
 from agent.identity import Identity
+from agent.line import Line
 from agent.services import (
     BackupStatistics,
     Clock,
@@ -93,14 +94,37 @@ def open_channel(
     return grpc.aio.secure_channel(str(address), credentials, options=options)
 
 
-def open_node_channel(address: Address, identity: Identity) -> Channel:
+class NodeChannel:
+    """A channel with the node's certificate, and the calls that go over it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.stub = AgentServiceStub(channel)
+        # The two calls that carry packs, spared the generated code's copies (proto/payload.py).
+        self.upload: Any = channel.stream_unary(
+            f"/{_SERVICE}/UploadPack",
+            response_deserializer=agent_pb2.UploadPackResponse.FromString,
+        )
+        self.read: Any = channel.unary_stream(
+            f"/{_SERVICE}/ReadPack",
+            request_serializer=agent_pb2.ReadPackRequest.SerializeToString,
+            response_deserializer=_read_piece,
+        )
+
+    async def close(self) -> None:
+        """End it, and whatever still uses it."""
+        await self._channel.close()
+
+
+def open_node_channel(address: Address, identity: Identity) -> NodeChannel:
     """Open a channel as the node that we are."""
-    return open_channel(
+    channel = open_channel(
         address,
         ca_certificate=identity.membership.ca_certificate,
         certificate=identity.membership.certificate,
         private_key=identity.keys.tls,
     )
+    return NodeChannel(channel)
 
 
 def translated(error: grpc.RpcError) -> TidemarkError:
@@ -157,20 +181,10 @@ def _from_status(code: grpc.StatusCode, details: str) -> TidemarkError:
 
 
 class CoordinatorCalls(CoordinatorClient, RestoreClient):
-    """The calls, over one channel that all tasks share."""
+    """The calls, over one line that all tasks share."""
 
-    def __init__(self, channel: Channel, clock: Clock) -> None:
-        self._stub = AgentServiceStub(channel)
-        # The two calls that carry packs, spared the generated code's copies (proto/payload.py).
-        self._upload: Any = channel.stream_unary(
-            f"/{_SERVICE}/UploadPack",
-            response_deserializer=agent_pb2.UploadPackResponse.FromString,
-        )
-        self._read: Any = channel.unary_stream(
-            f"/{_SERVICE}/ReadPack",
-            request_serializer=agent_pb2.ReadPackRequest.SerializeToString,
-            response_deserializer=_read_piece,
-        )
+    def __init__(self, line: Line[NodeChannel], clock: Clock) -> None:
+        self._line = line
         self._clock = clock
         self._uploads = asyncio.Semaphore(_UPLOADS)
         self.uploads_waiting = 0
@@ -180,7 +194,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
     async def open_session(self, task_id: str, sealed_data_key: bytes) -> Session:
         request = agent_pb2.OpenSessionRequest(task_id=task_id, sealed_data_key=sealed_data_key)
         answer = await self._persist(
-            lambda: self._stub.OpenSession(request, timeout=_CALL_SECONDS), _PATIENCE_SECONDS
+            lambda line: line.stub.OpenSession(request, timeout=_CALL_SECONDS), _PATIENCE_SECONDS
         )
         return Session(
             session_id=answer.session_id,
@@ -214,7 +228,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
                 self.uploads_running += 1
                 try:
                     await self._persist(
-                        lambda: self._upload(_each(requests()), timeout=seconds),
+                        lambda line: line.upload(_each(requests()), timeout=seconds),
                         session.lease_seconds,
                     )
                 finally:
@@ -243,7 +257,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
                 yield agent_pb2.CommitRequest(refs=b"".join(piece))
 
         answer = await self._persist(
-            lambda: self._stub.Commit(_each(requests()), timeout=_COMMIT_SECONDS),
+            lambda line: line.stub.Commit(_each(requests()), timeout=_COMMIT_SECONDS),
             session.lease_seconds,
         )
         return Committed(answer.snapshot_id, answer.sequence, Phase(answer.phase), answer.root)
@@ -252,8 +266,8 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
     async def open_restore(self, task_id: str, public_key: bytes) -> Grant:
         request = agent_pb2.OpenRestoreRequest(task_id=task_id, public_key=public_key)
 
-        async def ask() -> Grant:
-            answers = self._stub.OpenRestore(request, timeout=_COMMIT_SECONDS)
+        async def ask(line: NodeChannel) -> Grant:
+            answers = line.stub.OpenRestore(request, timeout=_COMMIT_SECONDS)
             header: agent_pb2.GrantHeader | None = None
             packs, frames = [], []
             async for answer in answers:
@@ -290,10 +304,10 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         size = sum(length for _, length in ranges)
         seconds = _CALL_SECONDS + size / _BYTES_PER_SECOND_MIN
 
-        async def ask() -> list[memoryview]:
+        async def ask(line: NodeChannel) -> list[memoryview]:
             arrived: list[memoryview] = []
             missing = size
-            async for piece in self._read(request, timeout=seconds):
+            async for piece in line.read(request, timeout=seconds):
                 missing -= len(piece)
                 if missing >= 0:
                     arrived.append(piece)
@@ -311,13 +325,16 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             position += length
         return found
 
-    async def _persist(self, call: Callable[[], Awaitable[_T]], patience_seconds: float) -> _T:
+    async def _persist(
+        self, call: Callable[[NodeChannel], Awaitable[_T]], patience_seconds: float
+    ) -> _T:
         """Make a call again while the coordinator is away, for so long."""
         shortest, longest = _BACKOFF_SECONDS
         give_up_at: float | None = None
         while True:
             try:
-                return await call()
+                async with self._line.use() as line:
+                    return await call(line)
             except grpc.RpcError as error:
                 failure = translated(error)
                 if not isinstance(failure, UnreachableError | StoreUnavailableError):

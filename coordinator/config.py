@@ -22,6 +22,7 @@ _PASSPHRASE_ENVIRONMENT: Final = "TIDEMARK_PASSPHRASE_FILE"  # noqa: S105 - a na
 DEFAULT_FILE: Final = Path("/etc/tidemark/coordinator.yaml")
 
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d)?")
+_CERTIFICATE_SECONDS_MAX: Final = 7 * 86400
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -49,6 +50,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     # Seconds between scheduled backups of each volume; None never schedules.
     every_seconds: int | None = 3600
     passphrase_file: Path | None = None
+    # How long a node's certificate is good; agents renew it after two thirds of that.
+    certificate_seconds: int = 86400
     # End when the process that started this one is gone (`tidemark up` sets it for its children).
     exit_with_parent: bool = False
 
@@ -72,10 +75,24 @@ def parse_every(text: str) -> int | None:
     """A duration such as 90s, 15m, 1h or 2d, or `off`."""
     if text.strip().lower() == "off":
         return None
-    match = _DURATION.fullmatch(text.strip().lower())
-    if match is None or not int(match[1]):
+    seconds = _seconds(text)
+    if not seconds:
         raise ValueError("needs a duration such as 90s, 15m, 1h or 2d, or off")
-    return int(match[1]) * _SECONDS[match[2]]
+    return seconds
+
+
+def parse_certificate_life(text: str) -> int:
+    """A duration, of a week at most."""
+    seconds = _seconds(text)
+    if not 0 < seconds <= _CERTIFICATE_SECONDS_MAX:
+        raise ValueError("needs a duration such as 90s, 15m or 24h, of 7d at most")
+    return seconds
+
+
+def _seconds(text: str) -> int:
+    """Zero for what is no duration."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    return 0 if match is None else int(match[1]) * _SECONDS[match[2]]
 
 
 def _absolute(text: str) -> Path:
@@ -92,6 +109,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "http": ("http", parse_address),
     "every": ("every_seconds", parse_every),
     "passphrase_file": ("passphrase_file", _absolute),
+    "certificate_life": ("certificate_seconds", parse_certificate_life),
 }
 
 
@@ -200,6 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--every", metavar="DURATION|off", help="schedule (default 1h)")
     parser.add_argument(
         "--passphrase-file", metavar="FILE", help="opens custody of the recovery secret"
+    )
+    parser.add_argument(
+        "--certificate-life", metavar="DURATION", help="of nodes' certificates (default 24h)"
     )
     parser.add_argument("--exit-with-parent", action="store_true", help=argparse.SUPPRESS)
     return parser

@@ -3,13 +3,16 @@
 Every gRPC connection shows a client certificate of this authority. Whom it belongs to stands in a
 URI of its subject alternative names and nowhere else:
 
-    tidemark://node/<hex id>          an agent, after Enrol
+    tidemark://node/<hex id>          an agent, for a day
+    tidemark://renewal/<hex id>       the same agent, for a year; may call RenewCertificate alone
     tidemark://bootstrap/<token id>   whoever holds a token; may call Enrol and nothing else
     tidemark://admin/<name>           a person's or script's context
 
-A node that is revoked keeps a valid certificate: so every call also looks the node up.
+A node that is revoked keeps a valid certificate: so every call also looks the node up. And a
+connection outlives the certificate that it was opened with: so every call looks at its end, too.
 """
 
+import functools
 import hashlib
 import ipaddress
 import socket
@@ -40,9 +43,12 @@ SERVER_NAME: Final = "tidemark-coordinator"
 _AUTHORITY_DAYS: Final = 3650
 _SERVER_DAYS: Final = 825
 _ADMIN_DAYS: Final = 825
-_NODE_DAYS: Final = 397
+# So long may a node be switched off and still come back by itself.
+_RENEWAL_DAYS: Final = 397
 # Clocks of nodes may be behind by so much.
 _SKEW: Final = timedelta(minutes=10)
+_DAY_SECONDS: Final = 86400
+NODE_SECONDS_DEFAULT: Final = _DAY_SECONDS
 _TOKEN_SECONDS_DEFAULT: Final = 3600
 _TOKEN_SECONDS_MAX: Final = 7 * 86400
 _SECRET_BYTES: Final = 32
@@ -52,6 +58,7 @@ class Role(StrEnum):
     """What a certificate lets its holder be."""
 
     NODE = "node"
+    RENEWAL = "renewal"
     BOOTSTRAP = "bootstrap"
     ADMIN = "admin"
 
@@ -90,12 +97,24 @@ class KeyPair:
         return "KeyPair(hidden)"
 
 
+@dataclass(frozen=True, slots=True)
+class NodeCertificates:
+    """What a node shows, in PEM, and when (Unix time in ns) the first of both expires."""
+
+    certificate: bytes
+    renewal_certificate: bytes
+    expires_at: int
+
+
 class Authority:
     """The coordinator's certificate authority."""
 
-    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(
+        self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, node_seconds: int
+    ) -> None:
         self._certificate = certificate
         self._key = key
+        self._node_seconds = node_seconds
 
     @property
     def certificate(self) -> bytes:
@@ -120,7 +139,12 @@ class Authority:
             except ValueError:
                 names.append(x509.DNSName(text))
         certificate = self._issue(
-            key.public_key(), SERVER_NAME, names, now=now, days=_SERVER_DAYS, server=True
+            key.public_key(),
+            SERVER_NAME,
+            names,
+            now=now,
+            valid=timedelta(days=_SERVER_DAYS),
+            server=True,
         )
         return KeyPair(certificate, _encode_key(key))
 
@@ -132,30 +156,30 @@ class Authority:
         """For whoever holds a token, as long as the token is good."""
         return self._client(Identity(Role.BOOTSTRAP, token_id.hex()), now, valid)
 
-    def node(self, node_id: bytes, request_pem: bytes, now: int) -> tuple[bytes, int]:
-        """A node's certificate for its own request, and when it expires. RejectedError.
+    def node(self, node_id: bytes, request_pem: bytes, now: int) -> NodeCertificates:
+        """A node's two certificates for its own request. RejectedError.
 
         Nothing in the request but its key is used: who the node is, is not its to say.
         """
-        try:
-            request = x509.load_pem_x509_csr(request_pem)
-            key = request.public_key()
-            if not request.is_signature_valid:
-                raise RejectedError("the certificate request is not signed by its own key")
-        except (ValueError, InvalidSignature) as error:
-            raise RejectedError("the certificate request does not decode") from error
-        if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
-            raise RejectedError("a node's certificate needs a P-256 key")
-        identity = Identity(Role.NODE, node_id.hex())
-        names = [x509.UniformResourceIdentifier(identity.uri)]
-        certificate = self._issue(key, str(identity.name), names, now=now, days=_NODE_DAYS)
-        return certificate, now + _NODE_DAYS * 86400 * NANOSECONDS
+        key = _requested_key(request_pem)
+        seconds = {Role.NODE: self._node_seconds, Role.RENEWAL: _RENEWAL_DAYS * _DAY_SECONDS}
+        made = {
+            role: self._issue(
+                key,
+                node_id.hex(),
+                [x509.UniformResourceIdentifier(Identity(role, node_id.hex()).uri)],
+                now=now,
+                valid=timedelta(seconds=valid),
+            )
+            for role, valid in seconds.items()
+        }
+        expires_at = expires_ns(made[Role.NODE])
+        return NodeCertificates(made[Role.NODE], made[Role.RENEWAL], expires_at)
 
     def _client(self, identity: Identity, now: int, valid: timedelta) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.UniformResourceIdentifier(identity.uri)]
-        days = valid / timedelta(days=1)
-        certificate = self._issue(key.public_key(), identity.name, names, now=now, days=days)
+        certificate = self._issue(key.public_key(), identity.name, names, now=now, valid=valid)
         return KeyPair(certificate, _encode_key(key))
 
     def _issue(
@@ -165,7 +189,7 @@ class Authority:
         names: list[x509.UniformResourceIdentifier] | list[x509.GeneralName],
         *,
         now: int,
-        days: float,
+        valid: timedelta,
         server: bool = False,
     ) -> bytes:
         usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
@@ -176,8 +200,9 @@ class Authority:
             .issuer_name(self._certificate.subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(begin - _SKEW)
-            .not_valid_after(begin + timedelta(days=days))
+            # A short life stays short: its holder takes two thirds of the whole for its time.
+            .not_valid_before(begin - min(_SKEW, valid / 10))
+            .not_valid_after(begin + valid)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -186,12 +211,14 @@ class Authority:
         return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def open_authority(directory: Path, now: int) -> Authority:
-    """The authority kept in this directory, made on first use."""
+def open_authority(
+    directory: Path, now: int, node_seconds: int = NODE_SECONDS_DEFAULT
+) -> Authority:
+    """The authority kept in this directory, made on first use. Nodes get such short lives."""
     path = directory / "authority.pem"
     content = read_secret(path)
     if content is None:
-        authority = _new_authority(now)
+        authority = _new_authority(now, node_seconds)
         write_secret(path, _encode_key(authority._key) + authority.certificate)  # noqa: SLF001
         return authority
     try:
@@ -202,10 +229,10 @@ def open_authority(directory: Path, now: int) -> Authority:
             f"the certificate authority {path} is damaged", hint="put the file back from a copy"
         ) from error
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return Authority(certificate, key)
+    return Authority(certificate, key, node_seconds)
 
 
-def _new_authority(now: int) -> Authority:
+def _new_authority(now: int, node_seconds: int) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     begin = _moment(now)
     name = _name("Tidemark authority")
@@ -235,7 +262,7 @@ def _new_authority(now: int) -> Authority:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return Authority(certificate, key)
+    return Authority(certificate, key, node_seconds)
 
 
 def new_token(
@@ -254,6 +281,26 @@ def new_token(
     )
     record = TokenRecord(token_id, secret_hash(secret), now, now + seconds * NANOSECONDS)
     return text, record
+
+
+@functools.lru_cache(maxsize=1024)
+def expires_ns(certificate_pem: bytes) -> int:
+    """When a certificate expires: Unix time in ns. Remembered, since every call asks."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    return round(certificate.not_valid_after_utc.timestamp()) * NANOSECONDS
+
+
+def _requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
+    try:
+        request = x509.load_pem_x509_csr(request_pem)
+        key = request.public_key()
+        if not request.is_signature_valid:
+            raise RejectedError("the certificate request is not signed by its own key")
+    except (ValueError, InvalidSignature) as error:
+        raise RejectedError("the certificate request does not decode") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
+        raise RejectedError("a node's certificate needs a P-256 key")
+    return key
 
 
 def secret_hash(secret: bytes) -> bytes:

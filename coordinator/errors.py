@@ -5,6 +5,7 @@ UsageError            exit 2
 ├── AmbiguousError               the name fits several; the message lists them
 └── ConfigError                  the configuration is wrong; all problems in one message
 UnauthenticatedError  exit 1     who calls has no identity here, or a revoked one
+└── ExpiredError                 its certificate was good when the connection was made
 ForbiddenError        exit 1     known, but not allowed this
 RejectedError         exit 1     an agent sent what no sound agent sends
 CatalogError          exit 1     the coordinator's own database failed
@@ -36,6 +37,7 @@ __all__ = [
     "CatalogError",
     "ConfigError",
     "DamagedError",
+    "ExpiredError",
     "FencedError",
     "ForbiddenError",
     "FormatError",
@@ -70,6 +72,12 @@ class ConfigError(UsageError):
 
 class UnauthenticatedError(TidemarkError):
     """The caller's certificate names nobody that is known here."""
+
+
+class ExpiredError(UnauthenticatedError):
+    """The certificate has expired under the connection; with a new one the same call is good."""
+
+    retryable = True
 
 
 class ForbiddenError(TidemarkError):

@@ -7,13 +7,21 @@ from typing import Final
 from coordinator.catalog import Catalog
 from coordinator.custody import Random
 from coordinator.dispatch import Clock, Dispatcher
-from coordinator.enrolment import Authority, new_token, secret_hash
-from coordinator.errors import ObjectExistsError, RejectedError, UnauthenticatedError, UsageError
+from coordinator.enrolment import Authority, NodeCertificates, new_token, secret_hash
+from coordinator.errors import (
+    DamagedError,
+    ForbiddenError,
+    ObjectExistsError,
+    RejectedError,
+    UnauthenticatedError,
+    UsageError,
+)
 from coordinator.founding import Repository
 from coordinator.logs import get_logger
 from coordinator.model import Engine, Node, VolumeReport
+from proto.renewal import CHALLENGE_BYTES, RENEWAL_DOMAIN, renewal_statement
 from repository.ids import ID_BYTES, NodeId, VolumeId
-from repository.keys import SIGNATURE_BYTES
+from repository.keys import SIGNATURE_BYTES, verify
 from repository.layout import certificate_name
 
 log = get_logger()
@@ -42,7 +50,7 @@ class Enrolled:
     """A new node, and what it is to keep."""
 
     node: Node
-    certificate: bytes
+    certificates: NodeCertificates
     ca_certificate: bytes
 
 
@@ -97,12 +105,12 @@ class Fleet:
             raise RejectedError("a node's signing key has 32 bytes")
         now = self._clock()
         node_id = NodeId(self._random(ID_BYTES))
-        certificate, expires_at = self._authority.node(node_id, certificate_request, now)
+        certificates = self._authority.node(node_id, certificate_request, now)
         node = Node(
             node_id=node_id,
             name=await self._free_name(name),
             enrolled_at=now,
-            certificate_expires_at=expires_at,
+            certificate_expires_at=certificates.expires_at,
             signing_public_key=signing_public_key,
             signing_certificate=self._repository.certify_node(node_id, signing_public_key),
         )
@@ -113,7 +121,29 @@ class Fleet:
             )
         await self._keep_certificate(node)
         log.info("node enrolled", node=node.name, node_id=node.node_id.hex())
-        return Enrolled(node, certificate, self._authority.certificate)
+        return Enrolled(node, certificates, self._authority.certificate)
+
+    def new_challenge(self) -> bytes:
+        """What a node must sign to get a new certificate."""
+        return self._random(CHALLENGE_BYTES)
+
+    async def renew(
+        self, node: Node, *, challenge: bytes, certificate_request: bytes, signature: bytes
+    ) -> NodeCertificates:
+        """New certificates for a node that signed the challenge; RejectedError, ForbiddenError."""
+        statement = renewal_statement(node.node_id, challenge, certificate_request)
+        try:
+            verify(node.signing_public_key, RENEWAL_DOMAIN, statement, signature)
+        except DamagedError as error:
+            log.warning("renewal refused", node=node.name)
+            raise ForbiddenError(
+                "the renewal is not signed by the key that this node joined with",
+                hint="revoke the node if its certificate may be in other hands",
+            ) from error
+        certificates = self._authority.node(node.node_id, certificate_request, self._clock())
+        await self._catalog.fleet.certificate_renewed(node.node_id, certificates.expires_at)
+        log.info("certificate renewed", node=node.name)
+        return certificates
 
     async def _free_name(self, name: str) -> str:
         """A name that no living node has: a machine that lost its state joins beside its former."""

@@ -112,7 +112,7 @@ async def serve(
     repository = await open_repository(
         config.repository, config.data / "keys", custody, random=random, now=now
     )
-    authority = open_authority(config.data, now)
+    authority = open_authority(config.data, now, config.certificate_seconds)
     catalog = await open_catalog(config.data / "catalog.db")
     workers = Workers()
     try:
@@ -212,7 +212,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
         dispatcher,
         schedule_seconds=config.every_seconds,
     )
-    gate = Gate(catalog)
+    gate = Gate(catalog, clock)
     agent = AgentService(
         AgentParts(
             fleet=fleet,

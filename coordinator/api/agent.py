@@ -8,7 +8,13 @@ from typing import Final, TypeVar
 from typing_extensions import override
 
 from coordinator.api import translate
-from coordinator.api.authorise import Context, Gate, identity_of, node_id_of
+from coordinator.api.authorise import (
+    Context,
+    Gate,
+    certificate_expires_at,
+    identity_of,
+    node_id_of,
+)
 from coordinator.api.bulk import UploadPiece
 from coordinator.dispatch import Dispatcher
 from coordinator.errors import RejectedError, TidemarkError
@@ -16,7 +22,7 @@ from coordinator.fleet import Fleet, Told
 from coordinator.intake import Intake, PackHeader
 from coordinator.links import AgentLink, RunTask
 from coordinator.logs import get_logger
-from coordinator.model import LogLine, Node, TaskId
+from coordinator.model import NANOSECONDS, LogLine, Node, TaskId
 from coordinator.restores import GrantHeader, GrantPart, PackGrant, Restores
 from coordinator.sessions import CommitRequest, Sessions
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
@@ -34,6 +40,8 @@ HEARTBEAT_SECONDS: Final = 10
 _HEARTBEATS_MISSED: Final = 3
 # Between two pieces of one upload.
 _PIECE_SECONDS: Final = 60.0
+# From the challenge to its answer.
+_RENEWAL_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,34 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         )
         return agent_pb2.EnrolResponse(
             node_id=enrolled.node.node_id,
-            certificate=enrolled.certificate,
+            certificate=enrolled.certificates.certificate,
             ca_certificate=enrolled.ca_certificate,
             signing_certificate=enrolled.node.signing_certificate,
+            renewal_certificate=enrolled.certificates.renewal_certificate,
         )
+
+    @override
+    async def RenewCertificate(
+        self,
+        request_iterator: AsyncIterator[agent_pb2.RenewCertificateRequest],
+        context: Context,
+    ) -> AsyncIterator[agent_pb2.RenewCertificateResponse]:
+        node = await self._node(context)
+        challenge = self._parts.fleet.new_challenge()
+        yield agent_pb2.RenewCertificateResponse(challenge=challenge)
+        request = await anext(_timely(request_iterator, _RENEWAL_SECONDS), None)
+        if request is None:
+            raise RejectedError("a renewal answers the challenge")
+        made = await self._parts.fleet.renew(
+            node,
+            challenge=challenge,
+            certificate_request=request.certificate_request,
+            signature=request.signature,
+        )
+        renewed = agent_pb2.RenewedCertificates(
+            certificate=made.certificate, renewal_certificate=made.renewal_certificate
+        )
+        yield agent_pb2.RenewCertificateResponse(renewed=renewed)
 
     @override
     async def Connect(  # type: ignore[override]  # writes to the context instead of yielding
@@ -90,6 +122,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         await self._parts.fleet.said_hello(node, hello.agent_version, _told(hello))
         link = dispatcher.connect(node)
         try:
+            # It may have been revoked since the gate let it in; from here on, the link is closed.
+            await self._node(context)
             running = [TaskId(each) for each in hello.running_task_ids]
             unknown = await dispatcher.compare(link, running)
             welcome = agent_pb2.Welcome(
@@ -104,7 +138,11 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 listening = group.create_task(
                     self._listen(requests, node, link), name=f"agent {node.name}"
                 )
+                # What is stolen with its stream open is not worth more than a day either.
+                seconds = (certificate_expires_at(context) - self._parts.fleet.now()) / NANOSECONDS
+                expiry = asyncio.get_running_loop().call_later(seconds, link.close)
                 await self._speak(link, context)
+                expiry.cancel()
                 listening.cancel()
         except* TidemarkError as errors:
             raise errors.exceptions[0] from None

@@ -1,7 +1,8 @@
 """Who may call what: one table, and one gate in front of every call.
 
 A method without a row is refused to everybody, and a test that walks the services fails. A caller
-is who its certificate says, and a node besides must be known and not revoked, at every call.
+is who its certificate says, for as long as that is valid, whenever the connection was made; a node
+besides must be known and not revoked. All of that is looked at anew at every call.
 """
 
 from typing import Any, Final
@@ -9,8 +10,9 @@ from typing import Any, Final
 import grpc.aio
 
 from coordinator.catalog import Catalog
-from coordinator.enrolment import Identity, Role, parse_identity
-from coordinator.errors import ForbiddenError, UnauthenticatedError
+from coordinator.dispatch import Clock
+from coordinator.enrolment import Identity, Role, expires_ns, parse_identity
+from coordinator.errors import ExpiredError, ForbiddenError, UnauthenticatedError
 from coordinator.model import Node
 from repository.ids import NodeId
 
@@ -20,6 +22,7 @@ _ADMIN: Final = "/tidemark.v1.AdminService/"
 # Who may call each method. Roles below admin get their own rows when they exist.
 RULES: Final[dict[str, frozenset[Role]]] = {
     _AGENT + "Enrol": frozenset({Role.BOOTSTRAP}),
+    _AGENT + "RenewCertificate": frozenset({Role.RENEWAL}),
     **{
         _AGENT + method: frozenset({Role.NODE})
         for method in (
@@ -66,14 +69,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 def identity_of(context: Context) -> Identity:
     """Who calls, by the certificate of the connection; UnauthenticatedError."""
     names = context.auth_context().get("x509_subject_alternative_name", [])
-    for name in names:
-        identity = parse_identity(name.decode("utf-8", "replace"))
-        if identity is not None:
-            return identity
+    found = [parse_identity(name.decode("utf-8", "replace")) for name in names]
+    if len(found) == 1 and found[0] is not None:
+        return found[0]
     raise UnauthenticatedError(
         "this certificate names nobody that the coordinator knows",
         hint="use a context or a token that this coordinator has given out",
     )
+
+
+def certificate_expires_at(context: Context) -> int:
+    """When the certificate of the connection expires, Unix time in ns."""
+    (certificate,) = context.auth_context()["x509_pem_cert"]
+    return expires_ns(certificate)
 
 
 def node_id_of(identity: Identity) -> NodeId:
@@ -87,15 +95,21 @@ def node_id_of(identity: Identity) -> NodeId:
 class Gate:
     """Checks callers."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, clock: Clock) -> None:
         self._catalog = catalog
+        self._clock = clock
 
     async def check(self, method: str, context: Context) -> Identity:
         """The caller, if it may call this method; ForbiddenError, UnauthenticatedError."""
         identity = identity_of(context)
+        if certificate_expires_at(context) <= self._clock():
+            raise ExpiredError(
+                "the certificate of this connection has expired",
+                hint="connect anew; a node renews its certificate by itself",
+            )
         if identity.role not in RULES.get(method, frozenset()):
             raise ForbiddenError(f"a {identity.role} may not call {method.rpartition('/')[2]}")
-        if identity.role is Role.NODE:
+        if identity.role in {Role.NODE, Role.RENEWAL}:
             await self.node(identity)
         return identity
 

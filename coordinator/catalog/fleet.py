@@ -82,6 +82,16 @@ class SqlFleet(Fleet):
 
     @override
     @writing
+    def certificate_renewed(self, connection: Connection, node_id: NodeId, expires_at: int) -> None:
+        renewed = (
+            update(nodes)
+            .where(nodes.c.node_id == node_id)
+            .values(certificate_expires_at=expires_at)
+        )
+        connection.execute(renewed)
+
+    @override
+    @writing
     def revoke_node(self, connection: Connection, node_id: NodeId) -> None:
         connection.execute(update(nodes).where(nodes.c.node_id == node_id).values(revoked=True))
 

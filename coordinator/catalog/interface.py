@@ -92,6 +92,10 @@ class Fleet(Protocol):
         """An agent was heard of."""
         ...
 
+    async def certificate_renewed(self, node_id: NodeId, expires_at: int) -> None:
+        """The node has a new certificate; the one before it stays good until it expires."""
+        ...
+
     async def revoke_node(self, node_id: NodeId) -> None:
         """For ever: a revoked node enrols anew under another identity."""
         ...

@@ -190,6 +190,14 @@ async def test_a_node_is_remembered_as_seen_and_as_revoked(catalog: Catalog) -> 
     assert await catalog.fleet.node(NODE) == expected
 
 
+async def test_a_node_is_remembered_with_its_newest_certificate(catalog: Catalog) -> None:
+    await join(catalog, node())
+    await join(catalog, node(OTHER_NODE, "m"))
+    await catalog.fleet.certificate_renewed(NODE, 12345)
+    assert await catalog.fleet.node(NODE) == replace(node(), certificate_expires_at=12345)
+    assert await catalog.fleet.node(OTHER_NODE) == node(OTHER_NODE, "m")
+
+
 async def test_a_report_is_the_whole_truth_about_a_nodes_volumes(catalog: Catalog) -> None:
     await join(catalog, node())
     await catalog.fleet.report_volumes(NODE, [report(), report(OTHER_VOLUME, "w")], 5)

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from proto.bootstrap import BootstrapToken, parse_token
+from proto.renewal import RENEWAL_DOMAIN, renewal_statement
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc, common_pb2
 from repository.entries import (
     ChunkClass,
@@ -97,6 +98,7 @@ class FakeAgent:
     certificate: bytes
     key: bytes
     signing: SigningKey
+    renewal_certificate: bytes
     volumes: list[agent_pb2.VolumeReport] = field(default_factory=list)
 
     @classmethod
@@ -112,7 +114,14 @@ class FakeAgent:
             serialization.NoEncryption(),
         )
         return cls(
-            address, name, answer.node_id, answer.ca_certificate, answer.certificate, pem, signing
+            address,
+            name,
+            answer.node_id,
+            answer.ca_certificate,
+            answer.certificate,
+            pem,
+            signing,
+            answer.renewal_certificate,
         )
 
     @asynccontextmanager
@@ -120,6 +129,37 @@ class FakeAgent:
         """The service, as this node."""
         async with channel(self.address, self.authority, self.certificate, self.key) as open_:
             yield agent_pb2_grpc.AgentServiceStub(open_)
+
+    def request(self) -> bytes:
+        """Ask for a certificate for the TLS key."""
+        key = serialization.load_pem_private_key(self.key, None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return certificate_request(key, self.name)
+
+    async def renew(
+        self,
+        *,
+        certificate: bytes | None = None,
+        challenge: bytes | None = None,
+        signing: SigningKey | None = None,
+    ) -> agent_pb2.RenewedCertificates:
+        """Answer the challenge, or another one, and with other keys."""
+        shown = certificate or self.renewal_certificate
+        async with channel(self.address, self.authority, shown, self.key) as open_:
+            stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(open_)
+            call = stub.RenewCertificate(timeout=TIMEOUT_SECONDS)
+            first = await call.read()
+            assert isinstance(first, agent_pb2.RenewCertificateResponse)
+            request = self.request()
+            statement = renewal_statement(self.node_id, challenge or first.challenge, request)
+            signature = (signing or self.signing).sign(RENEWAL_DOMAIN, statement)
+            answer = agent_pb2.RenewCertificateRequest(
+                certificate_request=request, signature=signature
+            )
+            await call.write(answer)
+            last = await call.read()
+            assert isinstance(last, agent_pb2.RenewCertificateResponse)
+            return last.renewed
 
     def volume(self, name: str) -> VolumeId:
         """Report a volume of this name from the next connection on."""
@@ -343,6 +383,13 @@ class Connection:
         await self.say(agent_pb2.ConnectRequest(backup_finished=finished))
 
 
+def certificate_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
+    """A PKCS#10 request, in PEM."""
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
 async def ask_to_enrol(
     address: str,
     token: BootstrapToken,
@@ -351,10 +398,6 @@ async def ask_to_enrol(
     name: str,
 ) -> agent_pb2.EnrolResponse:
     """The call Enrol."""
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    request = (
-        x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    )
     async with channel(
         address, token.ca_certificate, token.certificate, token.private_key
     ) as open_:
@@ -363,7 +406,7 @@ async def ask_to_enrol(
             agent_pb2.EnrolRequest(
                 token_secret=token.secret,
                 node_name=name,
-                certificate_request=request.public_bytes(serialization.Encoding.PEM),
+                certificate_request=certificate_request(key, name),
                 signing_public_key=signing_public_key,
             ),
             timeout=TIMEOUT_SECONDS,

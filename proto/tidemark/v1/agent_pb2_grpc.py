@@ -39,6 +39,11 @@ class AgentServiceStub:
                 request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.EnrolRequest.SerializeToString,
                 response_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.EnrolResponse.FromString,
                 _registered_method=True)
+        self.RenewCertificate = channel.stream_stream(
+                '/tidemark.v1.AgentService/RenewCertificate',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.RenewCertificateRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.RenewCertificateResponse.FromString,
+                _registered_method=True)
         self.Connect = channel.stream_stream(
                 '/tidemark.v1.AgentService/Connect',
                 request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ConnectRequest.SerializeToString,
@@ -76,6 +81,13 @@ class AgentServiceServicer:
 
     def Enrol(self, request, context):
         """Bootstrap identity only: exchanges a one-time token for a node identity.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewCertificate(self, request_iterator, context):
+        """Renewal identity only: a new certificate for a node, which answers the coordinator's challenge.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +142,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Enrol,
                     request_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.EnrolRequest.FromString,
                     response_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.EnrolResponse.SerializeToString,
+            ),
+            'RenewCertificate': grpc.stream_stream_rpc_method_handler(
+                    servicer.RenewCertificate,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.RenewCertificateRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.RenewCertificateResponse.SerializeToString,
             ),
             'Connect': grpc.stream_stream_rpc_method_handler(
                     servicer.Connect,
@@ -189,6 +206,33 @@ class AgentService:
             '/tidemark.v1.AgentService/Enrol',
             proto_dot_tidemark_dot_v1_dot_agent__pb2.EnrolRequest.SerializeToString,
             proto_dot_tidemark_dot_v1_dot_agent__pb2.EnrolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewCertificate(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tidemark.v1.AgentService/RenewCertificate',
+            proto_dot_tidemark_dot_v1_dot_agent__pb2.RenewCertificateRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_agent__pb2.RenewCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class AgentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AgentServiceAsyncStub: ...
     Enrol: _grpc.UnaryUnaryMultiCallable[_agent_pb2.EnrolRequest, _agent_pb2.EnrolResponse]
     """Bootstrap identity only: exchanges a one-time token for a node identity."""
+    RenewCertificate: _grpc.StreamStreamMultiCallable[_agent_pb2.RenewCertificateRequest, _agent_pb2.RenewCertificateResponse]
+    """Renewal identity only: a new certificate for a node, which answers the coordinator's challenge."""
     Connect: _grpc.StreamStreamMultiCallable[_agent_pb2.ConnectRequest, _agent_pb2.ConnectResponse]
     """The life of an agent: Hello first, then heartbeats and reports up, tasks down."""
     OpenSession: _grpc.UnaryUnaryMultiCallable[_agent_pb2.OpenSessionRequest, _agent_pb2.OpenSessionResponse]
@@ -53,6 +55,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Enrol: _aio.UnaryUnaryMultiCallable[_agent_pb2.EnrolRequest, _agent_pb2.EnrolResponse]  # type: ignore[assignment]
     """Bootstrap identity only: exchanges a one-time token for a node identity."""
+    RenewCertificate: _aio.StreamStreamMultiCallable[_agent_pb2.RenewCertificateRequest, _agent_pb2.RenewCertificateResponse]  # type: ignore[assignment]
+    """Renewal identity only: a new certificate for a node, which answers the coordinator's challenge."""
     Connect: _aio.StreamStreamMultiCallable[_agent_pb2.ConnectRequest, _agent_pb2.ConnectResponse]  # type: ignore[assignment]
     """The life of an agent: Hello first, then heartbeats and reports up, tasks down."""
     OpenSession: _aio.UnaryUnaryMultiCallable[_agent_pb2.OpenSessionRequest, _agent_pb2.OpenSessionResponse]  # type: ignore[assignment]
@@ -74,6 +78,14 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.EnrolResponse, _abc.Awaitable[_agent_pb2.EnrolResponse]]:
         """Bootstrap identity only: exchanges a one-time token for a node identity."""
+
+    @_abc_1.abstractmethod
+    def RenewCertificate(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.RenewCertificateRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.RenewCertificateResponse], _abc.AsyncIterator[_agent_pb2.RenewCertificateResponse]]:
+        """Renewal identity only: a new certificate for a node, which answers the coordinator's challenge."""
 
     @_abc_1.abstractmethod
     def Connect(

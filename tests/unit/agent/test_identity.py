@@ -1,14 +1,25 @@
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.errors import StateError
-from agent.identity import Membership, load_identity, prepare_keys, save_membership
+from agent.identity import (
+    Membership,
+    load_identity,
+    prepare_keys,
+    save_membership,
+    save_renewed,
+)
+from tests.unit.agent.certificates import make_certificate
 
-MEMBERSHIP = Membership(b"n" * 16, "node", b"certificate", b"authority", b"statement")
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+CERTIFICATE = make_certificate(NOW, NOW + timedelta(days=1))
+MEMBERSHIP = Membership(b"n" * 16, "node", CERTIFICATE, CERTIFICATE, b"authority", b"statement")
 
 
 def test_a_node_is_nobody_before_it_has_joined(tmp_path: Path) -> None:
@@ -35,6 +46,40 @@ def test_a_node_that_joined_is_the_same_after_a_start(tmp_path: Path) -> None:
     assert identity is not None
     assert identity.membership == MEMBERSHIP
     assert identity.keys.tls == keys.tls
+
+
+def test_what_was_renewed_is_there_after_a_start_beside_the_same_keys(tmp_path: Path) -> None:
+    keys = prepare_keys(tmp_path)
+    save_membership(tmp_path, MEMBERSHIP)
+    newer = make_certificate(NOW, NOW + timedelta(days=2))
+    renewed = msgspec.structs.replace(MEMBERSHIP, certificate=newer)
+
+    save_renewed(tmp_path, renewed)
+    identity = load_identity(tmp_path)
+
+    assert identity is not None
+    assert (identity.membership, identity.keys.tls) == (renewed, keys.tls)
+    assert {path.name for path in (tmp_path / "identity").iterdir()} == {
+        "node.json",
+        "signing.key",
+        "tls.key",
+    }
+
+
+@pytest.mark.parametrize("field", ["certificate", "renewal_certificate"])
+def test_an_identity_without_both_certificates_says_to_join_anew(
+    tmp_path: Path, field: str
+) -> None:
+    prepare_keys(tmp_path)
+    save_membership(tmp_path, MEMBERSHIP)
+    path = tmp_path / "identity" / "node.json"
+    kept = msgspec.json.decode(path.read_bytes())
+    del kept[field]
+    path.write_bytes(msgspec.json.encode(kept))
+
+    with pytest.raises(StateError, match="older version") as caught:
+        load_identity(tmp_path)
+    assert "join anew" in caught.value.hint
 
 
 def test_only_the_owner_may_read_the_keys(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from typing_extensions import override
 
 from agent.daemon import SystemClock
+from agent.line import Line
 from agent.services import (
     BackupOutcome,
     BackupStatistics,
@@ -19,6 +20,7 @@ from agent.services import (
     Volume,
 )
 from agent.session import BackupWish, ControlStream, Greeting
+from agent.upload import NodeChannel
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
 from repository.errors import StoreFullError
 
@@ -76,6 +78,8 @@ class Coordinator(agent_pb2_grpc.AgentServiceServicer):
     async def _listen(self, requests: AsyncIterator[agent_pb2.ConnectRequest]) -> None:
         async for request in requests:
             self.heard.put_nowait(request)
+        # The agent leaves: it hears what was left to say, and the end.
+        self.to_say.put_nowait(None)
 
     def welcome(self, *unknown: str) -> None:
         welcome = agent_pb2.Welcome(heartbeat_seconds=1, unknown_task_ids=unknown)
@@ -97,7 +101,7 @@ async def talking() -> AsyncIterator[tuple[Agent, Coordinator, ControlStream]]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with asyncio.timeout(8), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stream = ControlStream(channel, agent, SystemClock())
+        stream = ControlStream(Line(NodeChannel(channel)), agent, SystemClock())
         async with asyncio.TaskGroup() as group:
             running = group.create_task(stream.run(), name="stream")
             yield agent, coordinator, stream
@@ -172,3 +176,28 @@ async def test_an_end_that_nobody_waits_for_is_dropped() -> None:
         await stream.told_everything()
         coordinator.to_say.put_nowait(None)
         assert not (await coordinator.hears("hello")).hello.running_task_ids
+
+
+async def test_the_stream_changes_over_at_once_but_not_under_a_task() -> None:
+    async with talking() as (agent, coordinator, stream):
+        agent.tasks = ["task"]
+        coordinator.welcome()
+        await coordinator.hears("hello")
+        await agent.said.get()
+        stream.reconnect()
+        await coordinator.hears("heartbeat")
+        stayed = stream.is_connected
+
+        agent.tasks = []
+        stream.send_backup_end(TASK, BackupOutcome(BackupStatistics()))
+        began = asyncio.get_running_loop().time()
+        await coordinator.hears("backup_finished")
+        hello = (await coordinator.hears("hello")).hello
+        seconds = asyncio.get_running_loop().time() - began
+        coordinator.welcome()
+        await coordinator.hears("heartbeat")
+
+    assert stayed
+    assert list(hello.running_task_ids) == ["task"]
+    # Without the wait that follows upon a stream that broke.
+    assert seconds < 0.25

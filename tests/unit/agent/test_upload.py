@@ -11,8 +11,16 @@ from typing_extensions import override
 
 from agent.daemon import SystemClock
 from agent.errors import CoordinatorError, UnreachableError
+from agent.line import Line
 from agent.services import BackupStatistics, PathProblem
-from agent.upload import PIECE_BYTES, CoordinatorCalls, backup_result, pieces, translated
+from agent.upload import (
+    PIECE_BYTES,
+    CoordinatorCalls,
+    NodeChannel,
+    backup_result,
+    pieces,
+    translated,
+)
 from proto.tidemark.v1.agent_pb2 import ReadPackRequest, ReadPackResponse
 from proto.tidemark.v1.agent_pb2_grpc import (
     AgentServiceServicer,
@@ -139,7 +147,7 @@ async def _read(answers: list[bytes], ranges: list[tuple[int, int]]) -> list[byt
     await server.start()
     try:
         async with asyncio.timeout(8), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            calls = CoordinatorCalls(channel, SystemClock())
+            calls = CoordinatorCalls(Line(NodeChannel(channel)), SystemClock())
             return [bytes(part) for part in await calls.read_pack("task", "packs/x", ranges)]
     finally:
         await server.stop(None)

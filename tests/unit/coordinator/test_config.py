@@ -102,6 +102,19 @@ def test_other_durations_are_refused(text: str) -> None:
         parse_every(text)
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("3s", 3), ("24h", 86400), ("7d", 604800)])
+def test_nodes_certificates_live_as_long_as_is_set(text: str, seconds: int) -> None:
+    config = load([*NEEDED, "--certificate-life", text], {}).config
+    assert config.certificate_seconds == seconds
+    assert load(NEEDED, {}).config.certificate_seconds == 86400
+
+
+@pytest.mark.parametrize("text", ["0", "off", "8d", "always"])
+def test_certificates_for_ever_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="7d at most"):
+        load([*NEEDED, "--certificate-life", text], {})
+
+
 def test_a_passphrase_is_read_without_its_newline(tmp_path: Path) -> None:
     file = tmp_path / "p"
     file.write_bytes(b" secret \r\n")

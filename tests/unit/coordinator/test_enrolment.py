@@ -1,6 +1,6 @@
 """The certificate authority and its certificates."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_bytes
 
@@ -13,6 +13,7 @@ from coordinator.enrolment import (
     Authority,
     Identity,
     Role,
+    expires_ns,
     new_token,
     open_authority,
     parse_identity,
@@ -59,11 +60,22 @@ def test_a_damaged_authority_says_so(tmp_path: Path) -> None:
 def test_a_node_is_who_the_coordinator_says_and_not_who_it_asks_to_be(
     authority: Authority,
 ) -> None:
-    certificate, expires_at = authority.node(
-        b"\x01" * 16, request(ec.generate_private_key(ec.SECP256R1())), NOW
-    )
-    assert uris(certificate) == ["tidemark://node/" + "01" * 16]
-    assert expires_at > NOW
+    made = authority.node(b"\x01" * 16, request(ec.generate_private_key(ec.SECP256R1())), NOW)
+    assert uris(made.certificate) == ["tidemark://node/" + "01" * 16]
+    assert uris(made.renewal_certificate) == ["tidemark://renewal/" + "01" * 16]
+
+
+@pytest.mark.parametrize("seconds", [1, 60, 86400])
+def test_a_nodes_certificate_lives_as_long_as_is_set_and_its_renewal_a_year(
+    tmp_path: Path, seconds: int
+) -> None:
+    authority = open_authority(tmp_path, NOW, seconds)
+    made = authority.node(bytes(16), request(ec.generate_private_key(ec.SECP256R1())), NOW)
+    certificate = x509.load_pem_x509_certificate(made.certificate)
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    assert made.expires_at == expires_ns(made.certificate) == NOW + seconds * 10**9
+    assert timedelta(seconds=seconds) <= life <= timedelta(seconds=seconds * 1.1 + 1)
+    assert expires_ns(made.renewal_certificate) > NOW + 365 * 86400 * 10**9
 
 
 @pytest.mark.parametrize(
