@@ -245,7 +245,7 @@ class Dispatcher:
         known = {live.task.task_id for live in mine}
         for live in mine:
             if live.task.task_id not in told:
-                await self._lost(live, "its agent was restarted while this ran")
+                await self._lost(live, _RESTARTED)
             elif live.state is State.ORPHANED:
                 await self._happen(live, Event.AGENT_BACK)
         for live in self._of_node(node.node_id):
@@ -273,10 +273,18 @@ class Dispatcher:
             elif live.state is State.QUEUED:
                 await self._await_agent(live)
 
-    def drop(self, node_id: NodeId) -> None:
-        """Cut a node off: it was revoked."""
-        if (link := self._links.get(node_id)) is not None:
+    async def drop(self, node_id: NodeId) -> None:
+        """Cut a node off, since it was revoked: its stream ends, its tasks fail, at once."""
+        if (link := self._links.pop(node_id, None)) is not None:
             link.close()
+        await self._whole(self._drop_tasks(node_id), f"drop {node_id.hex()}")
+
+    async def _drop_tasks(self, node_id: NodeId) -> None:
+        for live in self._of_node(node_id):
+            if live.state is State.QUEUED:
+                await self._happen(live, Event.NOBODY_CAME, failure=_REVOKED)
+            else:
+                await self._lost(live, _REVOKED)
 
     # ---- what agents report ---------------------------------------------------------------------
 
@@ -558,16 +566,13 @@ class Dispatcher:
                 hint="see tidemark node list; start tidemark-agent on that node",
             )
             if await self._is_revoked(live.task.node_id):
-                failure = Failure(
-                    "the node was revoked",
-                    hint="join it anew with a token, or restore its snapshots on another node",
-                )
+                failure = _REVOKED
             await self._happen(live, Event.NOBODY_CAME, failure=failure)
 
     async def _grace_over(self, live: LiveTask) -> None:
-        await self._lost(live, "the connection to the agent was lost and it did not come back")
+        await self._lost(live, _AWAY)
 
-    async def _lost(self, live: LiveTask, message: str) -> None:
+    async def _lost(self, live: LiveTask, failure: Failure) -> None:
         """A task's agent no longer works on it: what it committed counts, the rest failed."""
         snapshot = await self._committed(live.task)
         if snapshot is not None:
@@ -576,7 +581,6 @@ class Dispatcher:
         elif live.state is State.STOPPING:
             await self._happen(live, Event.STOPPED, failure=_CANCELED)
         else:
-            failure = Failure(message, hint="see the agent's own log, then start it again")
             await self._happen(live, Event.WENT_WRONG, failure=failure)
 
     async def _committed(self, task: Task) -> Snapshot | None:
@@ -635,6 +639,15 @@ class Dispatcher:
             await self._catalog.jobs.append_log(live.job.job_id, lines)
 
 
+_SEE_AGENT: Final = "see the agent's own log, then start it again"
+_RESTARTED: Final = Failure("its agent was restarted while this ran", hint=_SEE_AGENT)
+_AWAY: Final = Failure(
+    "the connection to the agent was lost and it did not come back", hint=_SEE_AGENT
+)
+_REVOKED: Final = Failure(
+    "the node was revoked",
+    hint="join it anew with a token, or restore its snapshots on another node",
+)
 _CANCELED: Final = Failure("canceled on request", exit_code=130)
 
 

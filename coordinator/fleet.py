@@ -208,7 +208,7 @@ class Fleet:
         if node.revoked:
             raise UsageError(f"node {node.name} is revoked already")
         await self._catalog.fleet.revoke_node(node.node_id)
-        self._dispatcher.drop(node.node_id)
+        await self._dispatcher.drop(node.node_id)
         log.warning("node revoked", node=node.name)
         return replace(node, revoked=True)
 

@@ -120,7 +120,8 @@ class Intake:
         try:
             digest = _name_digest(header)
             if await self._catalog.ledger.pack(header.name) is None:
-                whole, kind, tail = await self._receive(header, digest, node, pieces)
+                mine = self._while_writing(session, pieces)
+                whole, kind, tail = await self._receive(header, digest, node, mine)
                 index = await self._index(header.name, tail)
                 origins = _origins(index, session)
                 await self._prove(header.name, session, index)
@@ -141,6 +142,15 @@ class Intake:
         except RejectedError:
             self._metrics.pack_refused()
             raise
+
+    async def _while_writing(
+        self, session: Session, pieces: AsyncIterator[memoryview]
+    ) -> AsyncIterator[memoryview]:
+        """The pieces, up to the moment when the session is fenced; FencedError from then on."""
+        async for piece in pieces:
+            self._sessions.still_writing(session)
+            yield piece
+        self._sessions.still_writing(session)
 
     async def _receive(
         self, header: PackHeader, name_digest: bytes, node: Node, pieces: AsyncIterator[memoryview]

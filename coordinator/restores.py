@@ -116,6 +116,7 @@ class Restores:
         yield GrantHeader(snapshot.root_object, sealed, reader_keys)
         needed = await self._catalog.ledger.references(snapshot)
         for nonces in _batches(list(needed)):
+            self._dispatcher.running_task(task_id, node.node_id)
             places = await self._catalog.ledger.places(nonces)
             for nonce in nonces:
                 if nonce not in places:
@@ -174,6 +175,8 @@ class Restores:
             raise RejectedError("too many ranges in one request")
         for offset, length in ranges:
             for begin in range(offset, offset + length, _READ_BYTES):
+                # A task that ends takes its reads with it, and a revoked node's tasks end at once.
+                self._dispatcher.running_task(task_id, node_id)
                 size = min(_READ_BYTES, offset + length - begin)
                 read = memoryview(await self._repository.store.get_range(name, begin, size))
                 for start in range(0, size, PIECE_BYTES):

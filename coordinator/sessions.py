@@ -21,6 +21,7 @@ from coordinator.errors import (
     BusyError,
     DamagedError,
     FencedError,
+    NotFoundError,
     ObjectMissingError,
     RejectedError,
     StoreError,
@@ -143,6 +144,13 @@ class Sessions:
         ):
             raise FencedError("this session may not write any more", hint=_AGAIN)
         return session
+
+    def still_writing(self, session: Session) -> None:
+        """Refuse what goes on after its task has ended, or its node was revoked; FencedError."""
+        try:
+            self._dispatcher.running_task(session.task_id, session.node_id)
+        except NotFoundError as error:
+            raise FencedError("this session may not write any more", hint=_AGAIN) from error
 
     async def commit(self, request: CommitRequest, node: Node) -> Snapshot:
         """Make the snapshot, or say why not. Asked twice for a session, the answer is the same."""

@@ -29,17 +29,18 @@ def log(up: Up) -> list[str]:
 def test_backups_go_on_while_certificates_come_and_go(machine: Machine, tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()
-    seen, backups = set(), 0
+    seen: set[bytes] = set()
+    backups: list[str] = []
     with machine.up(tmp_path / "data", volume, environment=SHORT) as up:
         end = time.monotonic() + 4 * LIFE_SECONDS
         while time.monotonic() < end:
             # Long enough for renewals to fall into some of them.
-            (volume / f"{backups}.bin").write_bytes(os.urandom(48 * 1024 * 1024))
+            (volume / f"{len(backups)}.bin").write_bytes(os.urandom(48 * 1024 * 1024))
             made = up.backup()
             assert made["phase"] == "Completed"
-            backups += 1
+            backups.append(made["snapshot_id"])
             seen.add(certificate(up.data))
-        restored = up.restore(made["snapshot_id"], tmp_path / "out")
+        restored = up.restore(backups[-1], tmp_path / "out")
         events = log(up)
 
     assert len(seen) >= 3
