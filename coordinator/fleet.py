@@ -131,6 +131,8 @@ class Fleet:
         self, node: Node, *, challenge: bytes, certificate_request: bytes, signature: bytes
     ) -> NodeCertificates:
         """New certificates for a node that signed the challenge; RejectedError, ForbiddenError."""
+        if len(signature) != SIGNATURE_BYTES:
+            raise RejectedError("a renewal is signed")
         statement = renewal_statement(node.node_id, challenge, certificate_request)
         try:
             verify(node.signing_public_key, RENEWAL_DOMAIN, statement, signature)
