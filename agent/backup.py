@@ -39,7 +39,7 @@ from agent.small import SmallFiles
 from agent.state import Head
 from agent.storing import Storer
 from agent.turn import Turn
-from repository.errors import CanceledError, DamagedError, TidemarkError
+from repository.errors import CanceledError, DamagedError, FencedError, TidemarkError
 from repository.ids import NodeId, SessionId, VolumeId
 from repository.keys import KEY_BYTES, seal
 from repository.layout import DATA_KEY_INFO, LABEL_INFO, WriterKeys
@@ -104,9 +104,31 @@ class _Backup:
                 metadata_public=keys.metadata_public,
                 signing=self._services.signing_key,
             )
+            await self._recall(session)
             made = await self._save(tree, session, keys, identity)
             await asyncio.to_thread(_check_still_there, volume.path, tree)
         return await self._commit(session, keys, made)
+
+    async def _recall(self, session: Session) -> None:
+        """Learn what the last snapshot holds, if it is not the one in our state.
+
+        Without it everything is read again anyhow; with it, nothing of that is sent again.
+        """
+        services = self._services
+        head = services.state.head(self._task.volume.volume_id)
+        if not session.head_root or (head is not None and head.root == session.head_root):
+            return
+        self._report("recalling")
+        chunks = 0
+        try:
+            async for stored in services.coordinator.read_base(session):
+                await services.state.remember_chunks(stored)
+                chunks += len(stored)
+        except TidemarkError as error:
+            if isinstance(error, CanceledError | FencedError):
+                raise
+            services.log("warning", f"some of what is stored is sent again: {error.message}")
+        services.log("info", f"the last manifest is not here; knows {chunks} chunks of it again")
 
     async def _save(
         self, tree: Tree, session: Session, keys: WriterKeys, identity: PackIdentity

@@ -5,7 +5,7 @@ here does anything.
 """
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -15,6 +15,8 @@ from typing_extensions import Buffer
 
 from agent.state import State
 from repository.errors import TidemarkError
+from repository.frames import Location
+from repository.ids import ChunkId
 from repository.keys import SigningKey
 
 
@@ -305,6 +307,10 @@ class CoordinatorClient(Protocol):
 
     async def open_session(self, task_id: str, sealed_data_key: bytes) -> Session:
         """Begin the right to write. Asked twice for a task, the first session is fenced."""
+        ...
+
+    def read_base(self, session: Session) -> AsyncIterator[list[tuple[ChunkId, Location]]]:
+        """Yield the chunks of the volume's last snapshot and where they lie."""
         ...
 
     async def upload_pack(

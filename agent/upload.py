@@ -45,6 +45,8 @@ from repository.errors import (
     TidemarkError,
     UsageError,
 )
+from repository.frames import Location
+from repository.ids import CHUNK_ID_BYTES, ChunkId, PackNonce
 
 Channel = grpc.aio.Channel
 _T = TypeVar("_T")
@@ -64,6 +66,8 @@ _UPLOADS: Final = 2
 _CALL_SECONDS: Final = 60.0
 # A commit checks every added reference.
 _COMMIT_SECONDS: Final = 300.0
+# Reading the footers of all packs of a large volume.
+_BASE_SECONDS: Final = 3600.0
 # The slowest line that a transfer is allowed to be on, beside _CALL_SECONDS.
 _BYTES_PER_SECOND_MIN: Final = 64 * 1024
 # How long a restore waits for a coordinator that went away. A backup waits for its lease.
@@ -204,6 +208,19 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             head_sequence=answer.head_sequence,
             lease_seconds=answer.lease_seconds,
         )
+
+    @override
+    async def read_base(self, session: Session) -> AsyncIterator[list[tuple[ChunkId, Location]]]:
+        request = agent_pb2.ReadBaseRequest(
+            session_id=session.session_id, fencing_token=session.fencing_token
+        )
+        # Not asked again from the start if it breaks: what was not heard of is sent again.
+        async with self._line.use() as line:
+            try:
+                async for answer in line.stub.ReadBase(request, timeout=_BASE_SECONDS):
+                    yield [chunk for frame in answer.frames for chunk in _chunks_of(frame)]
+            except grpc.RpcError as error:
+                raise translated(error) from error
 
     @override
     async def upload_pack(
@@ -350,6 +367,14 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
 async def _each(items: Iterable[_T]) -> AsyncIterator[_T]:
     for item in items:
         yield item
+
+
+def _chunks_of(frame: agent_pb2.StoredFrame) -> Iterator[tuple[ChunkId, Location]]:
+    nonce = PackNonce(frame.pack_nonce)
+    for number, length in enumerate(frame.lengths):
+        start = number * CHUNK_ID_BYTES
+        chunk_id = ChunkId(frame.chunk_ids[start : start + CHUNK_ID_BYTES])
+        yield chunk_id, Location(nonce, frame.frame_number, number, length)
 
 
 def _read_piece(message: bytes) -> memoryview:

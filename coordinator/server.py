@@ -21,6 +21,7 @@ from coordinator.api.agent import AgentParts, AgentService
 from coordinator.api.authorise import Gate
 from coordinator.api.bulk import add_agent_service
 from coordinator.api.guard import guard
+from coordinator.bases import Bases
 from coordinator.browse import Browser
 from coordinator.catalog import Catalog, open_catalog
 from coordinator.config import Address, Config, read_passphrase
@@ -218,6 +219,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             fleet=fleet,
             dispatcher=dispatcher,
             sessions=sessions,
+            bases=Bases(catalog, repository, sessions),
             intake=Intake(catalog, repository, custody, sessions, metrics, clock=clock),
             restores=Restores(catalog, repository, custody, dispatcher, random=random),
             config=repository.config,

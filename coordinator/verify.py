@@ -36,14 +36,14 @@ from coordinator.model import (
     VerifyOrder,
     VerifyResult,
 )
-from coordinator.reading import CatalogFrames, Workers, snapshot_reader
+from coordinator.reading import CatalogFrames, Workers, read_pack_index, snapshot_reader
 from repository.entries import Entry, Extent, Pointer, path_of
 from repository.frames import FrameIdentity, FrameReader
 from repository.ids import PackNonce
 from repository.keys import frame_key
 from repository.layout import root_name
 from repository.needs import drive_async
-from repository.pack import TAIL_BYTES, PackEnd, PackIndex, identities, parse_tail
+from repository.pack import TAIL_BYTES, PackEnd, identities, parse_tail
 from repository.reader import SnapshotReader
 from repository.walking import diff
 
@@ -328,7 +328,7 @@ class _Run:
             self._footers.move_to_end(nonce)
             return self._footers[nonce]
         place, _ = await self._frames.place(nonce)
-        index = await self._read_index(place.name)
+        index = await read_pack_index(self._store, place.name, self._repository.metadata_key)
         found = {
             identity: [(length, bytes(chunk_id)) for length, chunk_id in entry.chunks]
             for identity, entry in identities(index)
@@ -338,17 +338,6 @@ class _Run:
         if len(self._footers) > _FOOTERS_MAX:
             self._footers.popitem(last=False)
         return found
-
-    async def _read_index(self, name: str) -> PackIndex:
-        size = (await self._store.head(name)).size
-        length = min(size, _PIECE_BYTES)
-        end = await self._store.get_range(name, size - length, length)
-        tail = parse_tail(end, size)
-        missing = size - length - tail.footer_offset
-        if missing > 0:
-            end = await self._store.get_range(name, tail.footer_offset, missing) + end
-        footer = end[len(end) - (size - tail.footer_offset) :]
-        return PackEnd(tail, footer).open_with_metadata_key(self._repository.metadata_key)
 
     def _blame(self, snapshot: Snapshot, place: Pointer | Extent | None, path: bytes) -> None:
         """Something of a snapshot does not fit; under the damage known of its pack, if any."""

@@ -16,6 +16,7 @@ from coordinator.api.authorise import (
     node_id_of,
 )
 from coordinator.api.bulk import UploadPiece
+from coordinator.bases import Bases, StoredFrame
 from coordinator.dispatch import Dispatcher
 from coordinator.errors import RejectedError, TidemarkError
 from coordinator.fleet import Fleet, Told
@@ -40,6 +41,8 @@ HEARTBEAT_SECONDS: Final = 10
 _HEARTBEATS_MISSED: Final = 3
 # Between two pieces of one upload.
 _PIECE_SECONDS: Final = 60.0
+# Frames of one message: at 512 chunks each, well below what a message may hold.
+_BASE_FRAMES: Final = 64
 # From the challenge to its answer.
 _RENEWAL_SECONDS: Final = 20.0
 
@@ -51,6 +54,7 @@ class AgentParts:
     fleet: Fleet
     dispatcher: Dispatcher
     sessions: Sessions
+    bases: Bases
     intake: Intake
     restores: Restores
     config: RepositoryConfig
@@ -230,6 +234,18 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         )
 
     @override
+    async def ReadBase(
+        self, request: agent_pb2.ReadBaseRequest, context: Context
+    ) -> AsyncIterator[agent_pb2.ReadBaseResponse]:
+        node = await self._node(context)
+        session_id = SessionId(request.session_id)
+        packs = self._parts.bases.read(session_id, request.fencing_token, node)
+        async for frames in packs:
+            for start in range(0, len(frames), _BASE_FRAMES):
+                some = [_stored_frame(each) for each in frames[start : start + _BASE_FRAMES]]
+                yield agent_pb2.ReadBaseResponse(frames=some)
+
+    @override
     async def UploadPack(
         self, request_iterator: AsyncIterator[UploadPiece], context: Context
     ) -> agent_pb2.UploadPackResponse:
@@ -310,6 +326,15 @@ def _told(said: agent_pb2.Hello | agent_pb2.VolumesReport) -> Told:
     return Told(
         volumes=[translate.volume_report(each) for each in said.volumes],
         engines=[translate.engine(each) for each in said.engines],
+    )
+
+
+def _stored_frame(frame: StoredFrame) -> agent_pb2.StoredFrame:
+    return agent_pb2.StoredFrame(
+        pack_nonce=frame.identity.nonce,
+        frame_number=frame.identity.number,
+        chunk_ids=b"".join([chunk_id for _, chunk_id in frame.chunks]),
+        lengths=[length for length, _ in frame.chunks],
     )
 
 

@@ -28,6 +28,7 @@ RULES: Final[dict[str, frozenset[Role]]] = {
         for method in (
             "Connect",
             "OpenSession",
+            "ReadBase",
             "UploadPack",
             "Commit",
             "OpenRestore",

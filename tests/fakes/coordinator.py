@@ -1,7 +1,7 @@
 """A coordinator in memory: takes packs and commits, and reads snapshots back with its own keys."""
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Final
 
 from typing_extensions import Buffer, override
@@ -10,8 +10,8 @@ from agent.services import BackupStatistics, Committed, CoordinatorClient, Phase
 from repository.content import read_extents
 from repository.entries import Attributes, Entry, EntryType, Extent, Pointer
 from repository.errors import FencedError, StoreFullError, TidemarkError
-from repository.frames import FrameIdentity, FrameReader
-from repository.ids import IdKeys, NodeId, ObjectType, PackNonce, RepositoryId
+from repository.frames import FrameIdentity, FrameReader, Location
+from repository.ids import ChunkId, IdKeys, NodeId, ObjectType, PackNonce, RepositoryId
 from repository.keys import (
     PackKey,
     RecoverySecret,
@@ -50,10 +50,12 @@ class Packs(FrameSource):
         self._metadata = metadata
         self.packs: dict[str, bytes] = {}
         self._tables: dict[PackNonce, tuple[str, FrameTable, PackKey]] = {}
+        self.chunks: dict[FrameIdentity, list[tuple[int, ChunkId]]] = {}
 
     def add(self, name: str, pack: bytes) -> None:
         _, index = read_index(pack, self._metadata)
         self.packs[name] = pack
+        self.chunks.update((index.identity(entry), entry.chunks) for entry in index.frames)
         for origin in index.origins:
             info = DATA_KEY_INFO + REPOSITORY
             data_key = self._recovery.unseal(origin.sealed_data_key, info)
@@ -88,6 +90,7 @@ class MemoryCoordinator(CoordinatorClient):
         self.uploads_left: int | None = None
         """How many more packs fit, None for any number."""
         self.commit_error: TidemarkError | None = None
+        self.base_error: TidemarkError | None = None
 
     @property
     def writer_keys(self) -> WriterKeys:
@@ -101,6 +104,16 @@ class MemoryCoordinator(CoordinatorClient):
         head = self.roots[-1] if self.roots else b""
         keys = self.writer_keys.encode()
         return Session(secrets.token_bytes(16), 1, keys, head, len(self.roots), 60)
+
+    @override
+    async def read_base(self, session: Session) -> AsyncIterator[list[tuple[ChunkId, Location]]]:
+        if self.base_error is not None:
+            raise self.base_error
+        for identity in self.live:
+            yield [
+                (chunk_id, Location(*identity, number, length))
+                for number, (length, chunk_id) in enumerate(self.store.chunks[identity])
+            ]
 
     @override
     async def upload_pack(

@@ -723,6 +723,79 @@ class OpenSessionResponse(_message.Message):
 Global___OpenSessionResponse: _TypeAlias = OpenSessionResponse  # noqa: Y015
 
 @_typing.final
+class ReadBaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    fencing_token: _builtins.int
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        fencing_token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBaseRequest: _TypeAlias = ReadBaseRequest  # noqa: Y015
+
+@_typing.final
+class StoredFrame(_message.Message):
+    """The chunks of a frame in their order: their ids, 32 bytes each, joined, and their lengths."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PACK_NONCE_FIELD_NUMBER: _builtins.int
+    FRAME_NUMBER_FIELD_NUMBER: _builtins.int
+    CHUNK_IDS_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    pack_nonce: _builtins.bytes
+    frame_number: _builtins.int
+    chunk_ids: _builtins.bytes
+    @_builtins.property
+    def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        pack_nonce: _builtins.bytes = ...,
+        frame_number: _builtins.int = ...,
+        chunk_ids: _builtins.bytes = ...,
+        lengths: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids", b"chunk_ids", "frame_number", b"frame_number", "lengths", b"lengths", "pack_nonce", b"pack_nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredFrame: _TypeAlias = StoredFrame  # noqa: Y015
+
+@_typing.final
+class ReadBaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredFrame]: ...
+    def __init__(
+        self,
+        *,
+        frames: _abc.Iterable[Global___StoredFrame] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBaseResponse: _TypeAlias = ReadBaseResponse  # noqa: Y015
+
+@_typing.final
 class PackHeader(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

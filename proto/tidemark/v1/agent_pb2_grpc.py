@@ -54,6 +54,11 @@ class AgentServiceStub:
                 request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.OpenSessionRequest.SerializeToString,
                 response_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.OpenSessionResponse.FromString,
                 _registered_method=True)
+        self.ReadBase = channel.unary_stream(
+                '/tidemark.v1.AgentService/ReadBase',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadBaseRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadBaseResponse.FromString,
+                _registered_method=True)
         self.UploadPack = channel.stream_unary(
                 '/tidemark.v1.AgentService/UploadPack',
                 request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.UploadPackRequest.SerializeToString,
@@ -102,6 +107,13 @@ class AgentServiceServicer:
 
     def OpenSession(self, request, context):
         """Begins the right to write one snapshot of one volume, for a backup task handed to this node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadBase(self, request, context):
+        """What the volume's last snapshot holds, for an agent that has lost its own copy: no keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +169,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.OpenSession,
                     request_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.OpenSessionRequest.FromString,
                     response_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.OpenSessionResponse.SerializeToString,
+            ),
+            'ReadBase': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadBase,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadBaseRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadBaseResponse.SerializeToString,
             ),
             'UploadPack': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadPack,
@@ -287,6 +304,33 @@ class AgentService:
             '/tidemark.v1.AgentService/OpenSession',
             proto_dot_tidemark_dot_v1_dot_agent__pb2.OpenSessionRequest.SerializeToString,
             proto_dot_tidemark_dot_v1_dot_agent__pb2.OpenSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tidemark.v1.AgentService/ReadBase',
+            proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadBaseRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadBaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

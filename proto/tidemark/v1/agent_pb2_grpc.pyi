@@ -41,6 +41,8 @@ class AgentServiceStub:
     """The life of an agent: Hello first, then heartbeats and reports up, tasks down."""
     OpenSession: _grpc.UnaryUnaryMultiCallable[_agent_pb2.OpenSessionRequest, _agent_pb2.OpenSessionResponse]
     """Begins the right to write one snapshot of one volume, for a backup task handed to this node."""
+    ReadBase: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadBaseRequest, _agent_pb2.ReadBaseResponse]
+    """What the volume's last snapshot holds, for an agent that has lost its own copy: no keys."""
     UploadPack: _grpc.StreamUnaryMultiCallable[_agent_pb2.UploadPackRequest, _agent_pb2.UploadPackResponse]
     """Stores one pack. Acknowledged only when durable, of the right length, hash and signature."""
     Commit: _grpc.StreamUnaryMultiCallable[_agent_pb2.CommitRequest, _agent_pb2.CommitResponse]
@@ -61,6 +63,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """The life of an agent: Hello first, then heartbeats and reports up, tasks down."""
     OpenSession: _aio.UnaryUnaryMultiCallable[_agent_pb2.OpenSessionRequest, _agent_pb2.OpenSessionResponse]  # type: ignore[assignment]
     """Begins the right to write one snapshot of one volume, for a backup task handed to this node."""
+    ReadBase: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadBaseRequest, _agent_pb2.ReadBaseResponse]  # type: ignore[assignment]
+    """What the volume's last snapshot holds, for an agent that has lost its own copy: no keys."""
     UploadPack: _aio.StreamUnaryMultiCallable[_agent_pb2.UploadPackRequest, _agent_pb2.UploadPackResponse]  # type: ignore[assignment]
     """Stores one pack. Acknowledged only when durable, of the right length, hash and signature."""
     Commit: _aio.StreamUnaryMultiCallable[_agent_pb2.CommitRequest, _agent_pb2.CommitResponse]  # type: ignore[assignment]
@@ -102,6 +106,14 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.OpenSessionResponse, _abc.Awaitable[_agent_pb2.OpenSessionResponse]]:
         """Begins the right to write one snapshot of one volume, for a backup task handed to this node."""
+
+    @_abc_1.abstractmethod
+    def ReadBase(
+        self,
+        request: _agent_pb2.ReadBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.ReadBaseResponse], _abc.AsyncIterator[_agent_pb2.ReadBaseResponse]]:
+        """What the volume's last snapshot holds, for an agent that has lost its own copy: no keys."""
 
     @_abc_1.abstractmethod
     def UploadPack(

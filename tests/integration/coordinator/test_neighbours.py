@@ -96,6 +96,14 @@ async def upload(here: Scene) -> None:
     await here.thief.upload(here.writing, here.made.packs[0])
 
 
+async def read_base(here: Scene) -> None:
+    writing = here.writing
+    request = agent_pb2.ReadBaseRequest(
+        session_id=writing.session_id, fencing_token=writing.fencing_token
+    )
+    await here.thief.stub.ReadBase(request).read()
+
+
 async def commit(here: Scene) -> None:
     await here.thief.commit(here.writing, here.signed, here.made.refs)
 
@@ -119,6 +127,7 @@ async def say_hello_with_its_volume(here: Scene) -> None:
 # By method: the call, and how it is refused.
 TRIED: Final[dict[str, tuple[Callable[[Scene], Awaitable[None]], grpc.StatusCode]]] = {
     "OpenSession": (open_session, grpc.StatusCode.NOT_FOUND),
+    "ReadBase": (read_base, grpc.StatusCode.ABORTED),
     "UploadPack": (upload, grpc.StatusCode.ABORTED),
     "Commit": (commit, grpc.StatusCode.ABORTED),
     "OpenRestore": (open_restore, grpc.StatusCode.NOT_FOUND),

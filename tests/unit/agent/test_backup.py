@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from agent.errors import VolumeError
 from agent.services import BackupOutcome, BackupTask, Progress, Services, Volume
 from agent.state import State
 from repository.entries import EntryType, Flag
-from repository.errors import FencedError, StoreFullError
+from repository.errors import FencedError, StoreFullError, StoreUnavailableError
 from tests.fakes.coordinator import NODE, REPOSITORY, MemoryCoordinator
 
 VOLUME_ID = b"V" * 16
@@ -230,7 +231,67 @@ async def test_a_changed_page_of_a_database_costs_a_block(agent: Agent) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_lost_state_costs_reading_and_no_second_snapshot_of_the_same_place(
+async def test_a_lost_state_costs_reading_and_sends_nothing_again(
+    agent: Agent, tmp_path: Path
+) -> None:
+    fill(agent.volume)
+    first = await agent.backup()
+    packs = set(agent.coordinator.store.packs)
+    with State(tmp_path / "another.db") as empty:
+        agent.state = empty
+
+        again = await agent.backup()
+
+        assert again.error is None
+        assert again.statistics.bytes_read == first.statistics.bytes_read
+        assert again.statistics.data_added == 0
+        assert set(agent.coordinator.store.packs) == packs
+        await agent.check()
+        # And from there as if nothing had happened.
+        third = await agent.backup()
+        assert third.statistics.bytes_read == 0
+        await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_a_state_that_is_behind_learns_what_was_stored_since(
+    agent: Agent, tmp_path: Path
+) -> None:
+    fill(agent.volume)
+    await agent.backup()
+    shutil.copy(tmp_path / "state.db", tmp_path / "behind.db")
+    shutil.copy(tmp_path / "state.db-wal", tmp_path / "behind.db-wal")
+    (agent.volume / "new").write_bytes(random.Random(3).randbytes(3_000_000))
+    await agent.backup()
+    with State(tmp_path / "behind.db") as behind:
+        agent.state = behind
+
+        outcome = await agent.backup()
+
+        assert outcome.error is None
+        assert outcome.statistics.data_added == 0
+        await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_a_base_that_is_not_to_be_had_costs_sending_and_no_backup(
+    agent: Agent, tmp_path: Path
+) -> None:
+    fill(agent.volume)
+    first = await agent.backup()
+    agent.coordinator.base_error = StoreUnavailableError("away")
+    with State(tmp_path / "another.db") as empty:
+        agent.state = empty
+
+        outcome = await agent.backup()
+
+        assert outcome.error is None
+        assert outcome.statistics.data_added == first.statistics.data_added
+        await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_a_lost_state_makes_no_second_snapshot_of_the_same_place(
     agent: Agent, tmp_path: Path
 ) -> None:
     fill(agent.volume)

@@ -1,0 +1,80 @@
+"""What a volume's last snapshot holds, for an agent that has lost its own copy of that.
+
+Ids and places of chunks, and no keys: enough to know what need not be sent again, and nothing that
+opens it. They stand in the footers of packs, which the coordinator reads with its metadata key.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from coordinator.catalog import Catalog
+from coordinator.errors import DamagedError, KeyMaterialError, ObjectMissingError
+from coordinator.founding import Repository
+from coordinator.logs import get_logger
+from coordinator.model import Node
+from coordinator.reading import read_pack_index
+from coordinator.sessions import Sessions
+from repository.frames import FrameIdentity
+from repository.ids import ChunkId, SessionId
+from repository.pack import identities
+
+log = get_logger()
+
+# Footers of so many packs are read before the places of the next are looked up.
+_NONCES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFrame:
+    """The chunks of a frame in their order, each with its length in bytes."""
+
+    identity: FrameIdentity
+    chunks: list[tuple[int, ChunkId]]
+
+
+class Bases:
+    """Tells what is stored."""
+
+    def __init__(self, catalog: Catalog, repository: Repository, sessions: Sessions) -> None:
+        self._catalog = catalog
+        self._repository = repository
+        self._sessions = sessions
+
+    async def read(
+        self, session_id: SessionId, fencing_token: int, node: Node
+    ) -> AsyncIterator[list[StoredFrame]]:
+        """The frames of the newest snapshot of a session's volume, pack by pack; FencedError.
+
+        A pack that cannot be read is left out: what it held is then stored anew.
+        """
+        session = await self._sessions.writing(session_id, fencing_token, node)
+        head = await self._catalog.ledger.head(session.volume_id)
+        needed = {} if head is None else await self._catalog.ledger.references(head)
+        nonces = list(needed)
+        for start in range(0, len(nonces), _NONCES):
+            places = await self._catalog.ledger.places(nonces[start : start + _NONCES])
+            wanted: defaultdict[str, set[FrameIdentity]] = defaultdict(set)
+            for nonce, place in places.items():
+                wanted[place.name] |= {FrameIdentity(nonce, each) for each in needed[nonce]}
+            for name, frames in wanted.items():
+                self._sessions.still_writing(session)
+                if found := await self._stored(name, frames):
+                    yield found
+
+    async def _stored(self, name: str, frames: Collection[FrameIdentity]) -> list[StoredFrame]:
+        store, key = self._repository.store, self._repository.metadata_key
+        try:
+            index = await read_pack_index(store, name, key)
+        except (DamagedError, KeyMaterialError, ObjectMissingError) as error:
+            log.warning("pack left out of a base", pack=name, reason=error.message)
+            return []
+        return await asyncio.to_thread(
+            lambda: [
+                StoredFrame(identity, entry.chunks)
+                for identity, entry in identities(index)
+                if identity in frames
+            ]
+        )

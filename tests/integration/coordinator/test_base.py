@@ -1,0 +1,139 @@
+"""What an agent that lost its state is told of the last snapshot."""
+
+import os
+
+import grpc
+import grpc.aio
+import pytest
+
+from coordinator.config import Config
+from proto.tidemark.v1 import agent_pb2
+from repository.frames import Location
+from repository.ids import PackNonce
+from repository.pack import parse_tail
+from tests.fakes.agent import Connection, MadeSnapshot, Writing
+from tests.integration.coordinator.serving import Coordinator, serving
+
+pytestmark = pytest.mark.asyncio
+
+FILES = {"a": b"alpha" * 100, "b": b"beta" * 1000}
+
+
+async def read_base(connection: Connection, writing: Writing) -> dict[bytes, Location]:
+    """Chunk ids and places."""
+    request = agent_pb2.ReadBaseRequest(
+        session_id=writing.session_id, fencing_token=writing.fencing_token
+    )
+    found = {}
+    async for answer in connection.stub.ReadBase(request):
+        for frame in answer.frames:
+            for number, length in enumerate(frame.lengths):
+                chunk_id = frame.chunk_ids[32 * number : 32 * number + 32]
+                nonce = PackNonce(frame.pack_nonce)
+                found[chunk_id] = Location(nonce, frame.frame_number, number, length)
+            assert len(frame.chunk_ids) == 32 * len(frame.lengths)
+    return found
+
+
+async def begin(coordinator: Coordinator, connection: Connection) -> Writing:
+    await coordinator.order_backup("data")
+    return await connection.open_session((await connection.next_message()).run_backup)
+
+
+async def backed_up(
+    coordinator: Coordinator, connection: Connection, files: dict[str, bytes]
+) -> MadeSnapshot:
+    """A whole backup, and what it stored."""
+    job = await coordinator.order_backup("data")
+    task = (await connection.next_message()).run_backup
+    writing = await connection.open_session(task)
+    made = connection.agent.make(writing, files)
+    for pack in made.packs:
+        await connection.upload(writing, pack)
+    signed = connection.agent.sign(writing, task.volume_id, made)
+    await connection.commit(writing, signed, made.refs)
+    await connection.finish_backup(task.task_id)
+    await coordinator.ended(job.job_id)
+    return made
+
+
+def chunks_of(made: MadeSnapshot) -> dict[bytes, Location]:
+    return {
+        chunk_id: place
+        for pack in made.packs
+        for chunk_id, place in zip(pack.chunk_ids, pack.locations, strict=True)
+    }
+
+
+async def test_a_base_names_the_chunks_of_the_newest_snapshot_and_no_others(
+    config: Config,
+) -> None:
+    async with serving(config) as coordinator:
+        agent, other = await coordinator.agent("mine"), await coordinator.agent("other")
+        agent.volume("data")
+        other.volume("else")
+        await coordinator.back_up(other, "else", {"z": b"omega"})
+        async with agent.connected() as connection:
+            await backed_up(coordinator, connection, {"old": b"of yesterday"})
+            newest = await backed_up(coordinator, connection, FILES)
+            writing = await begin(coordinator, connection)
+            found = await read_base(connection, writing)
+    assert found == chunks_of(newest)
+
+
+async def test_a_first_backup_has_no_base(config: Config) -> None:
+    async with serving(config) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        async with agent.connected() as connection:
+            writing = await begin(coordinator, connection)
+            assert await read_base(connection, writing) == {}
+
+
+@pytest.mark.parametrize("damage", ["cut short", "altered", "gone"])
+async def test_a_pack_that_cannot_be_read_is_left_out_to_be_stored_anew(
+    config: Config, damage: str
+) -> None:
+    async with serving(config) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        async with agent.connected() as connection:
+            made = await backed_up(coordinator, connection, FILES)
+            path = config.repository / made.packs[0].name
+            content = bytearray(path.read_bytes())
+            content[parse_tail(bytes(content), len(content)).footer_offset + 10] ^= 1
+            path.chmod(0o600)
+            if damage == "gone":
+                path.unlink()
+            else:
+                path.write_bytes(content[:1000] if damage == "cut short" else content)
+            writing = await begin(coordinator, connection)
+            found = await read_base(connection, writing)
+    assert set(found) == set(made.packs[1].chunk_ids)
+
+
+@pytest.mark.parametrize("case", ["fenced", "committed", "unknown"])
+async def test_only_a_session_that_may_write_is_told(config: Config, case: str) -> None:
+    async with serving(config) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        async with agent.connected() as connection:
+            await backed_up(coordinator, connection, FILES)
+            job = await coordinator.order_backup("data")
+            task = (await connection.next_message()).run_backup
+            writing = await connection.open_session(task)
+            if case == "fenced":
+                await connection.open_session(task)
+            elif case == "committed":
+                made = agent.make(writing, FILES)
+                for pack in made.packs:
+                    await connection.upload(writing, pack)
+                signed = agent.sign(writing, task.volume_id, made)
+                await connection.commit(writing, signed, made.refs)
+                await connection.finish_backup(task.task_id)
+                await coordinator.ended(job.job_id)
+            else:
+                writing.session_id = os.urandom(16)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await read_base(connection, writing)
+    assert caught.value.code() is grpc.StatusCode.ABORTED
