@@ -26,8 +26,6 @@ from tests.hostile.forge import DIRECTORY, FILE, Forge, encode, link
 from tests.hostile.test_flips import fill, picture
 from tests.unit.agent.test_restore import Node
 
-pytestmark = pytest.mark.asyncio
-
 replace = msgspec.structs.replace
 Case = Callable[[Forge, bytes], Pointer]
 CASES: dict[str, Case] = {}
@@ -301,6 +299,7 @@ def node(top: Path) -> Iterator[Node]:
         yield Node(top, state, workers)
 
 
+@pytest.mark.asyncio
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("over", [False, True], ids=["fresh", "over"])
 async def test_a_hostile_snapshot_touches_nothing_outside(

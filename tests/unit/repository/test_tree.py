@@ -71,7 +71,23 @@ class Nodes:
 
 def entry(size: int, padding: int = 0) -> bytes:
     return encode_entry(
-        Entry(EntryType.SYMLINK, 0, 0, 0, 0, size, 0, 0, 1, 0, 0, b"x" * padding, None, None, None)
+        Entry(
+            EntryType.SYMLINK,
+            0,
+            0,
+            0,
+            0,
+            size,
+            0,
+            0,
+            1,
+            0,
+            0,
+            b"x" * (padding + 1),
+            None,
+            None,
+            None,
+        )
     )
 
 
