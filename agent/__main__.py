@@ -10,6 +10,7 @@ from typing import Final, NoReturn
 from agent import config, daemon
 from agent.logs import configure_logs, get_logger
 from repository.errors import TidemarkError
+from repository.failpoints import arm
 
 _PR_SET_PDEATHSIG: Final = 1
 # From <malloc.h>.
@@ -33,7 +34,10 @@ def run(arguments: list[str]) -> int:
     _bound_memory()
     failure: TidemarkError | None = None
     try:
+        failpoints = arm(os.environ)
         invocation = config.load(arguments, os.environ)
+        if failpoints:
+            get_logger().warning("FAILPOINTS ARE ARMED: this agent is made to fail", at=failpoints)
         if invocation.check_only:
             return 0
         if invocation.config.exit_with_parent and not _tie_to_parent():

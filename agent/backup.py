@@ -20,7 +20,7 @@ from functools import cached_property, partial
 from typing import Final, TypeVar
 
 from agent.beneath import Tree
-from agent.errors import VolumeError
+from agent.errors import StateError, UnreachableError, VolumeError
 from agent.known import KnownChunks
 from agent.making import LostStateError, Made, Maker
 from agent.manifest import MetadataWriter
@@ -40,6 +40,7 @@ from agent.state import Head
 from agent.storing import Storer
 from agent.turn import Turn
 from repository.errors import CanceledError, DamagedError, FencedError, TidemarkError
+from repository.failpoints import failpoint
 from repository.ids import NodeId, SessionId, VolumeId
 from repository.keys import KEY_BYTES, seal
 from repository.layout import DATA_KEY_INFO, LABEL_INFO, WriterKeys
@@ -93,7 +94,9 @@ class _Backup:
             data_key = secrets.token_bytes(KEY_BYTES)
             info = DATA_KEY_INFO + self._task.repository_id
             sealed = seal(self._task.recovery_public_key, data_key, info)
+            failpoint("agent.session.asked", UnreachableError)
             session = await self._services.coordinator.open_session(self._task.task_id, sealed)
+            failpoint("agent.session.opened", UnreachableError)
             keys = WriterKeys.decode(session.writer_keys)
             identity = PackIdentity(
                 repository=keys.repository,
@@ -106,6 +109,7 @@ class _Backup:
             )
             await self._recall(session)
             made = await self._save(tree, session, keys, identity)
+            failpoint("agent.manifest.made", StateError)
             await asyncio.to_thread(_check_still_there, volume.path, tree)
         return await self._commit(session, keys, made)
 
@@ -240,10 +244,13 @@ class _Backup:
         while (pack := await finished.get()) is not None:
             try:
                 if packs.failure is None:
+                    failpoint("agent.pack.sending", UnreachableError)
                     await self._services.coordinator.upload_pack(
                         session, pack.name, pack.buffers, pack.size_bytes
                     )
+                    failpoint("agent.pack.uploaded", UnreachableError)
                     await known.settle(pack.chunks)
+                    failpoint("agent.pack.settled", StateError)
                     self._packed_bytes += pack.size_bytes
             except TidemarkError as error:
                 packs.fail(error)
@@ -260,9 +267,11 @@ class _Backup:
             refs[start : start + _REFS_PIECE_BYTES]
             for start in range(0, len(refs), _REFS_PIECE_BYTES)
         ]
+        failpoint("agent.root.signed", TidemarkError)
         committed = await self._services.coordinator.commit(
             session, signed, pieces, self.statistics
         )
+        failpoint("agent.commit.answered", UnreachableError)
         if split_root(committed.root)[1] != signed:
             raise DamagedError(
                 "the coordinator countersigned another root than ours",
@@ -275,6 +284,7 @@ class _Backup:
             made.frame_changes,
             replace=made.base,
         )
+        failpoint("agent.head.committed", StateError)
         return committed
 
     def _root(self, session: Session, keys: WriterKeys, made: Made, refs: bytes) -> RootBody:

@@ -52,6 +52,7 @@ from agent.tasks import Order, Report, Tasks
 from agent.upload import CoordinatorCalls, NodeChannel, open_node_channel
 from agent.volumes import Volumes, check_readable, excluded, never_read
 from repository.errors import BusyError, CanceledError, TidemarkError
+from repository.failpoints import failpoint
 from repository.ids import NodeId
 
 DISTRIBUTION: Final = "tidemark-backup"
@@ -249,6 +250,7 @@ class _Agent(Handler):
 
     @override
     def on_backup(self, wish: BackupWish) -> None:
+        failpoint("agent.task.accepted", asyncio.InvalidStateError)
         # A volume that is not ours any more has no path; its backup fails and says so.
         volume = self._volumes.get(wish.volume_id) or Volume(wish.volume_id, "", b"")
         task = BackupTask(
@@ -299,7 +301,9 @@ class _Agent(Handler):
         skipped = (Path(os.fsdecode(each)) for each in task.volume.skip)
         task = dataclasses.replace(task, excludes=excluded([*never, *skipped]))
         _log.info("backup begins", volume=task.volume.name)
+        failpoint("agent.backup.begun", VolumeError)
         outcome = await run_backup(task, self._services_of(task.task_id))
+        failpoint("agent.task.ended", TidemarkError)
         return self._backup_ended(task, outcome)
 
     def _backup_ended(self, task: BackupTask, outcome: BackupOutcome) -> Report:
@@ -374,6 +378,7 @@ async def _join(config: Config) -> Identity:
     if identity is not None:
         return identity
     keys = prepare_keys(config.state)
+    failpoint("agent.join.keys_made", StateError)
     token = _read_token(config.token_file)
     delay, longest = _JOIN_BACKOFF_SECONDS
     while True:
@@ -384,7 +389,9 @@ async def _join(config: Config) -> Identity:
             await asyncio.sleep(delay)
             delay = min(delay * 2, longest)
             continue
+        failpoint("agent.join.answered", UnreachableError)
         save_membership(config.state, membership)
+        failpoint("agent.join.joined", StateError)
         _log.info("joined", node=membership.node_name)
         return Identity(keys, membership)
 

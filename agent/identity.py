@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from typing_extensions import override
 
 from agent.errors import StateError
+from repository.failpoints import failpoint
 from repository.keys import SigningKey
 
 _DIRECTORY: Final = "identity"
@@ -109,6 +110,7 @@ def save_membership(state: Path, membership: Membership) -> None:
     directory = state / _DIRECTORY_BEFORE
     try:
         write_private(directory / _NODE, msgspec.json.encode(membership))
+        failpoint("agent.join.written")
         directory.rename(state / _DIRECTORY)
         _sync_directory(state)
     except OSError as error:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from repository.errors import TidemarkError
+from repository.failpoints import failpoint
 from repository.frames import (
     TAG_BYTES,
     FrameCipher,
@@ -173,6 +174,7 @@ class Packs:
         key = frame_key(pack.seal.pack_key, identity.number)
         with memoryview(pack.buffer)[offset : offset + length] as out:
             self._cipher.seal_into(out, plaintext, key, identity, kind)
+        failpoint("agent.frame.sealed", TidemarkError)
         table = [(len(chunk.data), chunk.id) for chunk in chunks]
         entry = FrameEntry(0, identity.number, kind, offset, length, table)
         nonce, number = identity
@@ -226,6 +228,7 @@ class Packs:
             return
         body = memoryview(pack.buffer)[: pack.used]
         trailer, digest = pack.seal.finish(body, pack.frames, secrets.token_bytes(KEY_BYTES))
+        failpoint("agent.pack.finished", TidemarkError)
         self._deliver(
             FinishedPack(
                 kind=pack.kind,

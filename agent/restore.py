@@ -22,7 +22,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Final, NamedTuple, TypeVar
 
-from agent.errors import TargetError
+from agent.errors import TargetError, UnreachableError
 from agent.fetching import Fetcher, OpenedGrant, Wanted, bytes_of, in_pack_order
 from agent.placing import Placing
 from agent.rehearsing import Rehearsal
@@ -43,6 +43,7 @@ from agent.turn import Turn
 from agent.writing import File, Target
 from repository.entries import ROOT_KEY, Entry, EntryType, Extent
 from repository.errors import DamagedError, FormatError, TidemarkError, UsageError
+from repository.failpoints import failpoint
 from repository.frames import FrameIdentity, FrameReader
 from repository.ids import ObjectType
 from repository.keys import KEY_BYTES, UnsealingKey
@@ -132,7 +133,9 @@ class _Restore:
         """Everything, in order."""
         task = self._task
         one_time = UnsealingKey(secrets.token_bytes(KEY_BYTES))
+        failpoint("agent.restore.begun", UnreachableError)
         grant = await self._client.open_restore(task.task_id, one_time.public)
+        failpoint("agent.restore.granted", UnreachableError)
         self._grant = OpenedGrant(grant, one_time)
         self._fetcher = Fetcher(self._client, task.task_id, self._grant)
         self._reader = SnapshotReader(self._fetcher, self._grant.reader_keys, self._in_worker)
@@ -173,10 +176,13 @@ class _Restore:
             if self._task.delete_extra and not is_empty:
                 extras = stack.enter_context(Extras(target, target.marker))
             placing = self._begin(target, selection, is_empty=is_empty, extras=extras)
+            failpoint("agent.target.opened", TargetError)
             await self._in_worker(lambda: target.mark(self._task.job_id))
+            failpoint("agent.target.marked", TargetError)
             if manifest is not None:
                 entries = selected_entries(self._reader, manifest, selection)
                 await self._fill(target, self._laid_out(entries))
+            failpoint("agent.links.making", TargetError)
             await self._in_worker(placing.make_links)
             await self._in_worker(placing.remove_extras)
             await self._in_worker(placing.finish_directories)
@@ -187,10 +193,12 @@ class _Restore:
             await self._finish(target, keeps_mark=keeps_mark)
             # The top comes after the mark that lay in it.
             before = self.statistics.errors_total
+            failpoint("agent.target.unmarked", TargetError)
             await self._in_worker(placing.finish_top)
             if self.statistics.errors_total > before:
                 await self._in_worker(lambda: target.mark(self._task.job_id))
             await self._in_worker(target.sync_top)
+            failpoint("agent.restore.finished", TargetError)
 
     async def _restore_file(self, place: Place, name: bytes, entry: Entry) -> None:
         """Restore a volume that is one file: the target is that file."""
@@ -252,6 +260,7 @@ class _Restore:
         """Bring everything to the disk and take the mark away, if all is as it should be."""
         if self.statistics.errors_total or keeps_mark:
             return
+        failpoint("agent.target.unmarking", TargetError)
         self._tally.tell("writing to disk")
         await self._in_worker(target.unmark)
 
@@ -357,6 +366,7 @@ class _Restore:
     ) -> None:
         for group in groups:
             fetched = await self._fetcher.fetch_each(group)
+            failpoint("agent.restore.fetched", UnreachableError)
             await self._in_worker(partial(self._spread, target, window, fetched))
             self._tally.tell()
 

@@ -44,6 +44,7 @@ from proto.renewal import RENEWAL_DOMAIN, renewal_statement
 from proto.tidemark.v1 import agent_pb2, common_pb2
 from proto.tidemark.v1.agent_pb2_grpc import AgentServiceStub
 from repository.errors import CanceledError, TidemarkError
+from repository.failpoints import failpoint
 
 PROTOCOL_VERSION: Final = 1
 _ENROL_SECONDS: Final = 30.0
@@ -336,6 +337,7 @@ class ControlStream:
 
     async def _hold(self, call: "_Call") -> None:
         try:
+            failpoint("agent.connect.hello", UnreachableError)
             await call.write(agent_pb2.ConnectRequest(hello=self._hello()))
             async with asyncio.timeout(_WELCOME_SECONDS):
                 first = await call.read()
@@ -343,6 +345,7 @@ class ControlStream:
                 await call.code()  # raises what the coordinator ended the stream with
                 return
             self._welcome(first.welcome)
+            failpoint("agent.connect.welcomed", UnreachableError)
             await self._exchange(call)
         except TimeoutError as error:
             raise UnreachableError(
@@ -379,6 +382,7 @@ class ControlStream:
             message = await call.read()
             if not isinstance(message, agent_pb2.ConnectResponse):
                 return
+            failpoint("agent.connect.received", asyncio.InvalidStateError)
             match message.WhichOneof("message"):
                 case "run_backup":
                     self._handler.on_backup(_backup_wish(message.run_backup))
@@ -437,7 +441,9 @@ class ControlStream:
                 self._logs.appendleft(line)
                 raise
         for task_id, message in list(self._finished.items()):
+            failpoint("agent.end.sending", asyncio.InvalidStateError)
             await call.write(message)
+            failpoint("agent.end.sent", asyncio.InvalidStateError)
             del self._finished[task_id]
             self._told.append((self._clock.monotonic(), task_id, message))
             self._handler.on_reported(task_id)

@@ -23,6 +23,7 @@ from typing import NamedTuple, Self, TypeVar, cast
 import apsw
 
 from agent.errors import StateError
+from repository.failpoints import failpoint
 from repository.frames import Location
 from repository.ids import PackNonce
 
@@ -214,6 +215,7 @@ class State:
                         for value in (id_, packs[at.nonce], at.frame, at.chunk, at.length)
                     ],
                 )
+            failpoint("agent.chunks.written", StateError)
 
         await self._write(write, durable=False)
 
@@ -240,6 +242,7 @@ class State:
                 "INSERT OR IGNORE INTO nodes (volume, node_id, uses, data) VALUES (?, ?, 0, ?)",
                 ((volume, node_id, data) for node_id, data in nodes),
             )
+            failpoint("agent.nodes.written", StateError)
 
         return self._submit(write, durable=False)
 
@@ -267,6 +270,7 @@ class State:
                 db.execute("DELETE FROM frames WHERE volume = ?", (volume,))
             _change_nodes(db, volume, node_uses)
             _change_frames(db, volume, changes)
+            failpoint("agent.head.written", StateError)
 
         await self._write(write, durable=True)
 

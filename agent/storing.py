@@ -41,6 +41,8 @@ from repository.entries import (
     Pointer,
     path_of,
 )
+from repository.errors import TidemarkError
+from repository.failpoints import failpoint
 from repository.frames import (
     CHUNKS_MAX,
     RAW_BYTES_TARGET,
@@ -135,7 +137,9 @@ class Storer:
                     saved.append(self._save_other(found))
         wanted = [(batch[index].key, _is_paged(batch[index].old)) for index in files]
         with self._small.read(wanted) as read:
+            failpoint("agent.batch.read", TidemarkError)
             places = self._store_small(read)
+            failpoint("agent.batch.stored", TidemarkError)
             with self.turn.taken():
                 for index, outcome in zip(files, read, strict=True):
                     saved[index] = _saved(batch[index], outcome, places)
@@ -195,6 +199,7 @@ class Storer:
             stable, tries = False, 0
             while True:
                 chunking, groups = self._read_large(found, file, on_progress)
+                failpoint("agent.large.read", SourceError)
                 stable, tries = file.is_stable(), tries + 1
                 costly = file.bytes_read + file.stat.st_size > _REREAD_BYTES_MAX
                 if stable or tries == _LARGE_TRIES or (costly and tries > 1):

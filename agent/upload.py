@@ -45,6 +45,7 @@ from repository.errors import (
     TidemarkError,
     UsageError,
 )
+from repository.failpoints import failpoint
 from repository.frames import Location
 from repository.ids import CHUNK_ID_BYTES, ChunkId, PackNonce
 
@@ -237,6 +238,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             yield agent_pb2.UploadPackRequest(header=header).SerializeToString()
             for piece in pieces(buffers):
                 yield encode_bytes_field(_UPLOAD_DATA, piece)
+                failpoint("agent.pack.half_sent", UnreachableError)
 
         seconds = _CALL_SECONDS + size_bytes / _BYTES_PER_SECOND_MIN
         self.uploads_waiting += 1
@@ -270,9 +272,11 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
 
         def requests() -> Iterator[agent_pb2.CommitRequest]:
             yield agent_pb2.CommitRequest(header=header)
+            failpoint("agent.commit.half_sent", UnreachableError)
             for piece in pieces(refs):
                 yield agent_pb2.CommitRequest(refs=b"".join(piece))
 
+        failpoint("agent.commit.asked", UnreachableError)
         answer = await self._persist(
             lambda line: line.stub.Commit(_each(requests()), timeout=_COMMIT_SECONDS),
             session.lease_seconds,

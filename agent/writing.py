@@ -30,6 +30,7 @@ from agent.standing import Block, Ground, data_ranges, read_at
 from agent.syscalls import punch_hole, sync_filesystem
 from repository.entries import Entry, EntryType
 from repository.errors import TidemarkError
+from repository.failpoints import failpoint
 
 MARKER: Final = b".tidemark-incomplete"
 _MARKER_TEXT: Final = (
@@ -194,6 +195,7 @@ class Target(Ground):
             if way is Way.CLEAR:
                 os.unlink(name, dir_fd=directory)
             os.mkdir(name, _PRIVATE_DIRECTORY, dir_fd=directory)
+            failpoint("agent.directory.made")
 
     def open_up(self, key: bytes, standing: Standing, *, for_good: bool) -> None:
         """Let us work in a directory that stands there, where its mode does not.
@@ -312,9 +314,12 @@ class Target(Ground):
             descriptor = os.open(name, _NEW, _PRIVATE_FILE, dir_fd=directory)
             try:
                 file.begun = True
+                failpoint("agent.file.created")
                 for part in parts:
                     _write_all(descriptor, part, None)
+                failpoint("agent.file.written")
                 self._set_metadata(descriptor, file.key, file.entry)
+                failpoint("agent.file.finished")
                 if file.entry.links > 1:
                     file.identity = _identity(descriptor)
             finally:
@@ -324,6 +329,7 @@ class Target(Ground):
         """Write a part of an opened file; True if it was the last, and the file is done."""
         with self.translated():
             _write_all(descriptor, part, offset)
+            failpoint("agent.file.written")
         return self.settle(file, len(part), descriptor)
 
     def make_holes(self, file: File, holes: Sequence[Block]) -> None:
@@ -364,6 +370,7 @@ class Target(Ground):
     def _finish(self, descriptor: int, file: File) -> None:
         with self.translated():
             self._set_metadata(descriptor, file.key, file.entry)
+            failpoint("agent.file.finished")
             if file.at == file.key:
                 return
             with self.tree.parent(file.at) as (directory, beside):
@@ -391,6 +398,7 @@ class Target(Ground):
                 if descriptor is None:
                     descriptor = self._create(file)
                 file.begun = True
+                failpoint("agent.file.created")
                 return descriptor
             with self.tree.parent(file.at) as (directory, name):
                 descriptor = os.open(name, _AGAIN, dir_fd=directory)

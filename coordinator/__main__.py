@@ -8,8 +8,9 @@ from typing import NoReturn
 from coordinator import server
 from coordinator.config import load
 from coordinator.errors import TidemarkError
-from coordinator.logs import configure_logs
+from coordinator.logs import configure_logs, get_logger
 from coordinator.process import bound_memory, end_with_parent
+from repository.failpoints import arm
 
 _SIGNALED = 130
 
@@ -20,7 +21,12 @@ def main() -> NoReturn:
     configure_logs()
     bound_memory()
     try:
+        failpoints = arm(os.environ)
         invocation = load(sys.argv[1:], os.environ)
+        if failpoints:
+            get_logger().warning(
+                "FAILPOINTS ARE ARMED: this coordinator is made to fail", at=failpoints
+            )
         if invocation.check_only:
             sys.exit(0)
         if invocation.config.exit_with_parent:

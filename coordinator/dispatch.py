@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from coordinator import life
 from coordinator.catalog import Catalog
 from coordinator.custody import Random
-from coordinator.errors import NotFoundError, TidemarkError
+from coordinator.errors import CatalogError, NotFoundError, TidemarkError
 from coordinator.life import Effect, Event, State
 from coordinator.links import AgentLink, CancelTask, RunTask
 from coordinator.logs import get_logger
@@ -44,6 +44,7 @@ from coordinator.model import (
     Volume,
 )
 from coordinator.running import Limits, LiveJob, LiveTask, interrupted, may_start
+from repository.failpoints import failpoint
 from repository.ids import NodeId, VolumeId
 
 log = get_logger()
@@ -99,6 +100,7 @@ class Dispatcher:
     async def recover(self) -> None:
         """After a start: what was running is not any more, but for what was committed."""
         await self._catalog.ledger.fence_all()
+        failpoint("coordinator.start.sessions_fenced", CatalogError)
         now = self._clock()
         lost = Failure(
             "the coordinator was restarted while this ran", hint="start it again", exit_code=1
@@ -114,6 +116,7 @@ class Dispatcher:
             phase = life.job_phase(task.phase for task in tasks)
             ended = replace(job, phase=phase, finished_at=now, tasks=tuple(tasks))
             await self._catalog.jobs.save_job(ended, tasks)
+            failpoint("coordinator.start.job_ended", CatalogError)
             await self._catalog.jobs.append_log(job.job_id, [LogLine(now, "error", lost.message)])
 
     # ---- asking for jobs ------------------------------------------------------------------------
@@ -152,7 +155,9 @@ class Dispatcher:
 
     async def _begin_job(self, job: Job) -> Job:
         job_id, kind, subjects, tasks = job.job_id, job.kind, job.subjects, job.tasks
+        failpoint("coordinator.job.asked", CatalogError)
         await self._catalog.jobs.add_job(job)
+        failpoint("coordinator.job.created", CatalogError)
         live = LiveJob(job, {task.task_id: LiveTask(task) for task in tasks})
         self._jobs[job_id] = live
         self._live.update(live.tasks)
@@ -439,6 +444,7 @@ class Dispatcher:
         job = self._jobs[live.task.job_id]
         job.update(now)
         await self._catalog.jobs.save_job(job.job, [live.task])
+        failpoint("coordinator.job.saved", CatalogError)
         for effect in effects:
             await self._carry_out(live, effect)
         job.notify()
@@ -468,6 +474,7 @@ class Dispatcher:
         await self._log(live, "info", "handed to the agent")
         if (link := self._links.get(live.task.node_id)) is not None:
             link.send(RunTask(live.task))
+            failpoint("coordinator.task.sent", CatalogError)
         else:
             await self._happen(live, Event.AGENT_GONE)
 
@@ -480,8 +487,10 @@ class Dispatcher:
     async def _conclude(self, live: LiveTask) -> None:
         live.stop_timer()
         task = live.task
+        failpoint("coordinator.task.concluding", CatalogError)
         self._live.pop(task.task_id, None)
         await self._catalog.ledger.fence_task(task.task_id)
+        failpoint("coordinator.task.fenced", CatalogError)
         if isinstance(task.result, BackupStatistics):
             self._metrics.source_read(task.result.bytes_read)
         level = "info" if task.phase is Phase.COMPLETED else "error"
@@ -494,6 +503,7 @@ class Dispatcher:
 
     async def _close_job(self, live: LiveJob) -> None:
         await self._flush_log(live)
+        failpoint("coordinator.job.closed", CatalogError)
         job = live.job
         begun = job.started_at or job.created_at
         seconds = ((job.finished_at or begun) - begun) / NANOSECONDS

@@ -9,6 +9,7 @@ from coordinator.custody import Random
 from coordinator.dispatch import Clock, Dispatcher
 from coordinator.enrolment import Authority, NodeCertificates, new_token, secret_hash
 from coordinator.errors import (
+    CatalogError,
     DamagedError,
     ForbiddenError,
     ObjectExistsError,
@@ -20,6 +21,7 @@ from coordinator.founding import Repository
 from coordinator.logs import get_logger
 from coordinator.model import Engine, Node, VolumeReport
 from proto.renewal import CHALLENGE_BYTES, RENEWAL_DOMAIN, renewal_statement
+from repository.failpoints import failpoint
 from repository.ids import ID_BYTES, NodeId, VolumeId
 from repository.keys import SIGNATURE_BYTES, verify
 from repository.layout import certificate_name
@@ -114,12 +116,15 @@ class Fleet:
             signing_public_key=signing_public_key,
             signing_certificate=self._repository.certify_node(node_id, signing_public_key),
         )
+        failpoint("coordinator.node.enrolling", CatalogError)
         if not await self._catalog.fleet.enrol(node, secret_hash(secret), now):
             raise UnauthenticatedError(
                 "this token was used or has expired",
                 hint="make a new one: tidemark node token",
             )
+        failpoint("coordinator.node.enrolled", CatalogError)
         await self._keep_certificate(node)
+        failpoint("coordinator.node.certified", CatalogError)
         log.info("node enrolled", node=node.name, node_id=node.node_id.hex())
         return Enrolled(node, certificates, self._authority.certificate)
 

@@ -20,8 +20,11 @@ from coordinator.errors import (
     NoRepositoryError,
     ObjectExistsError,
     ObjectMissingError,
+    StoreError,
+    StoreUnavailableError,
 )
 from coordinator.vault import read_secret, write_secret
+from repository.failpoints import failpoint
 from repository.ids import ID_BYTES, IdKeys, NodeId, RepositoryId
 from repository.keys import (
     KEY_BYTES,
@@ -113,11 +116,13 @@ async def open_repository(
         await asyncio.to_thread(_check_empty, directory)
         state = repository_init(custody, random=random, now=now)
         write_secret(state_file, msgspec.msgpack.encode(state))
+        failpoint("coordinator.founding.begun", StoreError)
     if state.pending:
         await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
         await _write_pending(store, state.pending)
         state = msgspec.structs.replace(state, pending={})
         write_secret(state_file, msgspec.msgpack.encode(state))
+        failpoint("coordinator.founding.done", StoreError)
     config = await _read_config(store, directory)
     if config.repository != decode_config(state.config).repository:
         raise NoRepositoryError(
@@ -205,6 +210,7 @@ async def _write_pending(store: Store, pending: Mapping[str, bytes]) -> None:
     for name, content in pending.items():
         try:
             await store.put(name, content)
+            failpoint("coordinator.founding.object_written", StoreUnavailableError)
         except ObjectExistsError:
             # Written by the same founding before it was interrupted, or by somebody else.
             if await store.get(name) != content:

@@ -18,16 +18,19 @@ from coordinator.catalog import Catalog
 from coordinator.custody import Custody
 from coordinator.dispatch import Clock
 from coordinator.errors import (
+    CatalogError,
     DamagedError,
     FormatError,
     KeyMaterialError,
     ObjectExistsError,
     RejectedError,
+    StoreUnavailableError,
 )
 from coordinator.founding import Repository
 from coordinator.metrics import Metrics
 from coordinator.model import Node, Pack, PackOrigin, Session
 from coordinator.sessions import Sessions
+from repository.failpoints import failpoint
 from repository.frames import FrameReader
 from repository.ids import ID_BYTES, SessionId
 from repository.keys import frame_key
@@ -122,9 +125,12 @@ class Intake:
             if await self._catalog.ledger.pack(header.name) is None:
                 mine = self._while_writing(session, pieces)
                 whole, kind, tail = await self._receive(header, digest, node, mine)
+                failpoint("coordinator.pack.stored", StoreUnavailableError)
                 index = await self._index(header.name, tail)
+                failpoint("coordinator.pack.indexed", StoreUnavailableError)
                 origins = _origins(index, session)
                 await self._prove(header.name, session, index)
+                failpoint("coordinator.pack.proven", StoreUnavailableError)
                 pack = Pack(
                     name=header.name,
                     kind=kind.name.lower(),
@@ -138,6 +144,7 @@ class Intake:
                     origins=origins,
                 )
                 await self._catalog.ledger.record_pack(pack, header.fencing_token)
+                failpoint("coordinator.pack.recorded", CatalogError)
                 self._metrics.pack_stored(header.size_bytes)
         except RejectedError:
             self._metrics.pack_refused()
@@ -157,10 +164,13 @@ class Intake:
     ) -> tuple[bytes, PackKind, PackTail]:
         digest = _Digest()
         async with self._repository.store.writer(header.name) as writer:
+            failpoint("coordinator.pack.begun", StoreUnavailableError)
             async for batch in _batches(pieces, header.size_bytes):
                 await asyncio.to_thread(digest.update, batch)
                 await writer.write(*batch)
+                failpoint("coordinator.pack.batch_written", StoreUnavailableError)
             checked = self._check(header, name_digest, node, digest)
+            failpoint("coordinator.pack.checked", StoreUnavailableError)
             try:
                 await writer.commit()
             except ObjectExistsError:

@@ -14,14 +14,17 @@ from coordinator.catalog import Catalog, PackPlace
 from coordinator.custody import Custody, Random
 from coordinator.dispatch import Dispatcher
 from coordinator.errors import (
+    CatalogError,
     DamagedError,
     ForbiddenError,
     LockedError,
     NotFoundError,
     RejectedError,
+    StoreUnavailableError,
 )
 from coordinator.founding import Repository
 from coordinator.model import Node, RestoreOrder, Snapshot, TaskId
+from repository.failpoints import failpoint
 from repository.frames import FrameIdentity
 from repository.ids import NodeId, PackNonce
 from repository.keys import KEY_BYTES, frame_key, seal, wrap
@@ -114,6 +117,7 @@ class Restores:
         self._grants[task_id] = grant
         reader_keys = wrap(grant_key, self._repository.reader_keys(), GRANT_READER_KEYS)
         yield GrantHeader(snapshot.root_object, sealed, reader_keys)
+        failpoint("coordinator.grant.begun", CatalogError)
         needed = await self._catalog.ledger.references(snapshot)
         for nonces in _batches(list(needed)):
             self._dispatcher.running_task(task_id, node.node_id)
@@ -129,6 +133,7 @@ class Restores:
                 self._wrap, grant_key, snapshot, [(places[each], needed[each]) for each in nonces]
             ):
                 yield part
+        failpoint("coordinator.grant.given", CatalogError)
 
     def _wrap(
         self,
@@ -179,6 +184,7 @@ class Restores:
                 self._dispatcher.running_task(task_id, node_id)
                 size = min(_READ_BYTES, offset + length - begin)
                 read = memoryview(await self._repository.store.get_range(name, begin, size))
+                failpoint("coordinator.restore.read", StoreUnavailableError)
                 for start in range(0, size, PIECE_BYTES):
                     yield read[start : start + PIECE_BYTES]
 

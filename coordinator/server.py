@@ -28,7 +28,7 @@ from coordinator.config import Address, Config, read_passphrase
 from coordinator.custody import Custody, LockedCustody, Random, create_custody, open_custody
 from coordinator.dispatch import Clock, Dispatcher
 from coordinator.enrolment import Authority, open_authority
-from coordinator.errors import TidemarkError
+from coordinator.errors import CatalogError, TidemarkError
 from coordinator.fleet import Fleet
 from coordinator.founding import Repository, is_founded, open_repository
 from coordinator.http import HttpServer
@@ -47,6 +47,7 @@ from coordinator.sessions import Sessions
 from coordinator.vault import write_secret
 from coordinator.verify import Verifier
 from proto.tidemark.v1 import admin_pb2_grpc
+from repository.failpoints import failpoint
 
 log = get_logger()
 
@@ -117,6 +118,7 @@ async def serve(
     catalog = await open_catalog(config.data / "catalog.db")
     workers = Workers()
     try:
+        failpoint("coordinator.catalog.opened", CatalogError)
         await _begin_incarnation(catalog)
         services = _compose(
             config,
@@ -129,7 +131,9 @@ async def serve(
             random=random,
             limits=limits,
         )
+        failpoint("coordinator.start.composed", CatalogError)
         await services.sessions.recover()
+        failpoint("coordinator.start.commits_settled", CatalogError)
         await services.dispatcher.recover()
         await _serve(stop, started or asyncio.Event(), config, services, authority, now)
     finally:
@@ -180,6 +184,7 @@ async def _listening(
         grpc_address = Address(_reachable(config.listen.host), port)
         http_address = Address(_reachable(config.http.host), http_port)
         _announce(config.data, grpc_address, http_address, authority, now)
+        failpoint("coordinator.start.announced", CatalogError)
         log.info("serving", grpc=str(grpc_address), http=str(http_address))
         yield
     finally:

@@ -19,12 +19,14 @@ from coordinator.custody import Random
 from coordinator.dispatch import Clock, Dispatcher
 from coordinator.errors import (
     BusyError,
+    CatalogError,
     DamagedError,
     FencedError,
     NotFoundError,
     ObjectMissingError,
     RejectedError,
     StoreError,
+    StoreUnavailableError,
 )
 from coordinator.founding import Repository
 from coordinator.logs import get_logger
@@ -40,6 +42,7 @@ from coordinator.model import (
     SnapshotHex,
     TaskId,
 )
+from repository.failpoints import failpoint
 from repository.ids import ID_BYTES, SessionId, VolumeId
 from repository.keys import seal
 from repository.layout import REFS_INFO, refs_name, root_name
@@ -113,6 +116,7 @@ class Sessions:
             await self._settle_all(task.order.volume_id)
         if await self._catalog.ledger.snapshot_of_task(task_id) is not None:
             raise FencedError("this task has committed its snapshot already", hint=_AGAIN)
+        failpoint("coordinator.session.asked", CatalogError)
         session = await self._catalog.ledger.open_session(
             Session(
                 session_id=SessionId(self._random(ID_BYTES)),
@@ -124,6 +128,7 @@ class Sessions:
                 opened_at=self._clock(),
             )
         )
+        failpoint("coordinator.session.opened", CatalogError)
         head = await self._catalog.ledger.head(task.order.volume_id)
         return OpenedSession(
             session=session,
@@ -159,8 +164,11 @@ class Sessions:
                 return done
             session = await self.writing(request.session_id, request.fencing_token, node)
             self._dispatcher.running_task(session.task_id, node.node_id)
+            failpoint("coordinator.commit.asked", CatalogError)
             plan, refs = await self._plan(request, session, node)
+            failpoint("coordinator.commit.planned", CatalogError)
             pinned = await self._catalog.ledger.begin_commit(plan)
+            failpoint("coordinator.commit.begun", CatalogError)
             snapshot = await self._write(pinned, request.refs_object, refs)
         await self._dispatcher.committed(session.task_id, snapshot)
         return snapshot
@@ -216,9 +224,13 @@ class Sessions:
         """Between T1 and T2. A failed write leaves no snapshot, unless the root turns out there."""
         try:
             sealed = await asyncio.to_thread(self._sealed_refs, pinned.volume_id, refs_object)
+            failpoint("coordinator.commit.refs_sealed", StoreUnavailableError)
             await self._repository.store.put(refs_name(pinned.volume_id, pinned.sequence), sealed)
+            failpoint("coordinator.commit.refs_stored", StoreUnavailableError)
             root = self._countersigned(pinned)
+            failpoint("coordinator.commit.root_signed", StoreUnavailableError)
             await self._repository.store.put(root_name(pinned.volume_id, pinned.sequence), root)
+            failpoint("coordinator.commit.root_stored", StoreUnavailableError)
         except StoreError:
             await self._settle(pinned, refs_object)
             settled = await self._catalog.ledger.snapshot_of_session(pinned.session_id)
@@ -250,6 +262,7 @@ class Sessions:
         await self._catalog.ledger.finish_commit(
             pinned.snapshot_id, root, references, base=refs.base
         )
+        failpoint("coordinator.commit.finished", CatalogError)
         snapshot = await self._catalog.ledger.snapshot(SnapshotHex(pinned.snapshot_id))
         assert snapshot is not None
         log.info(

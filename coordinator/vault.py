@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.errors import StoreError, StoreFullError
+from repository.failpoints import failpoint
 
 _OWNER_ONLY: Final = 0o600
 
@@ -21,8 +22,11 @@ def write_secret(path: Path, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
+            failpoint("coordinator.secret.written")
             os.fsync(file.fileno())
+        failpoint("coordinator.secret.synced")
         temporary.replace(path)
+        failpoint("coordinator.secret.replaced")
         sync_directory(path.parent)
     except OSError as error:
         with suppress(OSError):

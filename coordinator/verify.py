@@ -20,11 +20,13 @@ from coordinator.catalog import Catalog
 from coordinator.custody import Custody
 from coordinator.dispatch import Clock
 from coordinator.errors import (
+    CatalogError,
     DamagedError,
     KeyMaterialError,
     LockedError,
     NotFoundError,
     ObjectMissingError,
+    StoreUnavailableError,
 )
 from coordinator.founding import Repository
 from coordinator.model import (
@@ -38,6 +40,7 @@ from coordinator.model import (
 )
 from coordinator.reading import CatalogFrames, Workers, read_pack_index, snapshot_reader
 from repository.entries import Entry, Extent, Pointer, path_of
+from repository.failpoints import failpoint
 from repository.frames import FrameIdentity, FrameReader
 from repository.ids import PackNonce
 from repository.keys import frame_key
@@ -171,9 +174,11 @@ class _Run:
                 Progress(number, len(packs), self._count.bytes_read, total, activity="reading")
             )
             await self._check_pack(pack)
+            failpoint("coordinator.verify.pack_checked", StoreUnavailableError)
         if self._depth is VerifyDepth.DATA:
             await self._walk_all(snapshots, total)
         await self._name_affected()
+        failpoint("coordinator.verify.proving", CatalogError)
         await self._record_proofs(snapshots)
         return self._result(snapshots)
 

@@ -18,7 +18,7 @@ from coordinator.api.authorise import (
 from coordinator.api.bulk import UploadPiece
 from coordinator.bases import Bases, StoredFrame
 from coordinator.dispatch import Dispatcher
-from coordinator.errors import RejectedError, TidemarkError
+from coordinator.errors import CatalogError, RejectedError, TidemarkError
 from coordinator.fleet import Fleet, Told
 from coordinator.intake import Intake, PackHeader
 from coordinator.links import AgentLink, RunTask
@@ -27,6 +27,7 @@ from coordinator.model import NANOSECONDS, LogLine, Node, TaskId
 from coordinator.restores import GrantHeader, GrantPart, PackGrant, Restores
 from coordinator.sessions import CommitRequest, Sessions
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
+from repository.failpoints import failpoint
 from repository.ids import SessionId
 from repository.layout import RepositoryConfig
 from repository.refs import REFS_BYTES_MAX
@@ -124,6 +125,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         hello = first.hello
         dispatcher = self._parts.dispatcher
         await self._parts.fleet.said_hello(node, hello.agent_version, _told(hello))
+        failpoint("coordinator.node.hello", CatalogError)
         link = dispatcher.connect(node)
         try:
             # It may have been revoked since the gate let it in; from here on, the link is closed.
@@ -137,6 +139,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 unknown_task_ids=unknown,
             )
             await context.write(agent_pb2.ConnectResponse(welcome=welcome))
+            failpoint("coordinator.node.welcomed", CatalogError)
             await dispatcher.welcomed(link)
             async with asyncio.TaskGroup() as group:
                 listening = group.create_task(
@@ -294,6 +297,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             ),
             node,
         )
+        failpoint("coordinator.commit.answering", CatalogError)
         return agent_pb2.CommitResponse(
             snapshot_id=snapshot.snapshot_id,
             sequence=snapshot.sequence,

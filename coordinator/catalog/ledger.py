@@ -19,7 +19,7 @@ from coordinator.catalog.tables import (
     sessions,
     snapshots,
 )
-from coordinator.errors import FencedError
+from coordinator.errors import CatalogError, FencedError
 from coordinator.model import (
     FrameReference,
     Pack,
@@ -31,6 +31,7 @@ from coordinator.model import (
     TaskId,
     Totals,
 )
+from repository.failpoints import failpoint
 from repository.ids import PackNonce, SessionId, VolumeId
 
 # Well below SQLite's limit of variables, and the batch that measured best.
@@ -77,6 +78,7 @@ class SqlLedger(Ledger):
         found = connection.execute(
             select(sessions).where(sessions.c.session_id == session.session_id)
         )
+        failpoint("coordinator.session.written", CatalogError)
         return coding.session(found.one())
 
     @override
@@ -145,6 +147,7 @@ class SqlLedger(Ledger):
             insert(pack_origins),
             [coding.origin_row(origin, pack.name) for origin in pack.origins],
         )
+        failpoint("coordinator.pack.written", CatalogError)
 
     @override
     @reading
@@ -160,6 +163,7 @@ class SqlLedger(Ledger):
     @writing
     def begin_commit(self, connection: Connection, plan: CommitPlan) -> Snapshot:
         row = begin_commit(connection, plan)
+        failpoint("coordinator.commit.begin_written", CatalogError)
         return coding.snapshot(row)
 
     @override
@@ -196,6 +200,7 @@ class SqlLedger(Ledger):
             .where(sessions.c.session_id == row.session_id)
             .values(state=SessionState.COMMITTED)
         )
+        failpoint("coordinator.commit.finish_written", CatalogError)
 
     @override
     @writing

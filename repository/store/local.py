@@ -26,6 +26,7 @@ from repository.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
+from repository.failpoints import failpoint
 from repository.store.interface import ObjectInfo, ObjectWriter, Store, check_name, check_prefix
 
 # Starts with a character that no object's name does.
@@ -111,6 +112,7 @@ class LocalStore(Store):
 
     def _read_range(self, name: str, offset: int, length: int) -> bytes:
         with _translated(name, self._directory), self.path(name).open("rb", buffering=0) as file:
+            failpoint("store.read")
             file.seek(offset)
             pieces: list[bytes] = []
             while length > 0 and (piece := file.read(length)):
@@ -205,6 +207,7 @@ class _LocalWriter(ObjectWriter):
             self._temporary.parent.mkdir(exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._descriptor = os.open(self._temporary, flags, 0o600)
+            failpoint("store.opened")
 
     @override
     async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
@@ -216,6 +219,7 @@ class _LocalWriter(ObjectWriter):
                 left = memoryview(piece)
                 while left:
                     left = left[os.write(self._descriptor, left) :]
+            failpoint("store.written")
 
     @override
     async def commit(self) -> None:
@@ -223,11 +227,15 @@ class _LocalWriter(ObjectWriter):
 
     def _commit(self) -> None:
         with self._busy, _translated(self._name, self._top):
+            failpoint("store.syncing")
             os.fsync(self._descriptor)
+            failpoint("store.synced")
             _make_directories(self._final.parent, self._top)
             # A link, unlike a rename, fails where the name is taken.
             self._final.hardlink_to(self._temporary)
+            failpoint("store.linked")
             _flush_directory(self._final.parent)
+            failpoint("store.committed")
 
     @override
     async def __aexit__(
@@ -250,6 +258,7 @@ class _LocalWriter(ObjectWriter):
                 self._descriptor = -1
                 with suppress(FileNotFoundError):
                     self._temporary.unlink()
+                failpoint("store.closed")
 
 
 def _make_directories(directory: Path, top: Path) -> None:
