@@ -98,7 +98,10 @@ class Fleet:
     async def enrol(
         self, *, secret: bytes, name: str, certificate_request: bytes, signing_public_key: bytes
     ) -> Enrolled:
-        """Make a node of whoever holds a good token; RejectedError, UnauthenticatedError."""
+        """Make a node of whoever holds a good token; RejectedError, UnauthenticatedError.
+
+        Asked again with the same key, because the answer got lost, it is the same node.
+        """
         if not _is_name(name):
             raise RejectedError(
                 f"{name!r} cannot be a node's name", hint="start the agent with another name"
@@ -106,23 +109,28 @@ class Fleet:
         if len(signing_public_key) != _PUBLIC_KEY_BYTES:
             raise RejectedError("a node's signing key has 32 bytes")
         now = self._clock()
-        node_id = NodeId(self._random(ID_BYTES))
+        secret_id = secret_hash(secret)
+        before = await self._catalog.fleet.enrolled_before(signing_public_key, secret_id, now)
+        node_id = NodeId(self._random(ID_BYTES)) if before is None else before.node_id
         certificates = self._authority.node(node_id, certificate_request, now)
-        node = Node(
-            node_id=node_id,
-            name=await self._free_name(name),
-            enrolled_at=now,
-            certificate_expires_at=certificates.expires_at,
-            signing_public_key=signing_public_key,
-            signing_certificate=self._repository.certify_node(node_id, signing_public_key),
-        )
-        failpoint("coordinator.node.enrolling", CatalogError)
-        if not await self._catalog.fleet.enrol(node, secret_hash(secret), now):
-            raise UnauthenticatedError(
-                "this token was used or has expired",
-                hint="make a new one: tidemark node token",
+        if before is not None:
+            node = before
+        else:
+            node = Node(
+                node_id=node_id,
+                name=await self._free_name(name),
+                enrolled_at=now,
+                certificate_expires_at=certificates.expires_at,
+                signing_public_key=signing_public_key,
+                signing_certificate=self._repository.certify_node(node_id, signing_public_key),
             )
-        failpoint("coordinator.node.enrolled", CatalogError)
+            failpoint("coordinator.node.enrolling", CatalogError)
+            if not await self._catalog.fleet.enrol(node, secret_id, now):
+                raise UnauthenticatedError(
+                    "this token was used or has expired",
+                    hint="make a new one: tidemark node token",
+                )
+            failpoint("coordinator.node.enrolled", CatalogError)
         await self._keep_certificate(node)
         failpoint("coordinator.node.certified", CatalogError)
         log.info("node enrolled", node=node.name, node_id=node.node_id.hex())

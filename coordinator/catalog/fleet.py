@@ -57,6 +57,24 @@ class SqlFleet(Fleet):
 
     @override
     @reading
+    def enrolled_before(
+        self, connection: Connection, signing_public_key: bytes, secret_hash: bytes, now: int
+    ) -> Node | None:
+        found = connection.execute(
+            select(nodes)
+            # A node is enrolled in the very transaction that uses its token up.
+            .join(tokens, tokens.c.used_at == nodes.c.enrolled_at)
+            .where(tokens.c.secret_hash == secret_hash)
+            .where(tokens.c.expires_at > now)
+            .where(nodes.c.signing_public_key == signing_public_key)
+            .where(nodes.c.last_seen_at.is_(None))
+            .where(nodes.c.revoked.is_(False))
+        )
+        row = found.one_or_none()
+        return None if row is None else coding.node(row)
+
+    @override
+    @reading
     def node(self, connection: Connection, node_id: NodeId) -> Node | None:
         found = connection.execute(select(nodes).where(nodes.c.node_id == node_id))
         row = found.one_or_none()

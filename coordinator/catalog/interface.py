@@ -80,6 +80,15 @@ class Fleet(Protocol):
         """Use up a token for this node. False, and nothing kept, if it is not good (any more)."""
         ...
 
+    async def enrolled_before(
+        self, signing_public_key: bytes, secret_hash: bytes, now: int
+    ) -> Node | None:
+        """The node that this token made of this key, if its answer may have got lost.
+
+        That is as long as the token has not expired and the node was never heard of.
+        """
+        ...
+
     async def node(self, node_id: NodeId) -> Node | None:
         """One node."""
         ...

@@ -175,6 +175,22 @@ async def test_a_token_makes_one_node_and_no_second(catalog: Catalog) -> None:
     assert await catalog.fleet.nodes() == [node()]
 
 
+async def test_a_node_whose_answer_got_lost_is_found_by_token_and_key(catalog: Catalog) -> None:
+    await catalog.fleet.add_token(TokenRecord(bytes(16), b"hash", 0, 100))
+    key = node().signing_public_key
+    before = await catalog.fleet.enrolled_before(key, b"hash", 5)
+    assert await catalog.fleet.enrol(node(), b"hash", node().enrolled_at)
+
+    found = await catalog.fleet.enrolled_before(key, b"hash", 99)
+
+    assert (before, found) == (None, node())
+    assert await catalog.fleet.enrolled_before(b"x" * 32, b"hash", 99) is None
+    assert await catalog.fleet.enrolled_before(key, b"other", 99) is None
+    assert await catalog.fleet.enrolled_before(key, b"hash", 100) is None
+    await catalog.fleet.node_seen(NODE, "1", 60)
+    assert await catalog.fleet.enrolled_before(key, b"hash", 99) is None
+
+
 async def test_a_token_that_has_expired_or_never_was_makes_none(catalog: Catalog) -> None:
     await catalog.fleet.add_token(TokenRecord(bytes(16), b"hash", 0, 100))
     assert not await catalog.fleet.enrol(node(), b"hash", 100)

@@ -102,11 +102,18 @@ class FakeAgent:
     volumes: list[agent_pb2.VolumeReport] = field(default_factory=list)
 
     @classmethod
-    async def enrol(cls, address: str, token_text: str, name: str = "node") -> Self:
+    async def enrol(
+        cls,
+        address: str,
+        token_text: str,
+        name: str = "node",
+        key: ec.EllipticCurvePrivateKey | None = None,
+        signing: SigningKey | None = None,
+    ) -> Self:
         """Join with a token."""
         token = parse_token(token_text)
-        key = ec.generate_private_key(ec.SECP256R1())
-        signing = SigningKey(token_bytes(32))
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        signing = signing or SigningKey(token_bytes(32))
         answer = await ask_to_enrol(address, token, key, signing.public, name)
         pem = key.private_bytes(
             serialization.Encoding.PEM,

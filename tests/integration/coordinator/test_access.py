@@ -3,6 +3,7 @@
 import asyncio
 from itertools import product
 from pathlib import Path
+from secrets import token_bytes
 from typing import Any
 
 import aiohttp
@@ -10,6 +11,7 @@ import grpc
 import grpc.aio
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from coordinator.api.authorise import RULES
 from coordinator.config import Config
@@ -18,6 +20,7 @@ from coordinator.errors import BusyError, NoRepositoryError
 from coordinator.process import DataLock
 from proto.bootstrap import parse_token
 from proto.tidemark.v1 import admin_pb2, admin_pb2_grpc, agent_pb2
+from repository.keys import SigningKey
 from tests.fakes.agent import FakeAgent, channel
 from tests.integration.coordinator.serving import Coordinator, admin_channel, serving
 
@@ -85,6 +88,24 @@ async def test_a_token_is_good_once(config: Config) -> None:
         await FakeAgent.enrol(coordinator.grpc, token, "first")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await FakeAgent.enrol(coordinator.grpc, token, "second")
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.asyncio
+async def test_joining_may_be_asked_again_until_the_node_was_heard_of(config: Config) -> None:
+    key, signing = ec.generate_private_key(ec.SECP256R1()), SigningKey(token_bytes(32))
+    async with serving(config) as coordinator:
+        text = await coordinator.token()
+        first = await FakeAgent.enrol(coordinator.grpc, text, "web", key, signing)
+        again = await FakeAgent.enrol(coordinator.grpc, text, "web", key, signing)
+        async with again.connected():
+            pass
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await FakeAgent.enrol(coordinator.grpc, text, "web", key, signing)
+        nodes = (await coordinator.admin.ListNodes(admin_pb2.ListNodesRequest())).nodes
+
+    assert first.node_id == again.node_id
+    assert [node.name for node in nodes] == ["web"]
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
