@@ -6,7 +6,7 @@ it called founded. Nothing is ever founded over something that exists.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,6 +46,8 @@ from repository.layout import (
 )
 from repository.store.interface import Store
 from repository.store.local import LocalStore
+
+OpenStore = Callable[[Path], Store]
 
 _REBUILD_HINT: Final = "give the --data directory that belongs to it, or choose an empty directory"
 
@@ -107,10 +109,16 @@ class Repository:
 
 
 async def open_repository(
-    directory: Path, state_file: Path, custody: Custody, *, random: Random, now: int
+    directory: Path,
+    state_file: Path,
+    custody: Custody,
+    *,
+    random: Random,
+    now: int,
+    open_store: OpenStore = LocalStore,
 ) -> Repository:
     """The coordinator's own repository, made if there is none; NoRepositoryError for another's."""
-    store = LocalStore(directory)
+    store = open_store(directory)
     state = _read_state(state_file)
     if state is None:
         await asyncio.to_thread(_check_empty, directory)
@@ -130,6 +138,8 @@ async def open_repository(
             "which is not this coordinator's",
             hint=_REBUILD_HINT,
         )
+    # It is ours, and nothing writes yet.
+    await asyncio.to_thread(store.remove_leftovers)
     custody.serve(config.repository)
     return Repository(
         store=store,

@@ -30,7 +30,7 @@ from coordinator.dispatch import Clock, Dispatcher
 from coordinator.enrolment import Authority, open_authority
 from coordinator.errors import CatalogError, TidemarkError
 from coordinator.fleet import Fleet
-from coordinator.founding import Repository, is_founded, open_repository
+from coordinator.founding import OpenStore, Repository, is_founded, open_repository
 from coordinator.http import HttpServer
 from coordinator.intake import Intake
 from coordinator.logs import get_logger
@@ -48,6 +48,7 @@ from coordinator.vault import write_secret
 from coordinator.verify import Verifier
 from proto.tidemark.v1 import admin_pb2_grpc
 from repository.failpoints import failpoint
+from repository.store.local import LocalStore
 
 log = get_logger()
 
@@ -99,7 +100,7 @@ async def run(config: Config) -> None:
         lock.close()
 
 
-async def serve(
+async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
     config: Config,
     stop: asyncio.Event,
     *,
@@ -107,12 +108,18 @@ async def serve(
     random: Random,
     limits: Limits | None = None,
     started: asyncio.Event | None = None,
+    open_store: OpenStore = LocalStore,
 ) -> None:
     """Open everything, serve until told to stop, close everything in reverse."""
     now = clock()
     custody = await asyncio.to_thread(_open_custody, config, random)
     repository = await open_repository(
-        config.repository, config.data / "keys", custody, random=random, now=now
+        config.repository,
+        config.data / "keys",
+        custody,
+        random=random,
+        now=now,
+        open_store=open_store,
     )
     authority = open_authority(config.data, now, config.certificate_seconds)
     catalog = await open_catalog(config.data / "catalog.db")

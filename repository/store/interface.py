@@ -78,6 +78,13 @@ class Store(Protocol):
         """Remove an object; ObjectMissingError where there is none."""
         ...
 
+    def remove_leftovers(self) -> None:
+        """Remove what a crash left half written, where a store leaves any. May block.
+
+        Only while nobody writes.
+        """
+        return
+
 
 def check_prefix(prefix: str) -> str:
     """The prefix; UsageError for one that no listing has."""

@@ -75,8 +75,8 @@ class LocalStore(Store):
         """Where an object lies."""
         return self._directory / check_name(name)
 
+    @override
     def remove_leftovers(self) -> None:
-        """Remove what a crash left half written. Only while nobody writes."""
         with _translated(_TEMPORARY, self._directory), suppress(FileNotFoundError):
             for leftover in sorted((self._directory / _TEMPORARY).iterdir()):
                 leftover.unlink()
@@ -232,9 +232,12 @@ class _LocalWriter(ObjectWriter):
             failpoint("store.synced")
             _make_directories(self._final.parent, self._top)
             # A link, unlike a rename, fails where the name is taken.
-            self._final.hardlink_to(self._temporary)
-            failpoint("store.linked")
-            _flush_directory(self._final.parent)
+            try:
+                self._final.hardlink_to(self._temporary)
+                failpoint("store.linked")
+            finally:
+                # A name that was there already may be that of a call whose flush failed.
+                _flush_directory(self._final.parent)
             failpoint("store.committed")
 
     @override

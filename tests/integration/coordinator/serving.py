@@ -13,9 +13,11 @@ from secrets import token_bytes
 import grpc.aio
 
 from coordinator.config import Address, Config
+from coordinator.founding import OpenStore
 from coordinator.running import Limits
 from coordinator.server import serve
 from proto.tidemark.v1 import admin_pb2, admin_pb2_grpc, common_pb2
+from repository.store.local import LocalStore
 from tests.fakes.agent import FakeAgent, channel
 
 TIMEOUT_SECONDS = 20
@@ -93,14 +95,22 @@ def config_in(directory: Path, *, every_seconds: int | None = None) -> Config:
 
 
 @asynccontextmanager
-async def serving(config: Config, limits: Limits = LIMITS) -> AsyncIterator[Coordinator]:
+async def serving(
+    config: Config, limits: Limits = LIMITS, open_store: OpenStore = LocalStore
+) -> AsyncIterator[Coordinator]:
     """Run a coordinator as long as the block lasts."""
     endpoints = config.data / "endpoints.json"
     config.data.mkdir(parents=True, exist_ok=True)
     stop, started = asyncio.Event(), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         running = serve(
-            config, stop, clock=time.time_ns, random=token_bytes, limits=limits, started=started
+            config,
+            stop,
+            clock=time.time_ns,
+            random=token_bytes,
+            limits=limits,
+            started=started,
+            open_store=open_store,
         )
         group.create_task(running, name="coordinator")
         # A coordinator that fails to start cancels this wait with its group.
