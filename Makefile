@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PROTOS := $(sort $(wildcard proto/tidemark/v1/*.proto))
 PYTEST_ARGS ?=
+CAMPAIGN_ARGS ?=
 
 # The first of these that is at least 3.11.
 PYTHON ?= $(shell for python in python3.11 python3; do \
@@ -17,7 +18,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 
 .PHONY: help
 help: ## print this list
-	@awk -F':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## make .venv from requirements.lock, with hashes checked
@@ -126,6 +127,10 @@ e2e: bytecode ## only the tests that drive the real processes
 .PHONY: faults
 faults: bytecode ## only the tests that break something half-way
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+.PHONY: campaign-core
+campaign-core: bytecode ## every failpoint with every action, every failing store call, every power cut
+	$(BIN)/python -m tests.faults $(CAMPAIGN_ARGS)
 
 .PHONY: bench
 bench: bytecode ## measure, side by side with what is installed

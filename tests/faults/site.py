@@ -1,0 +1,332 @@
+"""One coordinator and one agent as real processes, each started, killed and started again alone.
+
+A Site is a directory with everything both of them keep; it can be copied while nothing runs in it.
+The administrator's calls go over gRPC: a command line for each would cost more than what it asks.
+"""
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from proto.tidemark.v1 import admin_pb2, admin_pb2_grpc, common_pb2
+from repository.failpoints import VARIABLE
+
+VOLUME = "tree"
+MARKER = ".tidemark-incomplete"
+# Two cores that may run several sites at once.
+READY_SECONDS = 60.0
+JOB_SECONDS = 120.0
+_CALL_SECONDS = 20.0
+_POLL_SECONDS = 0.03
+ENDED = frozenset(
+    {
+        common_pb2.PHASE_COMPLETED,
+        common_pb2.PHASE_PARTIALLY_FAILED,
+        common_pb2.PHASE_FAILED,
+        common_pb2.PHASE_CANCELED,
+    }
+)
+
+
+class DiedError(Exception):
+    """A daemon ended while something was wanted of it."""
+
+
+class Daemon:
+    """One process and its log."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self.log = log
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def died(self) -> bool:
+        return self.process.poll() is not None
+
+    def end(self) -> int:
+        """Ask it to end; its exit code."""
+        if not self.died:
+            self.process.terminate()
+        try:
+            return self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Site:
+    """A directory, and the daemons that run in it."""
+
+    def __init__(self, directory: Path, tree: Path, **places: Path) -> None:
+        """`places`: other directories for data, repository or state, as on disks of their own."""
+        self.directory = directory
+        self.tree = tree
+        self.data = places.get("data", directory / "data")
+        self.repository = places.get("repository", directory / "repository")
+        self.state = places.get("state", directory / "state")
+        self.coordinator: Daemon | None = None
+        self.agent: Daemon | None = None
+        self._port = free_port()
+        self._starts = 0
+        directory.mkdir(parents=True, exist_ok=True)
+        protect = {"volumes": [{"name": VOLUME, "path": str(tree)}]}
+        (directory / "protect.json").write_text(json.dumps(protect))
+
+    def copy(self, directory: Path) -> "Site":
+        """The same in another place. Nothing may run in this one."""
+        shutil.copytree(self.directory, directory)
+        return Site(directory, self.tree)
+
+    # ---- daemons --------------------------------------------------------------------------------
+
+    def start_coordinator(self, failpoints: str = "", through: tuple[str, ...] = ()) -> Daemon:
+        """Start it without waiting for it."""
+        arguments = [
+            *("--data", str(self.data), "--repository", str(self.repository)),
+            *("--listen", f"127.0.0.1:{self._port}", "--http", "127.0.0.1:0", "--every", "off"),
+        ]
+        self.coordinator = self._start("coordinator", arguments, failpoints, through)
+        return self.coordinator
+
+    def start_agent(self, failpoints: str = "", through: tuple[str, ...] = ()) -> Daemon:
+        """Start it without waiting for it."""
+        arguments = [
+            *("--state", str(self.state), "--coordinator", f"127.0.0.1:{self._port}"),
+            *("--token-file", str(self.directory / "token"), "--http", "127.0.0.1:0"),
+            *("--protect-file", str(self.directory / "protect.json"), "--restore-root", "/"),
+            *("--node-name", "node"),
+        ]
+        self.agent = self._start("agent", arguments, failpoints, through)
+        return self.agent
+
+    def _start(
+        self, module: str, arguments: list[str], failpoints: str, through: tuple[str, ...]
+    ) -> Daemon:
+        self._starts += 1
+        log = self.directory / f"{self._starts}-{module}.log"
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("TIDEM")}
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*through, sys.executable, "-m", module, "--config", "/dev/null", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=mine | {VARIABLE: failpoints} if failpoints else mine,
+            )
+        return Daemon(process, log)
+
+    def serving(self) -> bool:
+        """Wait until the coordinator serves; False if it died instead."""
+        assert self.coordinator is not None
+        daemon = self.coordinator
+
+        def is_serving() -> bool:
+            with suppress(OSError, ValueError):
+                where = json.loads((self.data / "endpoints.json").read_text())
+                return int(where["pid"]) == daemon.pid and self._answers()
+            return False
+
+        wait_until(lambda: is_serving() or daemon.died, READY_SECONDS, self.logs)
+        return not daemon.died
+
+    def _answers(self) -> bool:
+        try:
+            self.ask("GetStatus", admin_pb2.GetStatusRequest())
+        except DiedError:
+            return False
+        return True
+
+    def connected(self) -> bool:
+        """Wait until the agent is connected and has named its volume; False if a daemon died."""
+
+        def is_connected() -> bool:
+            with suppress(DiedError):
+                status = self.ask("GetStatus", admin_pb2.GetStatusRequest())
+                return any(node.state == "connected" for node in status.nodes) and any(
+                    volume.volume == VOLUME for volume in status.volumes
+                )
+            return False
+
+        wait_until(lambda: is_connected() or self.any_died(), READY_SECONDS, self.logs)
+        return not self.any_died()
+
+    def any_died(self) -> bool:
+        return any(each is not None and each.died for each in (self.coordinator, self.agent))
+
+    def make_token(self) -> None:
+        """Let the agent join."""
+        token = self.ask("CreateNodeToken", admin_pb2.CreateNodeTokenRequest()).token
+        (self.directory / "token").write_text(token)
+
+    def bring_up(self) -> None:
+        """Start, as an operator does, what does not run; wait until both work together."""
+        if self.coordinator is None or self.coordinator.died:
+            self.start_coordinator()
+        assert self.serving(), self.logs()
+        if self.agent is None or self.agent.died:
+            if not (self.state / "identity").exists() and not (self.directory / "token").exists():
+                self.make_token()
+            self.start_agent()
+        assert self.connected(), self.logs()
+
+    def end(self) -> None:
+        """End both."""
+        for each in (self.agent, self.coordinator):
+            if each is not None:
+                each.end()
+        self.agent = self.coordinator = None
+
+    def kill(self) -> None:
+        """End both at once, without a word."""
+        for each in (self.agent, self.coordinator):
+            if each is not None:
+                each.kill()
+        self.agent = self.coordinator = None
+
+    # ---- what an administrator does -------------------------------------------------------------
+
+    def ask(self, method: str, request: Any) -> Any:
+        """One call; DiedError where nobody answers it, AssertionError where it is refused."""
+        try:
+            context = json.loads((self.data / "admin.context").read_text())
+        except (OSError, ValueError) as error:
+            raise DiedError from error
+        ca, certificate, key = (context[name].encode() for name in ("ca", "certificate", "key"))
+        credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+        with grpc.secure_channel(f"127.0.0.1:{self._port}", credentials) as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            try:
+                return getattr(stub, method)(request, timeout=_CALL_SECONDS)
+            except grpc.RpcError as error:
+                raise DiedError(str(error)) from error
+
+    def order_backup(self) -> str:
+        """Ask for a backup; the job's id."""
+        request = admin_pb2.CreateBackupRequest(volumes=[VOLUME])
+        return str(self.ask("CreateBackup", request).job.job_id)
+
+    def order_restore(self, snapshot_id: str, target: Path) -> str:
+        """Ask for a restore; the job's id."""
+        request = admin_pb2.CreateRestoreRequest(snapshot=snapshot_id, target=os.fsencode(target))
+        return str(self.ask("CreateRestore", request).job.job_id)
+
+    def order_verify(self) -> str:
+        """Ask for a proof of everything; the job's id."""
+        depth = admin_pb2.VERIFY_DEPTH_DATA
+        request = admin_pb2.CreateVerifyRequest(depth=depth, all=True)
+        return str(self.ask("CreateVerify", request).job.job_id)
+
+    def job(self, job_id: str) -> Any:
+        """The job as it is now."""
+        return self.ask("GetJob", admin_pb2.GetJobRequest(job_id=job_id)).job
+
+    def ended(self, job_id: str, *, seconds: float = JOB_SECONDS) -> Any:
+        """The job, when it has ended; DiedError if a daemon died before."""
+
+        def has_ended() -> bool:
+            if self.any_died():
+                raise DiedError
+            return self.job(job_id).phase in ENDED
+
+        wait_until(has_ended, seconds, self.logs)
+        return self.job(job_id)
+
+    def unfinished_jobs(self) -> list[str]:
+        """Jobs that have not ended."""
+        jobs = self.ask("ListJobs", admin_pb2.ListJobsRequest()).jobs
+        return [job.job_id for job in jobs if job.phase not in ENDED]
+
+    def snapshots(self) -> list[Any]:
+        """What is listed, the oldest first."""
+        listed = self.ask("ListSnapshots", admin_pb2.ListSnapshotsRequest()).snapshots
+        return sorted(listed, key=lambda each: each.sequence)
+
+    def backup(self) -> Any:
+        """Back up, and succeed; the result."""
+        job = self.ended(self.order_backup())
+        assert job.phase == common_pb2.PHASE_COMPLETED, f"{job}\n{self.logs()}"
+        return job.snapshots[0]
+
+    def restore(self, snapshot_id: str, target: Path) -> None:
+        """Restore, and succeed."""
+        job = self.ended(self.order_restore(snapshot_id, target))
+        assert job.phase == common_pb2.PHASE_COMPLETED, f"{job}\n{self.logs()}"
+
+    def verify(self) -> None:
+        """Prove everything, and find nothing wrong."""
+        job = self.ended(self.order_verify())
+        assert job.phase == common_pb2.PHASE_COMPLETED, f"{job}\n{self.logs()}"
+        assert job.verify.damaged_total == 0, job
+
+    # ---- what lies on the disk ------------------------------------------------------------------
+
+    def known_chunks(self) -> dict[bytes, tuple[Any, ...]]:
+        """Where the agent knows chunks to lie."""
+        if not (self.state / "state.db").exists():
+            return {}
+        with closing(sqlite3.connect(self.state / "state.db")) as database:
+            query = "SELECT chunk_id, nonce, frame, number FROM chunks JOIN packs USING (pack)"
+            with suppress(sqlite3.OperationalError):  # killed before there was a table
+                return {row[0]: row[1:] for row in database.execute(query)}
+        return {}
+
+    def logs(self) -> str:
+        """The ends of all logs, for an assertion's message."""
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text()[-3000:]}"
+            for path in sorted(self.directory.glob("*.log"))
+        )
+
+
+@contextmanager
+def running(site: Site) -> Iterator[Site]:
+    """Whatever runs in it ends with the block."""
+    try:
+        yield site
+    finally:
+        for each in (site.agent, site.coordinator):
+            if each is not None and not each.died:
+                each.kill()
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(
+    holds: Callable[[], bool], seconds: float, what: Callable[[], str] | None = None
+) -> None:
+    """Wait for it, but not longer than that."""
+    end = time.monotonic() + seconds
+    while not holds():
+        said = what() if what is not None and time.monotonic() >= end else ""
+        assert time.monotonic() < end, f"not within {seconds} s\n{said}"
+        pause(_POLL_SECONDS)
+
+
+def pause(seconds: float) -> None:
+    """Real processes take real time."""
+    time.sleep(seconds)  # noqa: TID251
