@@ -11,7 +11,7 @@ What holds after every run, whatever was done to it:
 
 import random
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -264,11 +264,3 @@ def _check_interrupted(site: Site, templates: Templates, target: Path) -> None:
     expected = dict(templates.before)
     expected[b""] = found[b""]
     trees.assert_same(expected, found)
-
-
-def report(results: Iterable[tuple[Case, str]]) -> str:
-    """How it went, in lines."""
-    listed = list(results)
-    bad = [(case, what) for case, what in listed if what != "passed"]
-    lines = [f"{case}: {what}" for case, what in bad]
-    return "\n".join([*lines, f"{len(listed)} runs, {len(listed) - len(bad)} passed"])
