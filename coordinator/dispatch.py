@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final, TypeVar
 
 from coordinator import life
@@ -55,6 +56,8 @@ Clock = Callable[[], int]
 LocalWorker = Callable[[VerifyOrder, Callable[[Progress], None]], Awaitable[VerifyResult]]
 
 _LOG_BUFFER_LINES: Final = 100
+# Room on the catalog's disk is looked for so often.
+_INSIST_SECONDS: Final = 1.0
 
 
 class Dispatcher:
@@ -443,11 +446,29 @@ class Dispatcher:
         effects = live.step(event, now, failure=failure, result=result, snapshot=snapshot)
         job = self._jobs[live.task.job_id]
         job.update(now)
-        await self._catalog.jobs.save_job(job.job, [live.task])
-        failpoint("coordinator.job.saved", CatalogError)
+
+        async def save() -> None:
+            await self._catalog.jobs.save_job(job.job, [live.task])
+            failpoint("coordinator.job.saved", CatalogError)
+
+        await self._insist(save)
         for effect in effects:
             await self._carry_out(live, effect)
         job.notify()
+
+    async def _insist(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Write to the catalog as soon as that is possible, since a step half told never ends.
+
+        Memory is ahead meanwhile. CatalogError only when the server stops; a start settles it.
+        """
+        while True:
+            try:
+                return await write()
+            except CatalogError as error:
+                if self._ending:
+                    raise
+                log.error("cannot write", reason=error.message, hint=error.hint)  # noqa: TRY400
+            await asyncio.sleep(_INSIST_SECONDS)
 
     async def _carry_out(self, live: LiveTask, effect: Effect) -> None:
         match effect:
@@ -487,10 +508,14 @@ class Dispatcher:
     async def _conclude(self, live: LiveTask) -> None:
         live.stop_timer()
         task = live.task
-        failpoint("coordinator.task.concluding", CatalogError)
         self._live.pop(task.task_id, None)
-        await self._catalog.ledger.fence_task(task.task_id)
-        failpoint("coordinator.task.fenced", CatalogError)
+
+        async def fence() -> None:
+            failpoint("coordinator.task.concluding", CatalogError)
+            await self._catalog.ledger.fence_task(task.task_id)
+            failpoint("coordinator.task.fenced", CatalogError)
+
+        await self._insist(fence)
         if isinstance(task.result, BackupStatistics):
             self._metrics.source_read(task.result.bytes_read)
         level = "info" if task.phase is Phase.COMPLETED else "error"
@@ -502,8 +527,8 @@ class Dispatcher:
         await self._pump(task.node_id)
 
     async def _close_job(self, live: LiveJob) -> None:
-        await self._flush_log(live)
-        failpoint("coordinator.job.closed", CatalogError)
+        await self._insist(partial(self._flush_log, live))
+        failpoint("coordinator.job.closed")
         job = live.job
         begun = job.started_at or job.created_at
         seconds = ((job.finished_at or begun) - begun) / NANOSECONDS
@@ -641,12 +666,17 @@ class Dispatcher:
             return
         job.lines.append(LogLine(self._clock(), level, message))
         if len(job.lines) >= _LOG_BUFFER_LINES:
-            await self._flush_log(job)
+            with suppress(CatalogError):  # kept for the next time
+                await self._flush_log(job)
 
     async def _flush_log(self, live: LiveJob) -> None:
         lines, live.lines = live.lines, []
         if lines:
-            await self._catalog.jobs.append_log(live.job.job_id, lines)
+            try:
+                await self._catalog.jobs.append_log(live.job.job_id, lines)
+            except CatalogError:
+                live.lines[:0] = lines
+                raise
 
 
 _SEE_AGENT: Final = "see the agent's own log, then start it again"

@@ -28,6 +28,9 @@ from tests.faults.site import MARKER, DiedError, Site, running, wait_until
 _SETTLE_SECONDS = 60.0
 
 
+ACTIONS = ("kill", "error")
+
+
 class Scene(StrEnum):
     """What goes on when a place is passed."""
 
@@ -108,11 +111,9 @@ class Case(NamedTuple):
 
 def all_cases() -> list[Case]:
     """Every failpoint with every action, and a later hit of those that are passed often."""
-    cases = [
-        Case(name, action) for action in ("kill", "error") for name in AGENT + COORDINATOR + STORE
-    ]
+    cases = [Case(name, action) for action in ACTIONS for name in AGENT + COORDINATOR + STORE]
     often = (
-        *(name for name in STORE),
+        *STORE,
         "agent.frame.sealed",
         "agent.nodes.written",
         "agent.pack.half_sent",
@@ -122,7 +123,8 @@ def all_cases() -> list[Case]:
         "coordinator.pack.recorded",
         "coordinator.job.saved",
     )
-    return cases + [Case(name, "kill", at) for name in often for at in (2, 3, 4)]
+    later = [Case(name, action, at) for name in often for action in ACTIONS for at in (2, 3, 4)]
+    return cases + later
 
 
 def sample(cases: Sequence[Case], count: int, seed: int) -> list[Case]:

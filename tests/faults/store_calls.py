@@ -151,7 +151,7 @@ class Bench:
             assert listed[-1] == job.snapshots[0].snapshot_id
         else:
             assert job.phase == common_pb2.PHASE_FAILED, job
-            assert "store" in job.message, job.message
+            assert "store" in job.message or "repository" in job.message, job.message
             assert listed == before, "a failed backup shows a snapshot"
         async with self.running() as (coordinator, store):
             if job.phase == common_pb2.PHASE_COMPLETED:
