@@ -126,7 +126,16 @@ class Site:
         mine = {name: value for name, value in os.environ.items() if not name.startswith("TIDEM")}
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [*through, sys.executable, "-m", module, "--config", "/dev/null", *arguments],
+                [
+                    *through,
+                    sys.executable,
+                    "-m",
+                    module,
+                    "--config",
+                    "/dev/null",
+                    *arguments,
+                    "--exit-with-parent",
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
