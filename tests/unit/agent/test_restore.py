@@ -28,6 +28,7 @@ from agent.state import State
 from agent.targets import Place, open_target
 from agent.writing import File
 from repository.errors import UsageError
+from repository.failpoints import VARIABLE, arm
 from repository.frames import FrameIdentity
 from tests.fakes.coordinator import NODE, REPOSITORY, MemoryCoordinator
 from tests.fakes.grants import MemoryGrants
@@ -315,6 +316,21 @@ async def test_an_unfinished_target_is_marked_and_recognised(
     assert (node.target / ".tidemark-incomplete").exists()
     assert second.error is not None
     assert "not finished" in second.error.message
+
+
+async def test_the_mark_stays_until_directories_have_their_metadata(node: Node) -> None:
+    (node.source / "directory").mkdir()
+    (node.source / "directory").chmod(0o751)
+    await node.back_up()
+    arm({VARIABLE: "agent.target.unmarking=error"})
+    try:
+        outcome = await node.restore()
+    finally:
+        arm({})
+
+    assert outcome.phase is Phase.FAILED
+    assert (node.target / ".tidemark-incomplete").exists()
+    assert stat.S_IMODE((node.target / "directory").stat().st_mode) == 0o751
 
 
 def full_disk(_descriptor: int, _data: bytes) -> int:
