@@ -55,7 +55,7 @@ def test_only_both_ways_to_one_step_share_a_name() -> None:
     }
 
     # A file is written whole, or in parts.
-    assert shared == {'"agent.file.created"', '"agent.file.written"'}
+    assert shared == {f'"agent.file.{step}"' for step in ("created", "written", "finished")}
 
 
 def test_what_is_asked_for_is_understood() -> None:
