@@ -10,7 +10,7 @@ import pytest
 from repository.failpoints import NAMES
 from tests.faults.campaign import NOTHING_FAILS, Case, Templates, all_cases, run, sample, scene_of
 
-_RUNS = 4
+_RUNS = 3
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

@@ -147,7 +147,7 @@ def test_a_catalog_whose_disk_fills_up_during_a_backup(bench: Bench) -> None:
     wait_until(Path(f"{go}.reached").exists, 30.0, before.logs)
     filler = fill(bench.disks["data"])
     go.touch()
-    pause(2.0)
+    pause(1.0)
     filler.unlink()
 
     wait_until(lambda: not before.unfinished_jobs(), 90.0, before.logs)

@@ -7,6 +7,7 @@ from sqlalchemy import engine
 from coordinator.catalog import open_catalog
 from coordinator.config import Config
 from proto.tidemark.v1 import admin_pb2, agent_pb2, common_pb2
+from repository.failpoints import VARIABLE, arm
 from tests.fakes.agent import Connection, FakeAgent, MadeSnapshot, Writing
 from tests.integration.coordinator.serving import serving
 from tests.integration.coordinator.test_backup import FILES, detail
@@ -115,6 +116,37 @@ async def test_a_root_that_was_written_makes_the_snapshot_whatever_came_after(
         proof = await coordinator.verify(admin_pb2.VERIFY_DEPTH_DATA)
     assert [each.snapshot_id for each in listed.snapshots] == [committed.snapshot_id]
     assert (proof.phase, proof.verify.packs_checked) == (common_pb2.PHASE_COMPLETED, 2)
+
+
+@pytest.mark.parametrize(
+    "step", ["job.saved=error@1", "job.saved=error@2", "task.concluding=error", "task.fenced=error"]
+)
+async def test_a_job_ends_though_the_catalog_failed_on_its_way(config: Config, step: str) -> None:
+    arm({VARIABLE: f"coordinator.{step}"})
+    try:
+        async with serving(config) as coordinator:
+            agent = await coordinator.agent()
+            agent.volume("data")
+            # Each waits for the end of its job, and that it is Completed. The second would wait
+            # for ever behind a first that never ends.
+            made = {
+                await coordinator.back_up(agent, "data", FILES),
+                await coordinator.back_up(agent, "data", {**FILES, "more": b"more"}),
+            }
+            listed = await coordinator.admin.ListSnapshots(admin_pb2.ListSnapshotsRequest())
+    finally:
+        arm({})
+
+    assert {each.snapshot_id for each in listed.snapshots} == made
+
+
+async def test_what_a_crash_left_half_written_is_removed_at_the_start(config: Config) -> None:
+    leftover = config.repository / ".tmp" / "0123"
+    leftover.parent.mkdir(exist_ok=True)
+    leftover.write_bytes(b"half")
+
+    async with serving(config):
+        assert not leftover.exists()
 
 
 async def _undo_second_step(config: Config, refs: bytes) -> None:
