@@ -84,8 +84,9 @@ class Bench:
         assert site.connected(), site.logs()
 
     def _change(self) -> None:
-        with (self._tree / f"grown-{self._runs % 5}").open("wb") as file:
-            file.write(self._source.randbytes(50_000))
+        """A file that is read with others, and one that is read by itself."""
+        (self._tree / f"grown-{self._runs % 5}").write_bytes(self._source.randbytes(50_000))
+        (self._tree / "grown").write_bytes(self._source.randbytes(1_500_000))
 
     def _until(self, site: Site, moment: str, go: Path) -> str:
         job_id = ""
