@@ -80,8 +80,6 @@ def points(ledger: Ledger, top: Path, seed: int, jobs: int) -> None:
 
 def store(ledger: Ledger, top: Path, seed: int, _jobs: int) -> None:
     """Each call of the store, failing in each manner."""
-    if not any(ledger.wants(f"store {manner.name}") for manner in store_calls.MANNERS):
-        return
     # Both daemons are in this process, and would tell here how they fail.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     bench = store_calls.Bench(top)
