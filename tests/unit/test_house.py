@@ -60,3 +60,7 @@ def test_ci_requires_every_kind_of_test_there_is() -> None:
 
     assert required
     assert set(required[1].split(",")) == kinds - MAY_SKIP
+    markers = {
+        line.partition(":")[0] for line in PROJECT["tool"]["pytest"]["ini_options"]["markers"]
+    }
+    assert kinds <= markers, "a kind without a marker is never found"
