@@ -8,6 +8,7 @@ import sys
 from typing import Final, NoReturn
 
 from agent import config, daemon
+from agent.errors import first_error
 from agent.logs import configure_logs, get_logger
 from repository.errors import TidemarkError
 from repository.failpoints import arm
@@ -44,18 +45,13 @@ def run(arguments: list[str]) -> int:
             return 0
         asyncio.run(daemon.run(invocation.config))
     except* TidemarkError as errors:
-        failure = _first(errors)
+        first = first_error(errors)
+        assert isinstance(first, TidemarkError)
+        failure = first
     if failure is None:
         return 0
     get_logger().error(failure.message, hint=failure.hint)
     return failure.exit_code
-
-
-def _first(error: BaseException) -> TidemarkError:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, TidemarkError)
-    return error
 
 
 def _tie_to_parent() -> bool:

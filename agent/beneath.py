@@ -33,6 +33,8 @@ _CONFINED = _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS
 _SYS_OPENAT2 = 437  # the same on every architecture that Linux got after 2018, and on x86-64
 _ATTEMPTS = 8  # openat2 answers EAGAIN when a rename elsewhere made it unsure
 
+# Holds whatever has a name, and opens nothing.
+HELD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _REGULAR = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # PATH_MAX less some: a longer path is opened in pieces.
@@ -167,7 +169,7 @@ def open_regular(directory: int, name: bytes) -> tuple[int, os.stat_result]:
     open a FIFO wakes its writer. So the name is first held by a descriptor that opens nothing.
     Raises OSError; EINVAL for what is not a regular file.
     """
-    held = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    held = os.open(name, HELD, dir_fd=directory)
     try:
         found = os.fstat(held)
         if not stat.S_ISREG(found.st_mode):
@@ -345,9 +347,8 @@ class Tree:
     @contextlib.contextmanager
     def held(self, key: bytes) -> Iterator[int]:
         """Lend a descriptor (O_PATH) of whatever the name stands for. Raises OSError."""
-        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
         with self.parent(key) as (directory, name):
-            descriptor = os.open(name, flags, dir_fd=directory)
+            descriptor = os.open(name, HELD, dir_fd=directory)
         try:
             yield descriptor
         finally:

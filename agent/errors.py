@@ -19,6 +19,13 @@ A failed write to the repository is a StoreError or a CoordinatorError, never a 
 from repository.errors import TidemarkError, UsageError
 
 
+def first_error(error: BaseException) -> BaseException:
+    """Return the first error of a group, however deep; any other error is its own first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class ConfigError(UsageError):
     """The configuration is wrong; the message lists every problem found."""
 

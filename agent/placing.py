@@ -17,7 +17,7 @@ from agent.rehearsing import Rehearsal
 from agent.removing import Extras, remove
 from agent.replacing import Standing, Way, decide, has_metadata, is_one_inode
 from agent.selecting import Selection
-from agent.standing import Block, TargetFullError
+from agent.standing import Block, TargetFullError, blocks_of
 from agent.tally import ADDED, MODIFIED, Tally
 from agent.writing import File, Target
 from repository.entries import ROOT_KEY, SEPARATOR, Entry, EntryType, path_of
@@ -166,8 +166,7 @@ class Placing:
             self._target.make_symlink(file)
         else:
             self._target.make_special(file)
-        change = (ADDED if file.is_new else MODIFIED) if file.is_changed else None
-        self._tally.file(file.key, change)
+        self.done(file)
 
     # Files.
 
@@ -243,8 +242,7 @@ class Placing:
         if file.standing is None or content is None or content.list is not None:
             return file
         # The few extents of a small file are compared here: a call of its own would cost more.
-        offsets = itertools.accumulate((extent.length for extent in content.extents), initial=0)
-        blocks = [Block(*block) for block in zip(offsets, content.extents, strict=False)]
+        blocks = blocks_of(content.extents)
         file.same = self.compare(file, blocks)
         if all(file.same) and sum(extent.length for extent in content.extents) == entry.size:
             self._tally.found(entry.size)
@@ -276,7 +274,7 @@ class Placing:
     def done(self, file: File) -> None:
         """Count a file that is as it should be."""
         change = (ADDED if file.is_new else MODIFIED) if file.is_changed else None
-        self._tally.file(file.key, change, size=file.entry.size)
+        self._tally.file(file.key, change, size=file.content_bytes)
 
     def make_links(self) -> None:
         """Give files their further names."""
@@ -290,8 +288,7 @@ class Placing:
                     self._target.make_link(key, first, takes_name=standing is not None)
                 change = ADDED if standing is None else MODIFIED
                 changed = not is_there or first.is_changed
-                size = first.entry.size if first.entry.type is EntryType.FILE else 0
-                self._tally.file(key, change if changed else None, size=size)
+                self._tally.file(key, change if changed else None, size=first.content_bytes)
 
     # What is extra.
 

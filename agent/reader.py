@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -131,14 +131,6 @@ class ReaderProcess:
                 raise ReaderGoneError(f"no reader could be started: {error}") from error
             on_failure.pop_all()
             os.close(memory)
-
-    def __enter__(self) -> Self:
-        """Return itself; leaving ends the reader."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the reader."""
-        self.close()
 
     def close(self) -> None:
         """End the reader. Nobody may be reading any more."""

@@ -236,18 +236,23 @@ class LargeFile:
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (offset, end) of what is no hole, so that a sparse giant costs what it holds."""
-        offset = 0
         with _translated():
-            while offset < self.stat.st_size:
-                try:
-                    begin = os.lseek(self._descriptor, offset, os.SEEK_DATA)
-                except OSError as error:
-                    if error.errno == errno.ENXIO:  # only a hole is left
-                        return
-                    raise
-                end = os.lseek(self._descriptor, begin, os.SEEK_HOLE)
-                yield begin, end
-                offset = end
+            yield from data_ranges(self._descriptor, 0, self.stat.st_size)
+
+
+def data_ranges(descriptor: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, end) of what is no hole between two offsets of an open file."""
+    while offset < end:
+        try:
+            begin = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        if begin >= end:
+            return
+        offset = min(end, os.lseek(descriptor, begin, os.SEEK_HOLE))
+        yield begin, offset
 
 
 def read_other(tree: Tree, key: bytes, now_ns: Callable[[], int] = time.time_ns) -> Other:

@@ -19,10 +19,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from itertools import accumulate
 from typing import Final, NamedTuple, TypeVar
 
-from agent.errors import TargetError, UnreachableError
+from agent.errors import TargetError, UnreachableError, first_error
 from agent.fetching import Fetcher, OpenedGrant, Wanted, bytes_of, in_pack_order
 from agent.placing import Placing
 from agent.rehearsing import Rehearsal
@@ -36,7 +35,7 @@ from agent.services import (
     RestoreTask,
     Services,
 )
-from agent.standing import Block, TargetFullError
+from agent.standing import Block, TargetFullError, blocks_of
 from agent.tally import Tally
 from agent.targets import Place, open_rehearsal, open_target, place_of
 from agent.turn import Turn
@@ -75,7 +74,9 @@ async def run_restore(
         failures, others = errors.split(TidemarkError)
         if others is not None or failures is None:
             raise
-        return RestoreOutcome(statistics, Phase.FAILED, _first(failures))
+        first = first_error(failures)
+        assert isinstance(first, TidemarkError)
+        return RestoreOutcome(statistics, Phase.FAILED, first)
     if not statistics.errors_total:
         return RestoreOutcome(statistics, Phase.COMPLETED)
     if statistics.files_restored:
@@ -86,13 +87,6 @@ async def run_restore(
         hint=worst.hint or "see the errors of the job",
     )
     return RestoreOutcome(statistics, Phase.FAILED, nothing)
-
-
-def _first(error: BaseException) -> TidemarkError:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, TidemarkError)
-    return error
 
 
 class _Piece(NamedTuple):
@@ -297,8 +291,7 @@ class _Restore:
         offset = there = 0
         try:
             async for extents in self._reader.extents(content):
-                offsets = accumulate((extent.length for extent in extents), initial=offset)
-                blocks = [Block(*block) for block in zip(offsets, extents, strict=False)]
+                blocks = blocks_of(extents, offset)
                 offset = blocks[-1].offset + blocks[-1].extent.length
                 if offset > file.entry.size:
                     raise FormatError("its content is longer than its entry says")

@@ -22,7 +22,7 @@ import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent.config import Address
-from agent.errors import ConfigError, CoordinatorError, UnreachableError
+from agent.errors import ConfigError, CoordinatorError, UnreachableError, first_error
 from agent.identity import Identity, Keys, Membership
 from agent.line import Line
 from agent.logs import get_logger
@@ -372,10 +372,7 @@ class ControlStream:
                 for task in tasks:
                     task.cancel()
         except* (grpc.RpcError, asyncio.InvalidStateError) as errors:
-            first: BaseException = errors
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+            raise first_error(errors) from None
 
     async def _receive(self, call: "_Call") -> None:
         while True:

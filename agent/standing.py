@@ -6,23 +6,24 @@ of chunks: what has the id that the snapshot names need not be fetched.
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Self
 
 from agent.attributes import attributes_of
-from agent.beneath import Tree, open_regular
+from agent.beneath import Tree
 from agent.errors import SourceError, TargetError
+from agent.reading import data_ranges
 from agent.replacing import Standing
 from agent.sweep import entry_type
 from repository.entries import Attributes, EntryType, Extent
 from repository.frames import RAW_BYTES_MAX
 from repository.ids import IdKeys, ObjectType
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-# Holds whatever has a name, and opens nothing.
-_HELD: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+# What says that a filesystem, or what one may have of it, is used up.
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _EXCHANGED: Final = "the file was exchanged during the restore"
 _NOTHING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
@@ -36,6 +37,12 @@ class Block(NamedTuple):
 
     offset: int
     extent: Extent
+
+
+def blocks_of(extents: Sequence[Extent], offset: int = 0) -> list[Block]:
+    """Extents that follow each other from an offset on."""
+    offsets = itertools.accumulate((extent.length for extent in extents), initial=offset)
+    return [Block(*block) for block in zip(offsets, extents, strict=False)]
 
 
 class Ground:
@@ -73,20 +80,18 @@ class Ground:
     def look(self, key: bytes) -> Standing | None:
         """What stands at a name; None if nothing does, or what should hold it is no directory."""
         try:
-            with self.tree.parent(key) as (directory, name):
-                held = os.open(name, _HELD, dir_fd=directory)
-            try:
+            with self.tree.held(key) as held:
                 found = os.fstat(held)
                 target = os.readlink(b"", dir_fd=held) if stat.S_ISLNK(found.st_mode) else None
-                return _standing(found, target, attributes_of(held, opened=False))
-            finally:
-                os.close(held)
+                try:
+                    attributes = attributes_of(held, opened=False)
+                except SourceError:
+                    attributes = None  # more than any snapshot has: all is set anew
+                return _standing(found, target, attributes)
         except OSError as error:
             if error.errno in _NOTHING:
                 return None
             raise self.meaning(error) from error
-        except SourceError:
-            return _standing(found, target, None)  # more than any snapshot has: all is set anew
 
     def can_enter(self, key: bytes) -> bool:
         """Whether a directory is ours to work in: no mount point, and none of the closed ones."""
@@ -119,22 +124,18 @@ class Ground:
 
     def open_standing(self, key: bytes, standing: Standing, flags: int) -> int:
         """Open the regular file that was looked at. Raises OSError, TargetError for another one."""
-        with self.tree.parent(key) as (directory, name):
-            if flags == os.O_RDONLY:
-                descriptor, found = open_regular(directory, name)
-                if (found.st_dev, found.st_ino) != standing.identity:
-                    os.close(descriptor)
-                    raise TargetError(_EXCHANGED)
-                return descriptor
-            # To open a device for writing may do things to it: see first that it is none.
-            held = os.open(name, _HELD, dir_fd=directory)
-        try:
+        if flags == os.O_RDONLY:
+            descriptor, found = self.tree.open_regular(key)
+            if (found.st_dev, found.st_ino) != standing.identity:
+                os.close(descriptor)
+                raise TargetError(_EXCHANGED)
+            return descriptor
+        # To open a device for writing may do things to it: see first that it is none.
+        with self.tree.held(key) as held:
             found = os.fstat(held)
             if (found.st_dev, found.st_ino) != standing.identity:
                 raise TargetError(_EXCHANGED)
             return os.open(f"/proc/self/fd/{held}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
-        finally:
-            os.close(held)
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
@@ -147,7 +148,7 @@ class Ground:
     def meaning(self, error: OSError) -> TargetError:
         """What an OSError means for the target."""
         reason = (error.strerror or str(error)).lower()
-        if error.errno in _FULL:
+        if error.errno in FULL:
             return TargetFullError(
                 f"no space left in {os.fsdecode(self._path)}",
                 hint="make room and restore again with --overwrite, or choose another disk",
@@ -160,21 +161,6 @@ class Ground:
         if error.errno == errno.EXDEV:
             return TargetError("another filesystem is mounted there, and restores enter none")
         return TargetError(f"cannot be written: {reason}")
-
-
-def data_ranges(descriptor: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield (offset, end) of what is no hole between two offsets of an open file."""
-    while offset < end:
-        try:
-            begin = os.lseek(descriptor, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            raise
-        if begin >= end:
-            return
-        offset = min(end, os.lseek(descriptor, begin, os.SEEK_HOLE))
-        yield begin, offset
 
 
 def read_at(descriptor: int, offset: int, length: int) -> bytes:

@@ -16,10 +16,9 @@ from agent.beneath import open_directory
 from agent.errors import TargetError, VolumeError
 from agent.rehearsing import Rehearsal
 from agent.services import RestorePlaces, RestoreTask
-from agent.standing import TargetFullError
+from agent.standing import FULL, TargetFullError
 from agent.writing import MARKER, Target, Warn
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Nobody else may look at what has not got its owner yet.
 _PRIVATE: Final = 0o700
 # A name may have 255 bytes, the mark's ending included.
@@ -151,7 +150,7 @@ def _unusable(path: bytes, error: OSError) -> TargetError:
             f"{shown} leads through a symbolic link, or through what is no directory",
             hint=f"name the directory itself: {real}",
         )
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return TargetFullError(f"no space left for {shown}", hint="choose another disk")
     reason = (error.strerror or str(error)).lower()
     return TargetError(f"cannot use {shown} as a target: {reason}", hint="choose another one")

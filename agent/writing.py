@@ -23,10 +23,12 @@ from typing import Final
 from typing_extensions import override
 
 from agent.attributes import attributes_of
+from agent.beneath import HELD
 from agent.errors import SourceError, TargetError
+from agent.reading import data_ranges
 from agent.removing import remove
 from agent.replacing import Standing, Way, attribute_edits, has_metadata
-from agent.standing import Block, Ground, data_ranges, read_at
+from agent.standing import FULL, Block, Ground, read_at
 from agent.syscalls import punch_hole, sync_filesystem
 from repository.entries import Entry, EntryType
 from repository.errors import TidemarkError
@@ -44,7 +46,6 @@ _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXE
 _AGAIN: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # A file that cannot be opened to be written may be copied all the same.
 _NOT_IN_PLACE: Final = frozenset({errno.ETXTBSY, errno.EACCES, errno.EPERM})
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _COPY_BYTES: Final = 1024 * 1024
 # Nobody else may look at what has not got its owner yet.
 _PRIVATE_FILE: Final = 0o600
@@ -93,6 +94,11 @@ class File:
         """Device and inode, once known."""
         self.error: TidemarkError | None = None
         self.lock = threading.Lock()
+
+    @property
+    def content_bytes(self) -> int:
+        """Bytes of content; what is no regular file has none, whatever its size says."""
+        return self.entry.size if self.entry.type is EntryType.FILE else 0
 
     @property
     def is_new(self) -> bool:
@@ -527,7 +533,7 @@ class Target(Ground):
         try:
             yield
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise
             reason = (error.strerror or str(error)).lower()
             self._warn(key, f"cannot set attribute {os.fsdecode(name)}: {reason}")
@@ -541,7 +547,7 @@ class Target(Ground):
         except PermissionError:
             self._cannot_own(key, entry)
         # Mode and attributes cannot be set by name without following links: hold what is there.
-        held = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        held = os.open(name, HELD, dir_fd=directory)
         try:
             self._set_attributes(held, key, entry, opened=False)
             if not stat.S_ISLNK(os.fstat(held).st_mode):

@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from agent.discovery.answer import Answer, Container, Mount, NamedVolume
-from agent.errors import EngineError
+from agent.errors import EngineError, first_error
 from agent.logs import get_logger
 from agent.services import Clock
 
@@ -118,7 +118,7 @@ class Docker:
             try:
                 await self._watch()
             except* EngineError as errors:
-                reason = str(_first(errors))
+                reason = str(first_error(errors))
                 self._listener.on_silence(reason)
             if self._clock.monotonic() - began > self._patience.good:
                 delay = shortest
@@ -174,7 +174,7 @@ class Docker:
         try:
             yield
         except* _FAILURES as errors:
-            reason = _reason(_first(errors))
+            reason = _reason(first_error(errors))
             raise EngineError(f"Docker at {self._address} {reason}", hint=_HINT) from errors
 
     async def _containers(self, client: aiodocker.Docker) -> tuple[Container, ...]:
@@ -206,13 +206,6 @@ async def _inspected(container: aiodocker.containers.DockerContainer) -> tuple[M
         raise
     tmpfs = sorted(shown.host_config.tmpfs or ())
     return tuple(Mount(type="tmpfs", destination=path) for path in tmpfs)
-
-
-def _first(errors: BaseException) -> BaseException:
-    """Return the first error of a group, however deep."""
-    while isinstance(errors, BaseExceptionGroup):
-        errors = errors.exceptions[0]
-    return errors
 
 
 def _reason(error: BaseException) -> str:
