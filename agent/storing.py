@@ -146,17 +146,18 @@ class Storer:
         return saved
 
     def _save_other(self, found: Found) -> Saved:
+        kind = entry_type(found.stat.st_mode)
         try:
             other = read_other(self._tree, found.key, self._now_ns)
+            if entry_type(other.stat.st_mode) is not kind:
+                raise VanishedError("something else has its name by now")
         except SourceError as error:
-            if entry_type(found.stat.st_mode) is not EntryType.DIRECTORY:
+            if kind is not EntryType.DIRECTORY:
                 return _unsaved(found, error)
-            other = None
-        if other is None or entry_type(other.stat.st_mode) is not entry_type(found.stat.st_mode):
-            # Something else has its name by now. What was seen beneath a directory needs it above.
-            if entry_type(found.stat.st_mode) is not EntryType.DIRECTORY:
-                return Saved(found.key, found.old, None)
-            return Saved(found.key, found.old, entry_of(found.stat, size=0, settled=False))
+            # What was seen beneath a directory needs it above, if only as the walk saw it.
+            entry = entry_of(found.stat, size=0, settled=False)
+            reported = None if isinstance(error, VanishedError) else error
+            return Saved(found.key, found.old, entry, reported)
         size = 0 if other.target is None else len(other.target)
         entry = entry_of(other.stat, size=size, settled=other.settled, attributes=other.attributes)
         if other.target is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import attributes
 from agent.backup import run_backup
 from agent.errors import VolumeError
 from agent.services import BackupOutcome, BackupTask, Progress, Services, Volume
@@ -578,4 +579,19 @@ async def test_a_list_that_two_files_share_outlives_one_of_them(agent: Agent) ->
     assert outcome.error is None
     assert outcome.statistics.bytes_read == len(data) + 3, "nothing else was read again"
     assert outcome.statistics.files_new == 1
+    await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_a_directory_whose_attributes_cannot_be_saved_is_an_error_and_keeps_its_files(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attributes, "ATTRIBUTES_BYTES_MAX", 10)
+    (agent.volume / "directory").mkdir()
+    (agent.volume / "directory" / "file").write_bytes(b"content")
+    os.setxattr(agent.volume / "directory", "user.long", b"12345")
+
+    outcome = await agent.backup()
+
+    assert [problem.path for problem in outcome.statistics.errors] == [b"directory"]
     await agent.check()
