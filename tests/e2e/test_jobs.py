@@ -21,12 +21,14 @@ def start(up: Up, *arguments: str) -> subprocess.Popen[bytes]:
 def test_interrupting_the_wait_leaves_the_job_running(
     machine: Machine, tree: Path, tmp_path: Path
 ) -> None:
-    (tree / "long").write_bytes(os.urandom(300_000_000))
     with machine.up(tmp_path / "data", f"web={tree}") as up:
+        agent = up.child("agent")
+        os.kill(agent, signal.SIGSTOP)  # no backup is so quick that it ends before
         waiting = start(up, "backup", "create", "web", "--wait", "-o", "json")
         eventually(lambda: up.json("job", "list"))
         waiting.send_signal(signal.SIGINT)
         _, stderr = waiting.communicate(timeout=30)
+        os.kill(agent, signal.SIGCONT)
         [job] = up.json("job", "list")
         watched = up.json("job", "watch", job["job_id"])
 
