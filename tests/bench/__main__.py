@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import sys
@@ -14,8 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from tests.bench.data import CASES, Case, differences, size_of
-from tests.bench.results import MIB, OURS, Sample, Step, figures
+from tests.bench.data import CASES, Case, differences, size_of, small_path
+from tests.bench.results import MIB, OURS, ZSTD, Sample, Step, figures
 from tests.bench.table import failures, render
 from tests.bench.tools import INSTALL_HINT, TIDEMARK, TOOLS, BenchError, Outcome, Tool, run
 
@@ -24,9 +25,10 @@ SETTINGS = {
     OURS: "up --every off, fresh in each round",
     "restic": "repository version 2, --compression auto, fresh cache in each round",
     "borg": "repokey-blake2, --compression zstd,3, fresh cache in each round",
+    ZSTD: "-3 -T2 of a large file, without a sync",
 }
 # Source, a repository and a restore for each tool, with room to spare.
-_SPACE_FACTOR = 3
+_SPACE_FACTOR = 4
 
 
 class Machine(NamedTuple):
@@ -88,13 +90,19 @@ def _load() -> str:
     return " ".join(f"{average:.2f}" for average in os.getloadavg())
 
 
+def _number(said: str) -> str:
+    found = re.search(r"\d+(\.\d+)+\S*", said)
+    return found[0].rstrip(",") if found else "?"
+
+
 def _machine(tools: Sequence[str]) -> Machine:
     commands = {
         OURS: [TIDEMARK, "version"],
         "restic": ["restic", "version"],
         "borg": ["borg", "--version"],
+        ZSTD: ["zstd", "--version"],
     }
-    versions = {tool: run(commands[tool], {}, Path.cwd()).output.split()[1] for tool in tools}
+    versions = {tool: _number(run(commands[tool], {}, Path.cwd()).output) for tool in tools}
     return Machine(
         versions=versions,
         cores=len(os.sched_getaffinity(0)),
@@ -138,22 +146,31 @@ def _measure_round(
     with ExitStack() as stack:
         opened: dict[str, Tool] = {}
         for name in tools:
+            if name == ZSTD and not case.has_one_file:
+                continue
             try:
                 opened[name] = stack.enter_context(TOOLS[name](place / name, source))
             except BenchError as error:
                 samples.append(
                     Sample(case.name, name, Step.FULL, number, None, 0, {}, {}, str(error))
                 )
-        for step in Step:
+        for step in _steps(case):
             if step is Step.CHANGED:
                 case.change(source, random.Random(number))
             for name, tool in opened.items():
+                if step not in tool.steps:
+                    continue
                 _settle()
                 sample = _measure_step(case, step, number, (name, tool), source)
                 samples.append(sample)
                 took = f"{sample.seconds:.2f} s" if sample.seconds is not None else sample.error
                 print(f"  round {number}  {step:<9}  {name:<8}  {took}", flush=True)
     shutil.rmtree(place)
+
+
+def _steps(case: Case) -> list[Step]:
+    """A single file is as much as all of a case that has one."""
+    return [step for step in Step if step is not Step.ONE or not case.has_one_file]
 
 
 def _settle() -> None:
@@ -167,13 +184,23 @@ def _measure_step(
     name, driven = tool
     # Removed with the case only: for half a minute ext4 passes over the inodes that were just
     # freed, one by one, and whoever creates files then pays for what another one removed.
-    target = source.parent / f"restored-{number}-{name}"
+    restored = source.parent / f"restored-{number}-{name}"
     try:
         if step is Step.RESTORE:
-            target.mkdir()
-            outcome = driven.restore(target)
-            different = differences(source, target)
-            error = f"restored otherwise: {', '.join(different[:3])}" if different else ""
+            restored.mkdir()
+            outcome = driven.restore(restored)
+            error = _compared(source, restored)
+        elif step is Step.ONE:
+            alone = source.parent / f"alone-{number}-{name}"
+            alone.mkdir()
+            path = small_path(Path(), 0)
+            outcome = driven.restore(alone, str(path))
+            error = _compared(source / path.parent, alone / path.parent, only=path.name)
+        elif step is Step.OVER:
+            case.change(restored, random.Random(1000 + number))
+            os.sync()
+            outcome = driven.restore(restored)
+            error = _compared(source, restored)
         else:
             outcome, error = driven.back_up(), ""
     except BenchError as failed:
@@ -191,6 +218,15 @@ def _measure_step(
     )
 
 
+def _compared(source: Path, restored: Path, only: str = "") -> str:
+    """What is not as it was, as an error; of all files, or of one."""
+    different = differences(source, restored)
+    if only:
+        different = [path for path in different if os.path.basename(path) == only]
+        different += [] if (restored / only).exists() else [only]
+    return f"restored otherwise: {', '.join(different[:3])}" if different else ""
+
+
 def _report(
     options: argparse.Namespace,
     machine: Machine,
@@ -199,7 +235,7 @@ def _report(
 ) -> None:
     found = figures(samples)
     print(f"\nMedians of {options.rounds} rounds at scale {options.scale:g}.")
-    print("`vs` is a peer's time over ours; for stored bytes ours over the peer's.")
+    print("`vs` is a peer's time over ours; for stored and added bytes ours over the peer's.")
     print("Memory is the highest of all rounds: agent+coordinator+command, or the peer's one.\n")
     print(render(found, tools))
     for failure in failures(samples):

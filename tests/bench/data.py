@@ -13,6 +13,9 @@ CHANGED_FILES: Final = 100
 _SMALL_BYTES: Final = (512, 16 * 1024)
 _FILES_PER_DIRECTORY: Final = 100
 _DIRECTORIES_PER_LEVEL: Final = 32
+# A database's page, and the share of them that is written anew, here and there.
+PAGE_BYTES: Final = 8 * 1024
+_PAGES_SHARE: Final = 1 / 1000
 # Of a large file this share is overwritten, in one place.
 _CHANGED_SHARE: Final = 1 / 128
 _PIECE_BYTES: Final = 8 << 20
@@ -40,6 +43,7 @@ class Case(NamedTuple):
     title: str
     make: Callable[[Path, float], None]
     change: Callable[[Path, random.Random], None]
+    has_one_file: bool = True
 
 
 def text(chance: random.Random) -> Iterator[bytes]:
@@ -81,6 +85,24 @@ def make_text(directory: Path, scale: float) -> None:
 
 def make_random(directory: Path, scale: float) -> None:
     _write(directory / "media.bin", noise(random.Random(2)), int(GIB * scale))
+
+
+def make_pages(directory: Path, scale: float) -> None:
+    _write(directory / "accounts.ibd", pages(random.Random(4)), int(GIB * scale))
+
+
+def pages(chance: random.Random) -> Iterator[bytes]:
+    """A database's pages: rows of text and rows of what does not shrink, half and half."""
+    rows = text(chance)
+    held = b""
+    while True:
+        page = bytearray()
+        for _ in range(PAGE_BYTES // 1024):
+            while len(held) < 512:
+                held += next(rows)
+            page += held[:512] + chance.randbytes(512)
+            held = held[512:]
+        yield bytes(page)
 
 
 def make_small(directory: Path, scale: float) -> None:
@@ -125,6 +147,17 @@ def change_region(directory: Path, chance: random.Random) -> None:
                 length -= len(piece)
 
 
+def change_pages(directory: Path, chance: random.Random) -> None:
+    """Write pages of each file anew, wherever they lie."""
+    written = pages(chance)
+    for path in sorted(directory.iterdir()):
+        count = path.stat().st_size // PAGE_BYTES
+        with path.open("r+b") as file:
+            for number in chance.sample(range(count), max(1, int(count * _PAGES_SHARE))):
+                file.seek(number * PAGE_BYTES)
+                file.write(next(written))
+
+
 def change_small(directory: Path, chance: random.Random) -> None:
     """Write CHANGED_FILES of them anew."""
     paths = sorted(directory.rglob("*.log"))
@@ -138,7 +171,8 @@ CASES: Final = {
     for case in (
         Case("text", "one large compressible file", make_text, change_region),
         Case("random", "random data", make_random, change_region),
-        Case("small", "small files", make_small, change_small),
+        Case("pages", "a database, 0.1 % of its pages changed", make_pages, change_pages),
+        Case("small", "small files", make_small, change_small, has_one_file=False),
     )
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tests.bench.results import MEMORY, MIB, OURS, STORED, Figure, Sample, verdict
+from tests.bench.results import ADDED, MEMORY, MIB, OURS, STORED, Figure, Sample, verdict
 
 
 def render(figures: Sequence[Figure], tools: Sequence[str]) -> str:
@@ -22,6 +22,8 @@ def render(figures: Sequence[Figure], tools: Sequence[str]) -> str:
             continue
         ratios = [f"{figure.ratios[peer]:.2f}" if peer in figure.ratios else "" for peer in peers]
         values = [_value(figure, tool) for tool in shown]
+        if not figure.medians and not figure.failed:
+            continue
         rows.append([case, str(figure.row), *values, *ratios, verdict(figure)])
     return _aligned(rows)
 
@@ -32,7 +34,7 @@ def _value(figure: Figure, tool: str) -> str:
     if tool not in figure.medians:
         return "-"
     value = figure.medians[tool]
-    return f"{value / MIB:.1f} MiB" if figure.row == STORED else f"{value:.2f} s"
+    return f"{value / MIB:.1f} MiB" if figure.row in (STORED, ADDED) else f"{value:.2f} s"
 
 
 def _memory(figure: Figure, tool: str) -> str:

@@ -15,10 +15,10 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 import psutil
 from typing_extensions import override
 
-from tests.bench.results import OURS
+from tests.bench.results import OURS, RESTIC, ZSTD, Step
 
 PASSWORD: Final = "a password for the bench"  # noqa: S105 - protects nothing
-INSTALL_HINT: Final = "apt-get install restic borgbackup"
+INSTALL_HINT: Final = "apt-get install restic borgbackup zstd"
 # No command of a bench takes longer, whatever the machine.
 _COMMAND_SECONDS_MAX: Final = 3600
 TIDEMARK: Final = str(Path(sys.executable).parent / "tidemark")
@@ -48,6 +48,9 @@ class Outcome(NamedTuple):
 class Tool(Protocol):
     """A backup tool with an empty repository of its own below a directory; a context manager."""
 
+    steps: frozenset[Step]
+    """What it can do."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -66,8 +69,8 @@ class Tool(Protocol):
         """Back the source up, as the latest snapshot."""
         ...
 
-    def restore(self, target: Path) -> Outcome:
-        """Restore the latest snapshot into an empty directory."""
+    def restore(self, target: Path, path: str = "") -> Outcome:
+        """Restore the latest snapshot, or one path of it, over what the directory holds."""
         ...
 
 
@@ -99,6 +102,7 @@ class _Peer(Tool):
     """A tool without a daemon."""
 
     name: str
+    steps = frozenset(Step)
 
     def __init__(self, directory: Path, source: Path) -> None:
         self._directory = directory
@@ -129,7 +133,7 @@ class _Peer(Tool):
 class Restic(_Peer):
     """Repository version 2, `--compression auto`; cache and repository fresh and its own."""
 
-    name = "restic"
+    name = RESTIC
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -150,8 +154,9 @@ class Restic(_Peer):
         return self._measured(command, self._environment, self._source)
 
     @override
-    def restore(self, target: Path) -> Outcome:
+    def restore(self, target: Path, path: str = "") -> Outcome:
         command = ["restic", "restore", "latest", "--quiet", "--target", str(target)]
+        command += ["--include", f"/{path}"] if path else []
         return self._measured(command, self._environment, self._source)
 
 
@@ -184,14 +189,39 @@ class Borg(_Peer):
         return self._measured(command, self._environment, self._source)
 
     @override
-    def restore(self, target: Path) -> Outcome:
-        return self._measured(["borg", "extract", f"::{self._archives}"], self._environment, target)
+    def restore(self, target: Path, path: str = "") -> Outcome:
+        command = ["borg", "extract", f"::{self._archives}", *([path] if path else [])]
+        return self._measured(command, self._environment, target)
+
+
+class Zstd(_Peer):
+    """No backup tool, but the limit: it compresses a large file and does nothing else."""
+
+    name = ZSTD
+    steps = frozenset({Step.FULL})
+
+    @override
+    def __enter__(self) -> Self:
+        self.repository.mkdir()
+        return self
+
+    @override
+    def back_up(self) -> Outcome:
+        [file] = self._source.iterdir()
+        packed = self.repository / f"{file.name}.zst"
+        command = ["zstd", "-3", "-T2", "--quiet", "--force", str(file), "-o", str(packed)]
+        return self._measured(command, {}, self._source)
+
+    @override
+    def restore(self, target: Path, path: str = "") -> Outcome:
+        raise BenchError("zstd restores nothing here")
 
 
 class Tidemark(Tool):
     """`tidemark up` with its two daemons, and the commands of its users."""
 
     name = OURS
+    steps = frozenset(Step)
 
     def __init__(self, directory: Path, source: Path) -> None:
         self._directory = directory
@@ -263,9 +293,11 @@ class Tidemark(Tool):
         return self._command("backup", "create", "bench", "--wait")
 
     @override
-    def restore(self, target: Path) -> Outcome:
-        from_latest = ("--from", "latest", "--volume", "bench")
-        return self._command("restore", "create", *from_latest, "--to", str(target), "--wait")
+    def restore(self, target: Path, path: str = "") -> Outcome:
+        words = ["--from", "latest", "--volume", "bench", "--to", str(target)]
+        words += ["--path", path] if path else []
+        words += ["--overwrite"] if any(target.iterdir()) else []
+        return self._command("restore", "create", *words, "--wait")
 
     def _command(self, *words: str) -> Outcome:
         daemons = self._daemons()
@@ -305,6 +337,6 @@ def _details(document: dict[str, Any]) -> dict[str, object]:
     return {**document, **snapshots[0]} if snapshots else document
 
 
-TOOLS: Final[dict[str, type[Tidemark | Restic | Borg]]] = {
-    tool.name: tool for tool in (Tidemark, Restic, Borg)
+TOOLS: Final[dict[str, type[Tidemark | Restic | Borg | Zstd]]] = {
+    tool.name: tool for tool in (Tidemark, Restic, Borg, Zstd)
 }
