@@ -56,7 +56,7 @@ $(STAMP): requirements.lock pyproject.toml
 # all of it anew, which takes longer than most commands.
 .PHONY: bytecode
 bytecode: $(STAMP)
-	@$(BIN)/python -m compileall -q agent coordinator proto repository
+	@$(BIN)/python -m compileall -q agent coordinator proto repository $(VENV)/lib/python*/site-packages
 
 .PHONY: lock
 lock: $(STAMP) ## rewrite requirements.lock from pyproject.toml (UPGRADE=--upgrade for newer versions)
