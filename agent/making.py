@@ -39,15 +39,16 @@ from repository.entries import (
     path_of,
 )
 from repository.errors import CanceledError
+from repository.frames import RAW_BYTES_TARGET
 from repository.needs import Answer, drive_batches
 from repository.refs import Refs
 from repository.tree import Boundaries, decode_pointer
 from repository.walking import own_leaves
 
 # Names that one worker takes at a time: enough to make a call's cost vanish, few enough that the
-# last batch keeps nobody waiting.
-_BATCH_NAMES: Final = 256
-_BATCH_BYTES: Final = 2 * 1024 * 1024
+# last batch keeps nobody waiting; and no more bytes than fill one frame.
+_BATCH_NAMES: Final = 512
+_BATCH_BYTES: Final = RAW_BYTES_TARGET
 # Batches and files between the walk and the manifest; only those being worked on hold contents.
 _WINDOW: Final = 16
 _PROBLEMS_MAX: Final = 100
@@ -82,9 +83,8 @@ class _Group:
         self.bytes = 0
         self.future: Future[list[Saved | Found]] | None = None
 
-    @property
-    def is_full(self) -> bool:
-        return len(self.found) >= _BATCH_NAMES or self.bytes >= _BATCH_BYTES
+    def has_room(self, size_bytes: int) -> bool:
+        return len(self.found) < _BATCH_NAMES and self.bytes + size_bytes <= _BATCH_BYTES
 
 
 class Maker:
@@ -200,15 +200,16 @@ class Maker:
             if isinstance(item, Removed):
                 group.removed.append(item)
                 continue
-            large = item.stat.st_size >= SMALL_BYTES_MAX and _is_file(item)
-            if (large and (group.found or group.removed)) or group.is_full:
+            is_file, size = _is_file(item), item.stat.st_size
+            large = is_file and size >= SMALL_BYTES_MAX
+            if not group.has_room(size) and (group.found or group.removed):
                 yield self._begin(group)
                 group = _Group()
             if large:
                 yield self._save_large(item)
-            else:
-                group.found.append(item)
-                group.bytes += item.stat.st_size
+                continue
+            group.found.append(item)
+            group.bytes += size if is_file else 0
         if group.found or group.removed:
             yield self._begin(group)
 

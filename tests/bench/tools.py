@@ -241,7 +241,9 @@ class Tidemark(Tool):
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                start_new_session=True,
+                # A group to be killed as a whole, but not a session: the kernel shares cores out by
+                # session, and a peer would have one for itself.
+                process_group=0,
             )
         assert self._up.stdout is not None
         line = self._up.stdout.readline()
