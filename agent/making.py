@@ -202,7 +202,7 @@ class Maker:
                 continue
             is_file, size = _is_file(item), item.stat.st_size
             large = is_file and size >= SMALL_BYTES_MAX
-            if not group.has_room(size) and (group.found or group.removed):
+            if (large or not group.has_room(size)) and (group.found or group.removed):
                 yield self._begin(group)
                 group = _Group()
             if large:

@@ -1,54 +1,29 @@
-"""The reader process: batches of keys in, contents and what they are out (see `reader.py`).
+"""The reader process: batches of keys in, contents and what they are out (see `reader.py`)."""
 
-It is started by an agent only, with its end of a socket, the volume's root and the shared memory as
-descriptors. It ends when the agent does, since then the socket ends.
-"""
-
-import mmap
-import signal
-import socket
-import sys
+from collections.abc import Callable
 
 from agent.beneath import Tree, TreeCursor
 from agent.cutting import small_pieces
 from agent.errors import SourceError
-from agent.reader import (
-    SLOT_BYTES,
-    SLOTS,
-    Greeting,
-    Order,
-    Outcome,
-    Result,
-    Setup,
-    receive,
-    send,
-)
+from agent.reader import Order, Outcome, Result, Setup
 from agent.reading import Stat, VanishedError, read_small
+from agent.side import serve
 from repository.ids import IdKeys, ObjectType
 
 
 def main() -> None:
     """Read until the agent has heard enough."""
-    theirs, root, memory = map(int, sys.argv[1:])
-    # A Ctrl-C at a terminal reaches the whole group; the agent says when it is over.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with socket.socket(fileno=theirs) as agent, Tree(root) as tree:
-        try:
-            _serve(agent, tree, mmap.mmap(memory, SLOTS * SLOT_BYTES))
-        except ConnectionError:
-            return
+    serve(Setup, Order, _begin)
 
 
-def _serve(agent: socket.socket, tree: Tree, memory: mmap.mmap) -> None:
-    setup = receive(agent, Setup)
-    if setup is None:
-        return
-    ids = IdKeys(setup.id_key, b"", b"")
-    send(agent, Greeting())
-    while (order := receive(agent, Order)) is not None:
-        start = order.slot * SLOT_BYTES
-        with TreeCursor(tree) as cursor, memoryview(memory)[start : start + SLOT_BYTES] as room:
-            send(agent, _read_batch(cursor, order, room, setup, ids))
+def _begin(setup: Setup, root: int) -> Callable[[Order, memoryview], list[Result]]:
+    tree, ids = Tree(root), IdKeys(setup.id_key, b"", b"")
+
+    def answer(order: Order, room: memoryview) -> list[Result]:
+        with TreeCursor(tree) as cursor:
+            return _read_batch(cursor, order, room, setup, ids)
+
+    return answer
 
 
 def _read_batch(

@@ -17,7 +17,7 @@ import os
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -39,6 +39,7 @@ from agent.standing import Block, TargetFullError, blocks_of
 from agent.tally import Tally
 from agent.targets import Place, open_rehearsal, open_target, place_of
 from agent.turn import Turn
+from agent.wholes import Whole, WholeFiles
 from agent.writing import File, Target
 from repository.entries import ROOT_KEY, Entry, EntryType, Extent
 from repository.errors import DamagedError, FormatError, TidemarkError, UsageError
@@ -56,8 +57,6 @@ _WINDOW_EXTENTS: Final = 32_768
 _FETCHES: Final = 3
 # Descriptors that a worker holds while it spreads one fetch over files.
 _OPEN_FILES: Final = 32
-# From so many files on, a frame is spread in turns (turn.py).
-_MANY_PIECES: Final = 8
 
 
 async def run_restore(
@@ -115,7 +114,7 @@ class _Restore:
         self._client = client
         self._places = places
         self._local = threading.local()
-        self._turn = Turn()
+        self._wholes: WholeFiles | None = None
         self._grant: OpenedGrant
         self._fetcher: Fetcher
         self._reader: SnapshotReader
@@ -271,15 +270,34 @@ class _Restore:
             yield await self._in_worker(partial(self._placing.begin, files))
 
     async def _fill(self, target: Target | Rehearsal, batches: AsyncIterator[list[File]]) -> None:
+        if isinstance(target, Rehearsal):
+            await self._fill_windows(target, batches)
+            return
+        wholes = WholeFiles(target, Turn(), self._services.log)
+        self._wholes = wholes
+        try:
+            await self._fill_windows(target, batches)
+        finally:
+            await self._in_worker(wholes.close)
+
+    async def _fill_windows(
+        self, target: Target | Rehearsal, batches: AsyncIterator[list[File]]
+    ) -> None:
         window: _Window = {}
         planned = 0
         async for files in batches:
             for file in files:
-                async for count in self._plan(target, file, window):
-                    planned += count
-                    if planned >= _WINDOW_EXTENTS:
-                        await self._write(target, window)
-                        window, planned = {}, 0
+                if _is_planned_at_once(file, window):
+                    planned += 1
+                else:
+                    async for count in self._plan(target, file, window):
+                        planned += count
+                        if planned >= _WINDOW_EXTENTS:
+                            await self._write(target, window)
+                            window, planned = {}, 0
+                if planned >= _WINDOW_EXTENTS:
+                    await self._write(target, window)
+                    window, planned = {}, 0
         await self._write(target, window)
 
     async def _plan(
@@ -334,10 +352,12 @@ class _Restore:
         if isinstance(target, Rehearsal):
             self._rehearse(target, window, groups)
             return
+        assert self._wholes is not None
         async with asyncio.TaskGroup() as group:
             for number in range(_FETCHES):
                 name = f"restore {self._task.task_id} fetch {number}"
-                group.create_task(self._fetch_and_write(target, window, groups), name=name)
+                fetching = self._fetch_and_write(target, self._wholes, window, groups)
+                group.create_task(fetching, name=name)
 
     def _rehearse(
         self,
@@ -355,17 +375,22 @@ class _Restore:
                         self._placing.done(piece.file)
 
     async def _fetch_and_write(
-        self, target: Target, window: _Window, groups: Iterator[list[Wanted]]
+        self,
+        target: Target,
+        wholes: WholeFiles,
+        window: _Window,
+        groups: Iterator[list[Wanted]],
     ) -> None:
         for group in groups:
             fetched = await self._fetcher.fetch_each(group)
             failpoint("agent.restore.fetched", UnreachableError)
-            await self._in_worker(partial(self._spread, target, window, fetched))
+            await self._in_worker(partial(self._spread, target, wholes, window, fetched))
             self._tally.tell()
 
     def _spread(
         self,
         target: Target,
+        wholes: WholeFiles,
         window: _Window,
         fetched: Iterable[tuple[Wanted, memoryview | TidemarkError]],
     ) -> None:
@@ -384,40 +409,43 @@ class _Restore:
                 except DamagedError as error:
                     self._give_up_all(pieces, error)
                     continue
-                with self._turn.taken() if len(pieces) > _MANY_PIECES else nullcontext():
-                    self._put_all(target, opened, pieces, chunks)
+                self._put_all(opened, wholes, pieces, chunks)
         finally:
             opened.close()
 
     def _put_all(
         self,
-        target: Target,
         opened: "_OpenFiles",
+        wholes: WholeFiles,
         pieces: Iterable[_Piece],
         chunks: Chunks,
     ) -> None:
+        whole: list[Whole] = []
         for piece in pieces:
-            if piece.file.error is not None:
+            file = piece.file
+            if file.error is not None:
                 continue
             try:
                 data = slice_extent(piece.extent, chunks)
-                if self._put(target, opened, piece, data):
-                    self._placing.done(piece.file)
+                if len(data) == file.entry.size:
+                    whole.append(Whole(file, data))
+                    continue
+                done = opened.target.write_at(opened.get(file), file, data, piece.offset)
+                self._count(file, data, done=done)
             except TargetFullError:
                 raise
             except (DamagedError, TargetError) as error:
-                self._placing.give_up(piece.file, error)
+                self._placing.give_up(file, error)
+        for (file, data), problem in wholes.write(whole):
+            if problem is None:
+                self._count(file, data, done=True)
+            else:
+                self._placing.give_up(file, problem)
 
-    def _put(self, target: Target, opened: "_OpenFiles", piece: _Piece, data: memoryview) -> bool:
-        """Write a piece; True if its file is done."""
-        file = piece.file
-        if len(data) == file.entry.size:
-            target.write_whole(file, (data,))
-            done = True
-        else:
-            done = target.write_at(opened.get(file), file, data, piece.offset)
+    def _count(self, file: File, data: memoryview, *, done: bool) -> None:
         self._tally.wrote(len(data))
-        return done
+        if done:
+            self._placing.done(file)
 
     def _frame_reader(self) -> FrameReader:
         reader: FrameReader | None = getattr(self._local, "reader", None)
@@ -441,11 +469,24 @@ class _Restore:
             raise
 
 
+def _is_planned_at_once(file: File, window: _Window) -> bool:
+    """Add a file to the window if it is new and in one piece, as most small ones are."""
+    content = file.entry.content
+    if file.standing is not None or content is None or len(content.extents) != 1:
+        return False
+    [extent] = content.extents
+    if content.list is not None or extent.is_hole or extent.length != file.entry.size:
+        return False
+    identity = FrameIdentity(extent.nonce, extent.frame)
+    window.setdefault(identity, []).append(_Piece(file, 0, extent))
+    return True
+
+
 class _OpenFiles:
     """Files that a worker writes parts of, opened once for one fetch."""
 
     def __init__(self, target: Target) -> None:
-        self._target = target
+        self.target = target
         self._open: dict[bytes, int] = {}
 
     def get(self, file: File) -> int:
@@ -454,7 +495,7 @@ class _OpenFiles:
         if descriptor is None:
             if len(self._open) >= _OPEN_FILES:
                 self.close()
-            descriptor = self._open[file.key] = self._target.open(file)
+            descriptor = self._open[file.key] = self.target.open(file)
         return descriptor
 
     def close(self) -> None:

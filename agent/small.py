@@ -10,8 +10,9 @@ from typing import Final, Self
 from agent.beneath import Tree, TreeCursor
 from agent.cutting import small_pieces
 from agent.errors import SourceError
-from agent.reader import Outcome, Read, ReaderGoneError, ReaderProcess, Setup, SmallFile
+from agent.reader import Outcome, Read, ReaderProcess, Setup, SmallFile
 from agent.reading import read_small
+from agent.side import SideGoneError
 from agent.turn import Turn
 from repository.chunking import SMALL_BYTES_MAX
 from repository.ids import IdKeys, ObjectType
@@ -56,7 +57,7 @@ class SmallFiles:
             self._until_reader = None
             reader, self.reader = self.reader, None
         if reader is not None:
-            reader.close()
+            reader.side.close()
 
     @contextlib.contextmanager
     def read(self, files: Sequence[tuple[bytes, bool]]) -> Iterator[list[Read]]:
@@ -80,7 +81,7 @@ class SmallFiles:
             return None
         try:
             found = lent.enter_context(reader.read(files))
-        except ReaderGoneError as error:
+        except SideGoneError as error:
             self._do_without(error)
             return None
         left = [index for index, each in enumerate(found) if each is Outcome.NO_ROOM]
@@ -100,19 +101,19 @@ class SmallFiles:
                     setup = Setup(self._ids.data, SMALL_BYTES_MAX - 1)
                     try:
                         self.reader = ReaderProcess(self.tree.root, setup)
-                    except ReaderGoneError as error:
+                    except SideGoneError as error:
                         self._warn(error)
             reader = self.reader
-        return reader if reader is not None and reader.is_ready() else None
+        return reader if reader is not None and reader.side.is_ready() else None
 
-    def _do_without(self, error: ReaderGoneError) -> None:
+    def _do_without(self, error: SideGoneError) -> None:
         with self._lock:
             reader, self.reader = self.reader, None
         if reader is not None:
             self._warn(error)
-            reader.close()
+            reader.side.close()
 
-    def _warn(self, error: ReaderGoneError) -> None:
+    def _warn(self, error: SideGoneError) -> None:
         self._log("warning", f"{error.message}; files are read without it, more slowly")
 
     def _here(self, files: Sequence[tuple[bytes, bool]]) -> list[Read]:

@@ -53,7 +53,7 @@ class Ground:
     ) -> None:
         """Take over an open directory. `closed` are (device, inode) that are left alone."""
         self.tree = Tree(descriptor, same_filesystem=True)
-        self._path = path
+        self.path = path
         self.closed = closed
 
     def __enter__(self) -> Self:
@@ -150,12 +150,12 @@ class Ground:
         reason = (error.strerror or str(error)).lower()
         if error.errno in FULL:
             return TargetFullError(
-                f"no space left in {os.fsdecode(self._path)}",
+                f"no space left in {os.fsdecode(self.path)}",
                 hint="make room and restore again with --overwrite, or choose another disk",
             )
         if error.errno == errno.EROFS:
             return TargetFullError(
-                f"{os.fsdecode(self._path)} is on a read-only filesystem",
+                f"{os.fsdecode(self.path)} is on a read-only filesystem",
                 hint="choose another target",
             )
         if error.errno == errno.EXDEV:

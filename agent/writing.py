@@ -145,7 +145,7 @@ class Target(Ground):
         """Take over an open directory; `marker` is the name of the mark in it."""
         super().__init__(descriptor, path, closed)
         self.marker = marker
-        self._warn = warn
+        self.warn = warn
         self._is_root = os.geteuid() == 0
         # What lies beside its name, and has not taken it yet.
         self._beside: set[bytes] = set()
@@ -536,7 +536,7 @@ class Target(Ground):
             if error.errno in FULL:
                 raise
             reason = (error.strerror or str(error)).lower()
-            self._warn(key, f"cannot set attribute {os.fsdecode(name)}: {reason}")
+            self.warn(key, f"cannot set attribute {os.fsdecode(name)}: {reason}")
 
     def _set_by_name(
         self, directory: int, name: bytes, key: bytes, entry: Entry
@@ -561,7 +561,7 @@ class Target(Ground):
 
     def _cannot_own(self, key: bytes, entry: Entry) -> None:
         if self._is_root or (entry.uid, entry.gid) != (os.geteuid(), os.getegid()):
-            self._warn(key, f"cannot give it to user {entry.uid} and group {entry.gid}")
+            self.warn(key, f"cannot give it to user {entry.uid} and group {entry.gid}")
 
 
 def _write_all(descriptor: int, part: memoryview, offset: int | None) -> None:

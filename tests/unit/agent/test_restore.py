@@ -24,6 +24,7 @@ from agent.services import (
     Services,
     Volume,
 )
+from agent.side import SideProcess
 from agent.state import State
 from agent.targets import Place, open_target
 from agent.writing import File
@@ -64,8 +65,9 @@ class Node:
             workers=workers,
             clock=Clock(),
             progress=lambda _: None,
-            log=lambda *_: None,
+            log=lambda _, message: self.logged.append(message),
         )
+        self.logged: list[str] = []
 
     async def back_up(self) -> None:
         volume = Volume(b"V" * 16, "volume", os.fsencode(self.source))
@@ -135,6 +137,31 @@ def picture(root: Path) -> dict[str, object]:
         extra = {each: os.getxattr(path, each, follow_symlinks=False) for each in attributes}
         found[name] = (status.st_mode, owner, status.st_mtime_ns, content, first, extra)
     return found
+
+
+async def test_many_small_files_come_back_by_a_writer(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.wholes._WRITER_FROM", 0)
+    is_ready, used = SideProcess.is_ready, []
+
+    def is_ready_at_once(side: SideProcess) -> bool:
+        used.append(is_ready(side, 30))
+        return used[-1]
+
+    monkeypatch.setattr(SideProcess, "is_ready", is_ready_at_once)
+    fill(node.source)
+    (node.source / "d1" / "small").write_bytes(b"two names")
+    (node.source / "d2" / "other-name").hardlink_to(node.source / "d1" / "small")
+    await node.back_up()
+
+    outcome = await node.restore()
+
+    assert outcome.error is None
+    assert picture(node.target) == picture(node.source)
+    assert used
+    assert all(used)
+    assert node.logged == []
 
 
 async def test_everything_comes_back_as_it_was(node: Node) -> None:

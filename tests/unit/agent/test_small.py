@@ -52,8 +52,8 @@ def wait_for_reader(small: SmallFiles) -> int:
     """Let the reader start; its process id."""
     with small.read([]):
         assert small.reader is not None
-    assert small.reader.is_ready(wait_seconds=30)
-    return small.reader.process_id
+    assert small.reader.side.is_ready(wait_seconds=30)
+    return small.reader.side.process_id
 
 
 def outcomes(small: SmallFiles, *keys: bytes, paged: bool = False) -> list[object]:

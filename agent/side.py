@@ -1,0 +1,189 @@
+"""A process beside the agent, for work that takes more of Python than of the machine.
+
+Python runs one thread at a time. So what is many small system calls, to read small files or to
+make them, goes to a process of its own once there is much of it: it inherits one open directory and
+shared memory for the contents of a few batches, and is asked for one batch after the other over a
+socket. One that ends early costs nothing but speed: its work is done in the agent as before.
+"""
+
+import contextlib
+import mmap
+import os
+import queue
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from repository.errors import TidemarkError
+
+# A batch's contents lie in one slot. Some are being filled or emptied while one is worked on.
+SLOTS: Final = 3
+SLOT_BYTES: Final = 5 * 512 * 1024
+_LENGTH: Final = struct.Struct(">I")
+_STOP_SECONDS: Final = 5.0
+_T = TypeVar("_T")
+
+
+class SideGoneError(TidemarkError):
+    """The process ended before its time. Nothing is lost: do its work here."""
+
+
+class Greeting(msgspec.Struct, frozen=True, array_like=True):
+    """What it says once it is ready."""
+
+
+class Slot(NamedTuple):
+    """A part of the shared memory, lent for one batch."""
+
+    number: int
+    room: memoryview
+
+
+class Order(Protocol):
+    """What it is asked for: a batch, whose contents lie in a slot or are to be put there."""
+
+    @property
+    def slot(self) -> int:
+        """The slot's number."""
+        ...
+
+
+_Order = TypeVar("_Order", bound=Order)
+
+
+class SideProcess:
+    """It, from its start to its end. Used from many threads; batches wait their turn."""
+
+    def __init__(self, module: str, root: int, setup: object) -> None:
+        """Start it, without waiting until it is ready. `root`: the directory it works in.
+
+        `module` calls `serve`. Raises SideGoneError where the system does not allow it.
+        """
+        self._orders = threading.Lock()
+        self._ready = False
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(SLOTS):
+            self._free.put(slot)
+        with contextlib.ExitStack() as on_failure:
+            try:
+                memory = os.memfd_create("tidemark-side", os.MFD_CLOEXEC)
+                on_failure.callback(os.close, memory)
+                os.ftruncate(memory, SLOTS * SLOT_BYTES)
+                self._memory = memoryview(mmap.mmap(memory, SLOTS * SLOT_BYTES))
+                self._socket, theirs = socket.socketpair()
+                on_failure.callback(self._socket.close)
+                with theirs:
+                    handed = (theirs.fileno(), root, memory)
+                    self._process = subprocess.Popen(  # noqa: S603 - our own module
+                        [sys.executable, "-P", "-m", module, *map(str, handed)],
+                        pass_fds=handed,
+                        stdin=subprocess.DEVNULL,
+                    )
+                _send(self._socket, setup)
+            except OSError as error:
+                raise SideGoneError(f"no {module} could be started: {error}") from error
+            on_failure.pop_all()
+            os.close(memory)
+
+    def close(self) -> None:
+        """End it. Nobody may be waiting for an answer any more."""
+        self._socket.close()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:  # it waits for a disk; its end need not
+            self._process.kill()
+
+    @property
+    def process_id(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def is_ready(self, wait_seconds: float = 0) -> bool:
+        """Whether it has come up; until then its work is better done here."""
+        if not self._ready:
+            with self._orders:
+                readable, _, _ = select.select([self._socket], [], [], wait_seconds)
+                # An end that came instead of the greeting shows with the first batch.
+                if readable and not self._ready:
+                    _receive(self._socket, Greeting)
+                    self._ready = True
+        return self._ready
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[Slot]:
+        """Lend a slot of the shared memory, as soon as one is free."""
+        number = self._free.get()
+        try:
+            yield Slot(number, self._memory[number * SLOT_BYTES : (number + 1) * SLOT_BYTES])
+        finally:
+            self._free.put(number)
+
+    def ask(self, order: Order, kind: type[list[_T]], count: int) -> list[_T]:
+        """Its answers to a batch, one for each of so many. Raises SideGoneError."""
+        try:
+            with self._orders:
+                _send(self._socket, order)
+                answers = _receive(self._socket, kind)
+        except OSError as error:
+            raise SideGoneError(f"the process beside the agent is silent: {error}") from error
+        if answers is None or len(answers) != count:
+            code = self._process.poll()
+            raise SideGoneError(f"the process beside the agent ended with code {code}")
+        return answers
+
+
+def serve(
+    setup_kind: type[_T],
+    order_kind: type[_Order],
+    begin: Callable[[_T, int], Callable[[_Order, memoryview], Sequence[object]]],
+) -> None:
+    """Be such a process, until the agent has heard enough or has ended.
+
+    `begin` is called with the setup and the open directory, and gives what answers one batch.
+    """
+    theirs, root, shared = map(int, sys.argv[1:])
+    # A Ctrl-C at a terminal reaches the whole group; the agent says when it is over.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    memory = mmap.mmap(shared, SLOTS * SLOT_BYTES)
+    with socket.socket(fileno=theirs) as agent, contextlib.suppress(ConnectionError):
+        setup = _receive(agent, setup_kind)
+        if setup is None:
+            return
+        answer = begin(setup, root)
+        _send(agent, Greeting())
+        while (order := _receive(agent, order_kind)) is not None:
+            start = order.slot * SLOT_BYTES
+            with memoryview(memory)[start : start + SLOT_BYTES] as room:
+                _send(agent, answer(order, room))
+
+
+def _send(to: socket.socket, message: object) -> None:
+    """Send a message, however long. Raises OSError."""
+    encoded = msgspec.msgpack.encode(message)
+    to.sendall(_LENGTH.pack(len(encoded)) + encoded)
+
+
+def _receive(source: socket.socket, kind: type[_T]) -> _T | None:
+    """Wait for a message; None where the other side has ended. Raises OSError."""
+    head = _receive_bytes(source, _LENGTH.size)
+    body = _receive_bytes(source, *_LENGTH.unpack(head)) if head else None
+    return None if body is None else msgspec.msgpack.decode(body, type=kind)
+
+
+def _receive_bytes(source: socket.socket, length: int) -> bytearray | None:
+    received = bytearray(length)
+    rest = memoryview(received)
+    while rest:
+        count = source.recv_into(rest)
+        if not count:
+            return None
+        rest = rest[count:]
+    return received

@@ -1,0 +1,77 @@
+"""Making small files in a process of its own, beside the one that fetches and checks them.
+
+To make a file, to write it and to give it its metadata takes more of the kernel than all that is
+done with its content before, and the interpreter lets nobody else do that meanwhile. So a restore
+that makes many of them starts a writer (`writer_main.py`, side.py), which is given the target's
+open directory and works in it as `writing.py` does everywhere. Only files whose names are free go
+there: what takes the place of something is made here.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from agent.side import SideProcess
+from repository.entries import Attributes
+
+
+class Setup(msgspec.Struct, frozen=True, array_like=True):
+    """What a writer must know before the first batch."""
+
+    path: bytes
+    """The target, for messages."""
+
+
+class NewFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A file to be made. Contents lie in the slot one after the other, in the batch's order."""
+
+    key: bytes
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    links: int
+    attributes: Attributes | None
+
+
+class Order(msgspec.Struct, frozen=True, array_like=True):
+    """A batch to be made from a slot."""
+
+    slot: int
+    files: list[NewFile]
+
+
+class Made(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What became of one file of a batch."""
+
+    identity: tuple[int, int] | None = None
+    """Device and inode of a file that has several names."""
+    warnings: list[str] = []
+    error: str = ""
+    """Why there is none, or empty."""
+    hint: str = ""
+    is_full: bool = False
+    """Whether the error is that the target takes no more."""
+
+
+class WriterProcess:
+    """A writer, from its start to its end. Used from many threads; batches wait their turn."""
+
+    def __init__(self, root: int, setup: Setup) -> None:
+        """Start it, without waiting until it is ready. `root`: the target's open directory.
+
+        Raises SideGoneError where the system does not allow it.
+        """
+        self.side = SideProcess("agent.writer_main", root, setup)
+
+    def write(self, files: Sequence[tuple[NewFile, memoryview]]) -> list[Made]:
+        """Make a batch of files with their contents, which fit a slot. Raises SideGoneError."""
+        with self.side.slot() as slot:
+            position = 0
+            for _, data in files:
+                end = position + len(data)
+                slot.room[position:end] = data
+                position = end
+            order = Order(slot.number, [file for file, _ in files])
+            return self.side.ask(order, list[Made], len(files))
