@@ -410,6 +410,7 @@ class _Restore:
                     self._give_up_all(pieces, error)
                     continue
                 self._put_all(opened, wholes, pieces, chunks)
+            opened.begin_writeback()
         finally:
             opened.close()
 
@@ -430,8 +431,7 @@ class _Restore:
                 if len(data) == file.entry.size:
                     whole.append(Whole(file, data))
                     continue
-                done = opened.target.write_at(opened.get(file), file, data, piece.offset)
-                self._count(file, data, done=done)
+                self._count(file, data, done=opened.write(file, data, piece.offset))
             except TargetFullError:
                 raise
             except (DamagedError, TargetError) as error:
@@ -486,23 +486,38 @@ class _OpenFiles:
     """Files that a worker writes parts of, opened once for one fetch."""
 
     def __init__(self, target: Target) -> None:
-        self.target = target
+        self._target = target
         self._open: dict[bytes, int] = {}
+        # From where to where each was written.
+        self._written: dict[int, tuple[int, int]] = {}
 
-    def get(self, file: File) -> int:
-        """A descriptor, good until the next call."""
+    def write(self, file: File, data: memoryview, offset: int) -> bool:
+        """Write a part; True if it was the last of its file."""
+        descriptor = self._get(file)
+        end = offset + len(data)
+        first, last = self._written.get(descriptor, (offset, end))
+        self._written[descriptor] = min(first, offset), max(last, end)
+        return self._target.write_at(descriptor, file, data, offset)
+
+    def _get(self, file: File) -> int:
         descriptor = self._open.get(file.key)
         if descriptor is None:
             if len(self._open) >= _OPEN_FILES:
                 self.close()
-            descriptor = self._open[file.key] = self.target.open(file)
+            descriptor = self._open[file.key] = self._target.open(file)
         return descriptor
+
+    def begin_writeback(self) -> None:
+        """Let the disk begin now, or the restore waits for all of it in the end."""
+        for descriptor, (first, last) in self._written.items():
+            self._target.begin_writeback(descriptor, first, last - first)
 
     def close(self) -> None:
         """Close them all."""
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+        self._written.clear()
 
 
 async def _once(batch: list[tuple[bytes, Entry]]) -> AsyncIterator[list[tuple[bytes, Entry]]]:

@@ -13,6 +13,11 @@ _CANNOT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+# From <linux/fs.h>.
+_SYNC_WRITE: Final = 2
+_NO_HINTS: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ESPIPE})
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _syncfs = _libc.syncfs
 _syncfs.argtypes = (ctypes.c_int,)
 
@@ -28,6 +33,17 @@ def punch_hole(descriptor: int, offset: int, length: int) -> bool:
     if code in _CANNOT:
         return False
     raise OSError(code, os.strerror(code))
+
+
+def begin_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Have a range of an open file be on its way to the disk, and wait for nothing.
+
+    Promises nothing: only a sync does. Raises OSError where it cannot be written.
+    """
+    if _sync_file_range(descriptor, offset, length, _SYNC_WRITE) != 0:
+        code = ctypes.get_errno()
+        if code not in _NO_HINTS:
+            raise OSError(code, os.strerror(code))
 
 
 def sync_filesystem(descriptor: int) -> None:

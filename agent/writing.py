@@ -29,7 +29,7 @@ from agent.reading import data_ranges
 from agent.removing import remove
 from agent.replacing import Standing, Way, attribute_edits, has_metadata
 from agent.standing import FULL, Block, Ground, read_at
-from agent.syscalls import punch_hole, sync_filesystem
+from agent.syscalls import begin_writeback, punch_hole, sync_filesystem
 from repository.entries import Entry, EntryType
 from repository.errors import TidemarkError
 from repository.failpoints import failpoint
@@ -337,6 +337,11 @@ class Target(Ground):
             _write_all(descriptor, part, offset)
             failpoint("agent.file.written")
         return self.settle(file, len(part), descriptor)
+
+    def begin_writeback(self, descriptor: int, offset: int, length: int) -> None:
+        """Have a part of an opened file be on its way to the disk before all waits for it."""
+        with self.translated():
+            begin_writeback(descriptor, offset, length)
 
     def make_holes(self, file: File, holes: Sequence[Block]) -> None:
         """Make these parts of what stood there zeros."""

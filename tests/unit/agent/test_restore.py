@@ -7,6 +7,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -162,6 +163,25 @@ async def test_many_small_files_come_back_by_a_writer(
     assert used
     assert all(used)
     assert node.logged == []
+
+
+async def test_large_files_are_on_their_way_to_the_disk_before_the_end(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "agent.writing.begin_writeback", lambda _, offset, length: begun.append((offset, length))
+    )
+    (node.source / "large").write_bytes(os.urandom(20_000_000))
+    await node.back_up()
+
+    outcome = await node.restore()
+
+    assert outcome.error is None
+    begun.sort()
+    assert begun[0][0] == 0
+    assert all(one[0] + one[1] >= other[0] for one, other in pairwise(begun))
+    assert sum(begun[-1]) == 20_000_000
 
 
 async def test_everything_comes_back_as_it_was(node: Node) -> None:
