@@ -15,8 +15,8 @@ from coordinator.errors import DamagedError, KeyMaterialError, ObjectMissingErro
 from coordinator.founding import Repository
 from coordinator.logs import get_logger
 from coordinator.model import Node
-from coordinator.reading import read_pack_index
 from coordinator.sessions import Sessions
+from repository.footers import read_pack_index
 from repository.frames import FrameIdentity
 from repository.ids import ChunkId, SessionId
 from repository.pack import identities

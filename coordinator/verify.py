@@ -38,9 +38,10 @@ from coordinator.model import (
     VerifyOrder,
     VerifyResult,
 )
-from coordinator.reading import CatalogFrames, Workers, read_pack_index, snapshot_reader
+from coordinator.reading import CatalogFrames, Workers, snapshot_reader
 from repository.entries import Entry, Extent, Pointer, path_of
 from repository.failpoints import failpoint
+from repository.footers import read_pack_index
 from repository.frames import FrameIdentity, FrameReader
 from repository.ids import PackNonce
 from repository.keys import frame_key

@@ -9,12 +9,16 @@
 Reading from the end, one or two reads index a pack. The footer opens with the key of any pack
 nonce in it, or with the coordinator's metadata key; the signature says which node (or coordinator)
 answers for it. Names hold random bits and a hash, so no name is ever used for two contents.
+
+A pack key opens its origin's footer key: that of the pack in which the origin's frames were first
+stored, and so what it is wrapped to stays as the node made it. Who copies frames into a new pack
+holds no pack key; the new pack's footer key is wrapped to the origin's footer key.
 """
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from blake3 import blake3
@@ -38,6 +42,7 @@ from repository.ids import (
     SessionId,
 )
 from repository.keys import (
+    KEY_BYTES,
     SIGNATURE_BYTES,
     PackKey,
     SigningKey,
@@ -63,6 +68,8 @@ _TAIL: Final = struct.Struct(f">QIIB{ID_BYTES}s32s{SIGNATURE_BYTES}s8s")
 _SIGNED_TAIL_BYTES: Final = 8 + 4 + 4 + 1 + ID_BYTES + 32
 _DOMAIN: Final = b"tidemark pack"
 _FOOTER_CONTEXT: Final = b"tidemark pack footer"
+# The random bits of the pack follow: an origin's footer key wraps one key for each copy.
+_RELAY_CONTEXT: Final = b"tidemark pack footer relayed"
 
 HEAD_BYTES: Final = _HEAD.size
 TAIL_BYTES: Final = _TAIL.size
@@ -98,18 +105,39 @@ class FrameEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Origin(msgspec.Struct, frozen=True, array_like=True):
-    """Where frames of one pack nonce come from, and what opens them."""
+    """Where frames of one pack nonce come from, and what opens them.
+
+    `wrapped_footer_key` opens with the pack key to the origin's footer key. In a pack of copied
+    frames that one opens `relayed_footer_key` to the pack's footer key; elsewhere it is the same.
+    """
 
     nonce: PackNonce
     session: SessionId
     node: NodeId
     sealed_data_key: bytes
     wrapped_footer_key: bytes
+    relayed_footer_key: bytes = b""
+
+    def relayed(self, origin_key: bytes, footer_key: bytes, random: bytes) -> "Origin":
+        """This origin in a pack with these random bits and this footer key."""
+        relay = wrap(origin_key, footer_key, _RELAY_CONTEXT + random)
+        return msgspec.structs.replace(self, relayed_footer_key=relay)
+
+
+class FooterKeys(NamedTuple):
+    """A pack's footer key, and the footer key of each of its origins, in their order."""
+
+    pack: bytes
+    origins: list[bytes]
 
 
 class _Origins(msgspec.Struct, frozen=True, array_like=True):
-    footer_key_for_metadata: bytes
+    footer_keys_for_metadata: bytes
     origins: list[Origin]
+
+
+# Public keys of those who may sign packs, by what they are and their id.
+Signers = Mapping[tuple[Signer, bytes], bytes]
 
 
 class PackTail(msgspec.Struct, frozen=True):
@@ -128,6 +156,16 @@ class PackTail(msgspec.Struct, frozen=True):
     def footer_offset(self) -> int:
         """Bytes from the start of the pack to its footer; origins and tail follow it."""
         return HEAD_BYTES + self.body_length
+
+    def check_signer(self, repository: RepositoryId, signers: "Signers") -> None:
+        """DamagedError unless one of these signed the pack for this repository."""
+        public = signers.get((self.signer, self.signer_id))
+        if public is None:
+            raise DamagedError(
+                f"a pack is signed by an unknown {self.signer.name.lower()} {self.signer_id.hex()}",
+                hint="its certificate is missing from the repository",
+            )
+        self.check_signature(repository, public)
 
     def check_signature(self, repository: RepositoryId, public: bytes) -> None:
         """DamagedError unless the holder of this key signed the pack for this repository."""
@@ -245,7 +283,6 @@ class PackSeal(msgspec.Struct, frozen=True):
         The footer key is 32 random bytes, used for this pack alone. The hash is the first 16 bytes
         of BLAKE3 over the whole pack.
         """
-        footer = wrap(footer_key, msgspec.msgpack.encode(frames), _FOOTER_CONTEXT)
         origin = Origin(
             nonce=self.nonce,
             session=self.session,
@@ -253,21 +290,56 @@ class PackSeal(msgspec.Struct, frozen=True):
             sealed_data_key=self.sealed_data_key,
             wrapped_footer_key=wrap(self.pack_key, footer_key, _FOOTER_CONTEXT),
         )
+        signing = PackSigning(self.repository, Signer.NODE, self.node, self.signing)
         for_metadata = seal(self.metadata_public, footer_key, _FOOTER_CONTEXT)
         origins = msgspec.msgpack.encode(_Origins(for_metadata, [origin]))
-        size = len(head_and_body) + len(footer) + len(origins) + TAIL_BYTES
-        padding = bytes(padded(size) - size)
-        digest = blake3(head_and_body)
-        digest.update(padding)
-        digest.update(footer)
-        digest.update(origins)
-        body_length = len(head_and_body) - HEAD_BYTES + len(padding)
-        fields = (body_length, len(footer), len(origins), Signer.NODE, self.node, digest.digest())
-        unsigned = _TAIL.pack(*fields, bytes(SIGNATURE_BYTES), _END)[:_SIGNED_TAIL_BYTES]
-        signature = self.signing.sign(_DOMAIN, self.repository + unsigned)
-        tail = _TAIL.pack(*fields, signature, _END)
-        digest.update(tail)
-        return b"".join((padding, footer, origins, tail)), digest.digest(ID_BYTES)
+        return _finish(head_and_body, _sealed_footer(footer_key, frames), origins, signing)
+
+
+class PackSigning(NamedTuple):
+    """Who answers for a pack."""
+
+    repository: RepositoryId
+    signer: Signer
+    signer_id: bytes
+    key: SigningKey
+
+
+def finish_copy(
+    head_and_body: bytearray | memoryview,
+    index: PackIndex,
+    keys: FooterKeys,
+    metadata_public: bytes,
+    signing: PackSigning,
+) -> tuple[bytes, bytes]:
+    """As `PackSeal.finish` does for a pack of copied frames, whose origins are relayed already."""
+    for_metadata = seal(metadata_public, b"".join((keys.pack, *keys.origins)), _FOOTER_CONTEXT)
+    origins = msgspec.msgpack.encode(_Origins(for_metadata, index.origins))
+    return _finish(head_and_body, _sealed_footer(keys.pack, index.frames), origins, signing)
+
+
+def _sealed_footer(footer_key: bytes, frames: Sequence[FrameEntry]) -> bytes:
+    return wrap(footer_key, msgspec.msgpack.encode(frames), _FOOTER_CONTEXT)
+
+
+def _finish(
+    head_and_body: bytearray | memoryview, footer: bytes, origins: bytes, signing: PackSigning
+) -> tuple[bytes, bytes]:
+    """What follows the body, and the hash for the name."""
+    size = len(head_and_body) + len(footer) + len(origins) + TAIL_BYTES
+    padding = bytes(padded(size) - size)
+    digest = blake3(head_and_body)
+    digest.update(padding)
+    digest.update(footer)
+    digest.update(origins)
+    body_length = len(head_and_body) - HEAD_BYTES + len(padding)
+    signer = (signing.signer, signing.signer_id)
+    fields = (body_length, len(footer), len(origins), *signer, digest.digest())
+    unsigned = _TAIL.pack(*fields, bytes(SIGNATURE_BYTES), _END)[:_SIGNED_TAIL_BYTES]
+    signature = signing.key.sign(_DOMAIN, signing.repository + unsigned)
+    tail = _TAIL.pack(*fields, signature, _END)
+    digest.update(tail)
+    return b"".join((padding, footer, origins, tail)), digest.digest(ID_BYTES)
 
 
 def parse_tail(end: bytes, size: int) -> PackTail:
@@ -309,19 +381,34 @@ class PackEnd:
         nonces = {origin.nonce for origin in decoded.origins}
         if len(nonces) != len(decoded.origins) or any(len(nonce) != ID_BYTES for nonce in nonces):
             raise FormatError("a pack's origins name an impossible pack nonce, or one twice")
-        self._for_metadata = decoded.footer_key_for_metadata
+        self._for_metadata = decoded.footer_keys_for_metadata
         self.origins = decoded.origins
 
     def open_with_metadata_key(self, key: UnsealingKey) -> PackIndex:
         """The index, opened by the coordinator."""
-        return self._open(key.unseal(self._for_metadata, _FOOTER_CONTEXT))
+        return self._open(self.footer_keys(key).pack)
 
-    def open_with_pack_keys(self, keys: Mapping[PackNonce, PackKey]) -> PackIndex:
-        """The index, opened with the key of any of its pack nonces."""
+    def footer_keys(self, key: UnsealingKey) -> FooterKeys:
+        """What the coordinator needs to copy frames; none of it opens a frame."""
+        opened = key.unseal(self._for_metadata, _FOOTER_CONTEXT)
+        keys = [opened[at : at + KEY_BYTES] for at in range(0, len(opened), KEY_BYTES)]
+        if len(opened) == KEY_BYTES:
+            return FooterKeys(opened, keys * len(self.origins))
+        if len(opened) != KEY_BYTES * (1 + len(self.origins)):
+            raise FormatError("a pack's footer keys are not of the length that its origins ask for")
+        return FooterKeys(keys[0], keys[1:])
+
+    def open_with_pack_keys(self, keys: Mapping[PackNonce, PackKey], random: bytes) -> PackIndex:
+        """The index, opened with the key of any of its pack nonces; the random bits are its name's.
+
+        WrongKeyError where none of them does.
+        """
         for origin in self.origins:
             if origin.nonce in keys:
-                wrapped = origin.wrapped_footer_key
-                return self._open(unwrap(keys[origin.nonce], wrapped, _FOOTER_CONTEXT))
+                opened = unwrap(keys[origin.nonce], origin.wrapped_footer_key, _FOOTER_CONTEXT)
+                if origin.relayed_footer_key:
+                    opened = unwrap(opened, origin.relayed_footer_key, _RELAY_CONTEXT + random)
+                return self._open(opened)
         raise WrongKeyError("none of the keys at hand opens this pack's footer")
 
     def _open(self, footer_key: bytes) -> PackIndex:

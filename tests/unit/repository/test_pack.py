@@ -223,14 +223,15 @@ def test_a_footer_opens_with_the_key_of_its_pack_nonce_or_the_metadata_key() -> 
     end = end_of(MADE.raw)
     key = pack_key(DATA_KEY, NONCE)
 
-    index = end.open_with_pack_keys({PackNonce(b"o" * 16): PackKey(b"x" * 32), NONCE: key})
+    keys = {PackNonce(b"o" * 16): PackKey(b"x" * 32), NONCE: key}
+    index = end.open_with_pack_keys(keys, b"r" * 16)
 
     assert index == end.open_with_metadata_key(METADATA)
     assert index.frames == MADE.frames
     with pytest.raises(WrongKeyError):
-        end.open_with_pack_keys({})
+        end.open_with_pack_keys({}, b"r" * 16)
     with pytest.raises(WrongKeyError):
-        end.open_with_pack_keys({NONCE: PackKey(b"x" * 32)})
+        end.open_with_pack_keys({NONCE: PackKey(b"x" * 32)}, b"r" * 16)
     with pytest.raises(WrongKeyError):
         end.open_with_metadata_key(UnsealingKey(b"x" * 32))
 
