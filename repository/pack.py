@@ -4,11 +4,13 @@
     body     sealed frames one after the other, then zeros up to the padded size
     footer   AES-GCM under a random key: where each frame lies, its chunks' lengths and ids
     origins  who wrote the frames, and the footer's key, wrapped to those who may open it
-    tail     lengths, signer, BLAKE3 of all before it, signature                TAIL_BYTES
+    tail     lengths, signer, BLAKE3 of all before it and of footer and origins alone, signature
 
 Reading from the end, one or two reads index a pack. The footer opens with the key of any pack
 nonce in it, or with the coordinator's metadata key; the signature says which node (or coordinator)
-answers for it. Names hold random bits and a hash, so no name is ever used for two contents.
+answers for it, and holds for the end alone, too: who reads no more than that still knows that
+footer and origins are as they were written. Names hold random bits and a hash, so no name is ever
+used for two contents.
 
 A pack key opens its origin's footer key: that of the pack in which the origin's frames were first
 stored, and so what it is wrapped to stays as the node made it. Who copies frames into a new pack
@@ -64,8 +66,8 @@ FOOTER_BYTES_MAX: Final = 40 * 1024 * 1024
 _MAGIC: Final = b"TIDEMARK"
 _END: Final = b"TMPKEND0"
 _HEAD: Final = struct.Struct(">8sHB5x16s")
-_TAIL: Final = struct.Struct(f">QIIB{ID_BYTES}s32s{SIGNATURE_BYTES}s8s")
-_SIGNED_TAIL_BYTES: Final = 8 + 4 + 4 + 1 + ID_BYTES + 32
+_TAIL: Final = struct.Struct(f">QIIB{ID_BYTES}s32s32s{SIGNATURE_BYTES}s8s")
+_SIGNED_TAIL_BYTES: Final = 8 + 4 + 4 + 1 + ID_BYTES + 32 + 32
 _DOMAIN: Final = b"tidemark pack"
 _FOOTER_CONTEXT: Final = b"tidemark pack footer"
 # The random bits of the pack follow: an origin's footer key wraps one key for each copy.
@@ -141,7 +143,10 @@ Signers = Mapping[tuple[Signer, bytes], bytes]
 
 
 class PackTail(msgspec.Struct, frozen=True):
-    """The fixed end of a pack: what to read next, and who signed."""
+    """The fixed end of a pack: what to read next, and who signed.
+
+    `digest` is of all before the tail, `end_digest` of footer and origins alone.
+    """
 
     size: int
     body_length: int
@@ -150,6 +155,7 @@ class PackTail(msgspec.Struct, frozen=True):
     signer: Signer
     signer_id: bytes
     digest: bytes
+    end_digest: bytes
     signature: bytes
 
     @property
@@ -176,6 +182,7 @@ class PackTail(msgspec.Struct, frozen=True):
             self.signer,
             self.signer_id,
             self.digest,
+            self.end_digest,
             self.signature,
             _END,
         )
@@ -334,7 +341,8 @@ def _finish(
     digest.update(origins)
     body_length = len(head_and_body) - HEAD_BYTES + len(padding)
     signer = (signing.signer, signing.signer_id)
-    fields = (body_length, len(footer), len(origins), *signer, digest.digest())
+    digests = (digest.digest(), blake3(footer + origins).digest())
+    fields = (body_length, len(footer), len(origins), *signer, *digests)
     unsigned = _TAIL.pack(*fields, bytes(SIGNATURE_BYTES), _END)[:_SIGNED_TAIL_BYTES]
     signature = signing.key.sign(_DOMAIN, signing.repository + unsigned)
     tail = _TAIL.pack(*fields, signature, _END)
@@ -346,9 +354,8 @@ def parse_tail(end: bytes, size: int) -> PackTail:
     """The tail from the last bytes of a pack of this size; FormatError where it can't be one."""
     if len(end) < TAIL_BYTES or size < HEAD_BYTES + TAIL_BYTES:
         raise FormatError("a pack is shorter than its head and tail")
-    body, footer, origins, signer, signer_id, digest, signature, magic = _TAIL.unpack(
-        end[-TAIL_BYTES:]
-    )
+    fields = _TAIL.unpack(end[-TAIL_BYTES:])
+    body, footer, origins, signer, signer_id, digest, end_digest, signature, magic = fields
     if magic != _END:
         raise FormatError("a pack does not end as one: it is damaged or cut short")
     if HEAD_BYTES + body + footer + origins + TAIL_BYTES != size:
@@ -361,7 +368,7 @@ def parse_tail(end: bytes, size: int) -> PackTail:
         kind = Signer(signer)
     except ValueError as error:
         raise FormatError(f"a pack's signer {signer} is unknown") from error
-    return PackTail(size, body, footer, origins, kind, signer_id, digest, signature)
+    return PackTail(size, body, footer, origins, kind, signer_id, digest, end_digest, signature)
 
 
 class PackEnd:
@@ -371,6 +378,8 @@ class PackEnd:
         """`end` holds footer, origins and tail."""
         if len(end) != tail.footer_length + tail.origins_length + TAIL_BYTES:
             raise FormatError("the end of a pack is not of the length it claims")
+        if blake3(end[:-TAIL_BYTES]).digest() != tail.end_digest:
+            raise DamagedError("the end of a pack does not have the hash it was stored with")
         self._tail = tail
         self._footer = end[: tail.footer_length]
         encoded = end[tail.footer_length : tail.footer_length + tail.origins_length]

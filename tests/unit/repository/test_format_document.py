@@ -106,12 +106,14 @@ class PackReader:
 
     def __init__(self, raw: bytes, name: str, repository: bytes, id_keys: list[bytes]) -> None:
         self.raw, self.repository, self.id_keys = raw, repository, id_keys
-        tail = struct.unpack(">QIIB16s32s64s8s", raw[-137:])
-        body, footer, origins, self.signer, self.signer_id, digest, self.signature, magic = tail
+        tail = struct.unpack(">QIIB16s32s32s64s8s", raw[-169:])
+        body, footer, origins, self.signer, self.signer_id, digest, end_digest = tail[:7]
+        self.signature, magic = tail[7:]
         assert magic == b"TMPKEND0"
-        assert 32 + body + footer + origins + 137 == len(raw)
+        assert 32 + body + footer + origins + 169 == len(raw)
         assert len(raw) % max(512, 1 << (len(raw).bit_length() - 7)) == 0
-        assert blake3(raw[:-137]).digest() == digest
+        assert blake3(raw[:-169]).digest() == digest
+        assert blake3(raw[32 + body : -169]).digest() == end_digest
         head = struct.unpack(">8sHB5s16s", raw[:32])
         assert head[:2] == (b"TIDEMARK", 0)
         self.kind, self.random = head[2], head[4]
@@ -123,7 +125,7 @@ class PackReader:
         )
 
     def check_signature(self, public: bytes) -> None:
-        signed = self.repository + self.raw[-137 : -137 + 65]
+        signed = self.repository + self.raw[-169 : -169 + 97]
         verify(public, b"tidemark pack", signed, self.signature)
 
     def footer_key(self, origin: int, data_key: bytes) -> bytes:
