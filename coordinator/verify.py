@@ -43,7 +43,7 @@ from repository.entries import Entry, Extent, Pointer, path_of
 from repository.failpoints import failpoint
 from repository.footers import read_pack_index
 from repository.frames import FrameIdentity, FrameReader
-from repository.ids import PackNonce
+from repository.ids import ObjectType, PackNonce
 from repository.keys import frame_key
 from repository.layout import root_name
 from repository.needs import drive_async
@@ -318,7 +318,7 @@ class _Run:
             self._blame(snapshot, manifest_of(snapshot), path_of(key))
 
     async def _holds(self, extent: Extent) -> bool:
-        """Whether the extent's frame says that it holds this chunk, and enough of it."""
+        """Whether the extent's frame holds data, and says that it holds enough of this chunk."""
         identity = FrameIdentity(extent.nonce, extent.frame)
         try:
             chunks = (await self._footer(extent.nonce)).get(identity, [])
@@ -338,7 +338,7 @@ class _Run:
         found = {
             identity: [(length, bytes(chunk_id)) for length, chunk_id in entry.chunks]
             for identity, entry in identities(index)
-            if identity.nonce == nonce
+            if identity.nonce == nonce and entry.kind is ObjectType.DATA
         }
         self._footers[nonce] = found
         if len(self._footers) > _FOOTERS_MAX:
