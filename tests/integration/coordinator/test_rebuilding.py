@@ -64,7 +64,6 @@ async def give_up_commit(coordinator: Coordinator, agent: FakeAgent, volume: str
         if moved is not None:
             moved.rename(roots)
         await connection.finish_backup(task.task_id, message="given up")
-        await asyncio.sleep(0)
 
 
 async def make(directory: Path) -> Stored:
