@@ -39,7 +39,7 @@ from coordinator.model import (
     VerifyResult,
 )
 from coordinator.reading import CatalogFrames, Workers, snapshot_reader
-from repository.entries import Entry, Extent, Pointer, path_of
+from repository.entries import Entry, EntryType, Extent, Pointer, path_of
 from repository.failpoints import failpoint
 from repository.footers import read_pack_index
 from repository.frames import FrameIdentity, FrameReader
@@ -307,6 +307,8 @@ class _Run:
             except DamagedError:
                 self._blame(snapshot, entry.long_xattrs, path_of(key))
         if entry.content is None:
+            if entry.type is EntryType.FILE and entry.size:
+                self._blame(snapshot, None, path_of(key))
             return
         size = 0
         async for extents in reader.extents(entry.content):

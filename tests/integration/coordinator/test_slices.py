@@ -36,14 +36,17 @@ def extents_of(pack: MadePack) -> list[Extent]:
 
 
 def make(agent: FakeAgent, writing: Writing, extents: Make) -> MadeSnapshot:
-    """One file `sliced` of these extents, and one that is whole. Without its refs."""
+    """One file `sliced` of these extents, and one that is whole. Without its refs.
+
+    Without extents it says that it has five bytes, and has no content.
+    """
     data = agent.make_pack(writing, PackKind.DATA, ObjectType.DATA, CHUNKS)
     mine = extents(extents_of(data))
     files = {b"sliced": mine, b"whole": extents_of(data)}
     entries = [(b"", entry(EntryType.DIRECTORY))]
     for name, each in files.items():
-        content = Content(ChunkClass.GENERAL, each, None)
-        size = sum(extent.length for extent in each)
+        content = Content(ChunkClass.GENERAL, each, None) if each else None
+        size = sum(extent.length for extent in each) if each else 5
         entries.append((name, entry(EntryType.FILE, size, content)))
     node = encode_node(0, [(key, encode_entry(each)) for key, each in entries])
     metadata = agent.make_pack(writing, PackKind.METADATA, ObjectType.NODE, [node])
@@ -130,6 +133,17 @@ async def test_a_slice_that_its_chunk_does_not_have_is_named_by_verify_and_never
     assert (list(damaged.snapshots), list(damaged.paths)) == ([snapshot], [path])
     assert detail(caught.value).exit_code == 1
     assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+
+
+async def test_a_file_of_some_size_without_content_is_damage(config: Config) -> None:
+    async with serving(config) as coordinator:
+        snapshot = await back_up(coordinator, lambda _: [])
+        proof = await coordinator.verify(admin_pb2.VERIFY_DEPTH_DATA)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await printed(coordinator, snapshot)
+
+    (damaged,) = proof.verify.damaged
+    assert (list(damaged.snapshots), list(damaged.paths)) == ([snapshot], [b"sliced"])
 
 
 async def test_what_lies_in_a_frame_of_another_type_is_no_content(config: Config) -> None:
