@@ -2,8 +2,9 @@
 
 from typing import Final
 
+from repository.ids import RepositoryId
 from repository.keys import UnsealingKey
-from repository.pack import PackEnd, PackIndex, PackTail, parse_tail
+from repository.pack import PackEnd, PackIndex, PackTail, Signers, parse_tail
 from repository.store.interface import Store
 
 # Of a pack's end, in which most footers lie whole.
@@ -23,7 +24,24 @@ async def read_pack_end(store: Store, name: str, size: int) -> tuple[PackTail, P
 
 
 async def read_pack_index(store: Store, name: str, metadata_key: UnsealingKey) -> PackIndex:
-    """A pack's footer, opened; DamagedError, KeyMaterialError, StoreError."""
+    """A pack's footer, opened; DamagedError, KeyMaterialError, StoreError.
+
+    Whose it is was checked before, or does not matter.
+    """
     size = (await store.head(name)).size
     _, end = await read_pack_end(store, name, size)
+    return end.open_with_metadata_key(metadata_key)
+
+
+async def read_signed_index(
+    store: Store,
+    name: str,
+    metadata_key: UnsealingKey,
+    repository: RepositoryId,
+    signers: Signers,
+) -> PackIndex:
+    """As `read_pack_index`; DamagedError, too, unless one of these signed the pack."""
+    size = (await store.head(name)).size
+    tail, end = await read_pack_end(store, name, size)
+    tail.check_signer(repository, signers)
     return end.open_with_metadata_key(metadata_key)
