@@ -449,7 +449,10 @@ def test_the_keys_of_a_repository_are_read() -> None:
 
 
 def test_config_and_certificates_are_read() -> None:
-    config = RepositoryConfig("0-draft", REPOSITORY, 9, [], b"r" * 32, SIGNING.public, b"m" * 32)
+    features = ["erasure-codes", "später"]
+    config = RepositoryConfig(
+        "0-draft", REPOSITORY, 9, features, b"r" * 32, SIGNING.public, b"m" * 32
+    )
     encoded = config.encode(SIGNING)
     certified = certify(SIGNING, Certificate("node", NODE, b"p" * 32))
 
@@ -458,7 +461,7 @@ def test_config_and_certificates_are_read() -> None:
         "0-draft",
         REPOSITORY,
         9,
-        [],
+        ["erasure-codes", "später"],
         b"r" * 32,
         SIGNING.public,
         b"m" * 32,
