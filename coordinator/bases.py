@@ -15,11 +15,11 @@ from coordinator.errors import DamagedError, KeyMaterialError, ObjectMissingErro
 from coordinator.founding import Repository
 from coordinator.logs import get_logger
 from coordinator.model import Node
-from coordinator.reading import read_pack_index
 from coordinator.sessions import Sessions
+from repository.footers import read_signed_index
 from repository.frames import FrameIdentity
 from repository.ids import ChunkId, SessionId
-from repository.pack import identities
+from repository.pack import Signer, Signers, identities
 
 log = get_logger()
 
@@ -54,6 +54,7 @@ class Bases:
         head = await self._catalog.ledger.head(session.volume_id)
         needed = {} if head is None else await self._catalog.ledger.references(head)
         nonces = list(needed)
+        signers = await self._signers()
         for start in range(0, len(nonces), _NONCES):
             places = await self._catalog.ledger.places(nonces[start : start + _NONCES])
             wanted: defaultdict[str, set[FrameIdentity]] = defaultdict(set)
@@ -61,13 +62,24 @@ class Bases:
                 wanted[place.name] |= {FrameIdentity(nonce, each) for each in needed[nonce]}
             for name, frames in wanted.items():
                 self._sessions.still_writing(session)
-                if found := await self._stored(name, frames):
+                if found := await self._stored(name, frames, signers):
                     yield found
 
-    async def _stored(self, name: str, frames: Collection[FrameIdentity]) -> list[StoredFrame]:
+    async def _signers(self) -> Signers:
+        """Everybody whose packs were ever taken in, and this coordinator."""
+        nodes = await self._catalog.fleet.nodes()
+        mine = (Signer.COORDINATOR, self._repository.coordinator_id)
+        signers = {(Signer.NODE, bytes(node.node_id)): node.signing_public_key for node in nodes}
+        return {**signers, mine: self._repository.signing.public}
+
+    async def _stored(
+        self, name: str, frames: Collection[FrameIdentity], signers: Signers
+    ) -> list[StoredFrame]:
+        """The chunks of these frames, as the pack's signer says."""
         store, key = self._repository.store, self._repository.metadata_key
+        repository = self._repository.config.repository
         try:
-            index = await read_pack_index(store, name, key)
+            index = await read_signed_index(store, name, key, repository, signers)
         except (DamagedError, KeyMaterialError, ObjectMissingError) as error:
             log.warning("pack left out of a base", pack=name, reason=error.message)
             return []

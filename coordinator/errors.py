@@ -26,6 +26,7 @@ from repository.errors import (
     StoreFullError,
     StoreUnavailableError,
     TidemarkError,
+    UnsupportedFormatError,
     UsageError,
     WrongKeyError,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "StoreUnavailableError",
     "TidemarkError",
     "UnauthenticatedError",
+    "UnsupportedFormatError",
     "UsageError",
     "WrongKeyError",
 ]

@@ -100,8 +100,10 @@ class Fleet:
     ) -> Enrolled:
         """Make a node of whoever holds a good token; RejectedError, UnauthenticatedError.
 
-        Asked again with the same key, because the answer got lost, it is the same node.
+        Asked again with the same key, because the answer got lost, it is the same node. A node is
+        certified in the repository: UnsupportedFormatError where that may not be written.
         """
+        self._repository.config.check_writable()
         if not _is_name(name):
             raise RejectedError(
                 f"{name!r} cannot be a node's name", hint="start the agent with another name"

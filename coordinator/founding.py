@@ -22,7 +22,9 @@ from coordinator.errors import (
     ObjectMissingError,
     StoreError,
     StoreUnavailableError,
+    UnsupportedFormatError,
 )
+from coordinator.logs import get_logger
 from coordinator.vault import read_secret, write_secret
 from repository.failpoints import failpoint
 from repository.ids import ID_BYTES, IdKeys, NodeId, RepositoryId
@@ -46,6 +48,9 @@ from repository.layout import (
 )
 from repository.store.interface import Store
 from repository.store.local import LocalStore
+from repository.store.readonly import ReadOnlyStore
+
+log = get_logger()
 
 OpenStore = Callable[[Path], Store]
 
@@ -117,7 +122,10 @@ async def open_repository(
     now: int,
     open_store: OpenStore = LocalStore,
 ) -> Repository:
-    """The coordinator's own repository, made if there is none; NoRepositoryError for another's."""
+    """The coordinator's own repository, made if there is none; NoRepositoryError for another's.
+
+    One with a feature that this version does not know is opened with a store that takes nothing.
+    """
     store = open_store(directory)
     state = _read_state(state_file)
     if state is None:
@@ -138,6 +146,11 @@ async def open_repository(
             "which is not this coordinator's",
             hint=_REBUILD_HINT,
         )
+    try:
+        config.check_writable()
+    except UnsupportedFormatError as error:
+        log.warning("the repository is only read", reason=error.message, hint=error.hint)
+        store = ReadOnlyStore(store, error)
     # It is ours, and nothing writes yet.
     await asyncio.to_thread(store.remove_leftovers)
     custody.serve(config.repository)

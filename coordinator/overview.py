@@ -147,6 +147,7 @@ class Overview:
     async def _check_repository(self) -> Check:
         try:
             await self.repository.store.get(CONFIG_NAME)
+            self.repository.config.check_writable()
         except TidemarkError as error:
             return Check("repository", ok=False, message=error.message, hint=error.hint)
         return Check("repository", ok=True, message=f"{self.repository.location} answers")

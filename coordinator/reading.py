@@ -17,18 +17,15 @@ from coordinator.errors import DamagedError
 from coordinator.founding import Repository
 from repository.frames import FrameIdentity
 from repository.ids import PackNonce
-from repository.keys import FrameKey, UnsealingKey, frame_key
+from repository.keys import FrameKey, frame_key
 from repository.layout import ReaderKeys
-from repository.pack import FrameTable, PackEnd, PackIndex, parse_tail
+from repository.pack import FrameTable
 from repository.reader import FrameSource, SealedFrame, SnapshotReader
-from repository.store.interface import Store
 
 T = TypeVar("T")
 
 # Reading a gap costs less than another request, up to this many bytes.
 _GAP_BYTES: Final = 64 * 1024
-# Of a pack's end, in which most footers lie whole.
-_END_BYTES: Final = 1024 * 1024
 _READ_BYTES_MAX: Final = 8 * 1024 * 1024
 # Two processors' worth: browsing must not take the machine from the backups.
 _WORKERS: Final = 2
@@ -56,19 +53,6 @@ class Workers:
     def close(self) -> None:
         """Wait for what runs, and end."""
         self._pool.shutdown(cancel_futures=True)
-
-
-async def read_pack_index(store: Store, name: str, metadata_key: UnsealingKey) -> PackIndex:
-    """A pack's footer, opened; DamagedError, KeyMaterialError, StoreError."""
-    size = (await store.head(name)).size
-    length = min(size, _END_BYTES)
-    end = await store.get_range(name, size - length, length)
-    tail = parse_tail(end, size)
-    missing = size - length - tail.footer_offset
-    if missing > 0:
-        end = await store.get_range(name, tail.footer_offset, missing) + end
-    footer = end[len(end) - (size - tail.footer_offset) :]
-    return PackEnd(tail, footer).open_with_metadata_key(metadata_key)
 
 
 class CatalogFrames(FrameSource):

@@ -108,7 +108,11 @@ class Sessions:
         self._committing = asyncio.Lock()
 
     async def open(self, task_id: TaskId, node: Node, sealed_data_key: bytes) -> OpenedSession:
-        """Begin the right to write the snapshot of a running backup task."""
+        """Begin the right to write the snapshot of a running backup task.
+
+        UnsupportedFormatError where the repository has a feature that is unknown here.
+        """
+        self._repository.config.check_writable()
         task = self._dispatcher.running_task(task_id, node.node_id)
         if not isinstance(task.order, BackupOrder):
             raise RejectedError("only a backup writes")

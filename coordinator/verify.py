@@ -38,11 +38,12 @@ from coordinator.model import (
     VerifyOrder,
     VerifyResult,
 )
-from coordinator.reading import CatalogFrames, Workers, read_pack_index, snapshot_reader
-from repository.entries import Entry, Extent, Pointer, path_of
+from coordinator.reading import CatalogFrames, Workers, snapshot_reader
+from repository.entries import Entry, EntryType, Extent, Pointer, path_of
 from repository.failpoints import failpoint
+from repository.footers import read_pack_index
 from repository.frames import FrameIdentity, FrameReader
-from repository.ids import PackNonce
+from repository.ids import ObjectType, PackNonce
 from repository.keys import frame_key
 from repository.layout import root_name
 from repository.needs import drive_async
@@ -306,6 +307,8 @@ class _Run:
             except DamagedError:
                 self._blame(snapshot, entry.long_xattrs, path_of(key))
         if entry.content is None:
+            if entry.type is EntryType.FILE and entry.size:
+                self._blame(snapshot, None, path_of(key))
             return
         size = 0
         async for extents in reader.extents(entry.content):
@@ -317,7 +320,7 @@ class _Run:
             self._blame(snapshot, manifest_of(snapshot), path_of(key))
 
     async def _holds(self, extent: Extent) -> bool:
-        """Whether the extent's frame says that it holds this chunk, and enough of it."""
+        """Whether the extent's frame holds data, and says that it holds enough of this chunk."""
         identity = FrameIdentity(extent.nonce, extent.frame)
         try:
             chunks = (await self._footer(extent.nonce)).get(identity, [])
@@ -337,7 +340,7 @@ class _Run:
         found = {
             identity: [(length, bytes(chunk_id)) for length, chunk_id in entry.chunks]
             for identity, entry in identities(index)
-            if identity.nonce == nonce
+            if identity.nonce == nonce and entry.kind is ObjectType.DATA
         }
         self._footers[nonce] = found
         if len(self._footers) > _FOOTERS_MAX:

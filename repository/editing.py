@@ -202,7 +202,7 @@ class Editor:
     def edit(self, root: Pointer | None, edits: Iterable[Edit]) -> Edited:
         """Apply edits (a None value removes a key) in strictly rising order of keys."""
         if root is None:
-            items = ((key, value) for key, value in edits if value is not None)
+            items = ((key, value) for key, value in _Ahead(edits) if value is not None)
             return self._result(self._build(0, items))
         cursor = _Cursor(self._load, root)
         ahead = _Ahead(edits)

@@ -89,7 +89,7 @@ class CanceledError(TidemarkError):
 
 
 class UnsupportedFormatError(TidemarkError):
-    """The format or a feature flag is unknown: refuse to write and to collect."""
+    """The format is unknown, or a feature of what is to be written or collected."""
 
 
 class DamagedError(TidemarkError):

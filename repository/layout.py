@@ -105,6 +105,20 @@ class RepositoryConfig(msgspec.Struct, frozen=True, array_like=True):
         body = msgspec.msgpack.encode(self)
         return signing.sign(_CONFIG_DOMAIN, body) + body
 
+    def check_writable(self) -> None:
+        """UnsupportedFormatError where a feature is unknown: nothing is written or collected.
+
+        Reading goes on. Whoever does not know a feature cannot know what it asks of new objects,
+        nor which old ones it still needs.
+        """
+        unknown = sorted(set(self.features) - FEATURES)
+        if unknown:
+            raise UnsupportedFormatError(
+                "the repository has features that this version does not know: "
+                f"{', '.join(map(repr, unknown))}; it is read, and neither written nor collected",
+                hint="upgrade Tidemark",
+            )
+
 
 _configs = msgspec.msgpack.Decoder(RepositoryConfig)
 
@@ -112,7 +126,8 @@ _configs = msgspec.msgpack.Decoder(RepositoryConfig)
 def decode_config(encoded: bytes) -> RepositoryConfig:
     """The object `config`, its signature checked against the key in it.
 
-    Who must know whose repository it is compares `signing_public` with the recovery kit's.
+    Who must know whose repository it is compares `signing_public` with the recovery kit's. Who
+    writes or collects asks `check_writable` first: features are not looked at here.
     """
     try:
         config = _configs.decode(encoded[SIGNATURE_BYTES:])
@@ -123,11 +138,10 @@ def decode_config(encoded: bytes) -> RepositoryConfig:
         ) from error
     body = encoded[SIGNATURE_BYTES:]
     verify(config.signing_public, _CONFIG_DOMAIN, body, encoded[:SIGNATURE_BYTES])
-    unknown = sorted(set(config.features) - FEATURES)
-    if config.format != FORMAT or unknown:
+    if config.format != FORMAT:
         raise UnsupportedFormatError(
-            f"the repository has format {config.format} and features {unknown}",
-            hint="upgrade Tidemark before working on this repository",
+            f"the repository has format {config.format!r}, and this version knows {FORMAT!r}",
+            hint="use the version of Tidemark that wrote it, or a newer one",
         )
     return config
 

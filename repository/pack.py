@@ -4,17 +4,23 @@
     body     sealed frames one after the other, then zeros up to the padded size
     footer   AES-GCM under a random key: where each frame lies, its chunks' lengths and ids
     origins  who wrote the frames, and the footer's key, wrapped to those who may open it
-    tail     lengths, signer, BLAKE3 of all before it, signature                TAIL_BYTES
+    tail     lengths, signer, BLAKE3 of all before it and of footer and origins alone, signature
 
 Reading from the end, one or two reads index a pack. The footer opens with the key of any pack
 nonce in it, or with the coordinator's metadata key; the signature says which node (or coordinator)
-answers for it. Names hold random bits and a hash, so no name is ever used for two contents.
+answers for it, and holds for the end alone, too: who reads no more than that still knows that
+footer and origins are as they were written. Names hold random bits and a hash, so no name is ever
+used for two contents.
+
+A pack key opens its origin's footer key: that of the pack in which the origin's frames were first
+stored, and so what it is wrapped to stays as the node made it. Who copies frames into a new pack
+holds no pack key; the new pack's footer key is wrapped to the origin's footer key.
 """
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from blake3 import blake3
@@ -38,6 +44,7 @@ from repository.ids import (
     SessionId,
 )
 from repository.keys import (
+    KEY_BYTES,
     SIGNATURE_BYTES,
     PackKey,
     SigningKey,
@@ -59,10 +66,12 @@ FOOTER_BYTES_MAX: Final = 40 * 1024 * 1024
 _MAGIC: Final = b"TIDEMARK"
 _END: Final = b"TMPKEND0"
 _HEAD: Final = struct.Struct(">8sHB5x16s")
-_TAIL: Final = struct.Struct(f">QIIB{ID_BYTES}s32s{SIGNATURE_BYTES}s8s")
-_SIGNED_TAIL_BYTES: Final = 8 + 4 + 4 + 1 + ID_BYTES + 32
+_TAIL: Final = struct.Struct(f">QIIB{ID_BYTES}s32s32s{SIGNATURE_BYTES}s8s")
+_SIGNED_TAIL_BYTES: Final = 8 + 4 + 4 + 1 + ID_BYTES + 32 + 32
 _DOMAIN: Final = b"tidemark pack"
 _FOOTER_CONTEXT: Final = b"tidemark pack footer"
+# The random bits of the pack follow: an origin's footer key wraps one key for each copy.
+_RELAY_CONTEXT: Final = b"tidemark pack footer relayed"
 
 HEAD_BYTES: Final = _HEAD.size
 TAIL_BYTES: Final = _TAIL.size
@@ -98,22 +107,46 @@ class FrameEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Origin(msgspec.Struct, frozen=True, array_like=True):
-    """Where frames of one pack nonce come from, and what opens them."""
+    """Where frames of one pack nonce come from, and what opens them.
+
+    `wrapped_footer_key` opens with the pack key to the origin's footer key. In a pack of copied
+    frames that one opens `relayed_footer_key` to the pack's footer key; elsewhere it is the same.
+    """
 
     nonce: PackNonce
     session: SessionId
     node: NodeId
     sealed_data_key: bytes
     wrapped_footer_key: bytes
+    relayed_footer_key: bytes = b""
+
+    def relayed(self, origin_key: bytes, footer_key: bytes, random: bytes) -> "Origin":
+        """This origin in a pack with these random bits and this footer key."""
+        relay = wrap(origin_key, footer_key, _RELAY_CONTEXT + random)
+        return msgspec.structs.replace(self, relayed_footer_key=relay)
+
+
+class FooterKeys(NamedTuple):
+    """A pack's footer key, and the footer key of each of its origins, in their order."""
+
+    pack: bytes
+    origins: list[bytes]
 
 
 class _Origins(msgspec.Struct, frozen=True, array_like=True):
-    footer_key_for_metadata: bytes
+    footer_keys_for_metadata: bytes
     origins: list[Origin]
 
 
+# Public keys of those who may sign packs, by what they are and their id.
+Signers = Mapping[tuple[Signer, bytes], bytes]
+
+
 class PackTail(msgspec.Struct, frozen=True):
-    """The fixed end of a pack: what to read next, and who signed."""
+    """The fixed end of a pack: what to read next, and who signed.
+
+    `digest` is of all before the tail, `end_digest` of footer and origins alone.
+    """
 
     size: int
     body_length: int
@@ -122,12 +155,23 @@ class PackTail(msgspec.Struct, frozen=True):
     signer: Signer
     signer_id: bytes
     digest: bytes
+    end_digest: bytes
     signature: bytes
 
     @property
     def footer_offset(self) -> int:
         """Bytes from the start of the pack to its footer; origins and tail follow it."""
         return HEAD_BYTES + self.body_length
+
+    def check_signer(self, repository: RepositoryId, signers: "Signers") -> None:
+        """DamagedError unless one of these signed the pack for this repository."""
+        public = signers.get((self.signer, self.signer_id))
+        if public is None:
+            raise DamagedError(
+                f"a pack is signed by an unknown {self.signer.name.lower()} {self.signer_id.hex()}",
+                hint="its certificate is missing from the repository",
+            )
+        self.check_signature(repository, public)
 
     def check_signature(self, repository: RepositoryId, public: bytes) -> None:
         """DamagedError unless the holder of this key signed the pack for this repository."""
@@ -138,6 +182,7 @@ class PackTail(msgspec.Struct, frozen=True):
             self.signer,
             self.signer_id,
             self.digest,
+            self.end_digest,
             self.signature,
             _END,
         )
@@ -245,7 +290,6 @@ class PackSeal(msgspec.Struct, frozen=True):
         The footer key is 32 random bytes, used for this pack alone. The hash is the first 16 bytes
         of BLAKE3 over the whole pack.
         """
-        footer = wrap(footer_key, msgspec.msgpack.encode(frames), _FOOTER_CONTEXT)
         origin = Origin(
             nonce=self.nonce,
             session=self.session,
@@ -253,30 +297,65 @@ class PackSeal(msgspec.Struct, frozen=True):
             sealed_data_key=self.sealed_data_key,
             wrapped_footer_key=wrap(self.pack_key, footer_key, _FOOTER_CONTEXT),
         )
+        signing = PackSigning(self.repository, Signer.NODE, self.node, self.signing)
         for_metadata = seal(self.metadata_public, footer_key, _FOOTER_CONTEXT)
         origins = msgspec.msgpack.encode(_Origins(for_metadata, [origin]))
-        size = len(head_and_body) + len(footer) + len(origins) + TAIL_BYTES
-        padding = bytes(padded(size) - size)
-        digest = blake3(head_and_body)
-        digest.update(padding)
-        digest.update(footer)
-        digest.update(origins)
-        body_length = len(head_and_body) - HEAD_BYTES + len(padding)
-        fields = (body_length, len(footer), len(origins), Signer.NODE, self.node, digest.digest())
-        unsigned = _TAIL.pack(*fields, bytes(SIGNATURE_BYTES), _END)[:_SIGNED_TAIL_BYTES]
-        signature = self.signing.sign(_DOMAIN, self.repository + unsigned)
-        tail = _TAIL.pack(*fields, signature, _END)
-        digest.update(tail)
-        return b"".join((padding, footer, origins, tail)), digest.digest(ID_BYTES)
+        return _finish(head_and_body, _sealed_footer(footer_key, frames), origins, signing)
+
+
+class PackSigning(NamedTuple):
+    """Who answers for a pack."""
+
+    repository: RepositoryId
+    signer: Signer
+    signer_id: bytes
+    key: SigningKey
+
+
+def finish_copy(
+    head_and_body: bytearray | memoryview,
+    index: PackIndex,
+    keys: FooterKeys,
+    metadata_public: bytes,
+    signing: PackSigning,
+) -> tuple[bytes, bytes]:
+    """As `PackSeal.finish` does for a pack of copied frames, whose origins are relayed already."""
+    for_metadata = seal(metadata_public, b"".join((keys.pack, *keys.origins)), _FOOTER_CONTEXT)
+    origins = msgspec.msgpack.encode(_Origins(for_metadata, index.origins))
+    return _finish(head_and_body, _sealed_footer(keys.pack, index.frames), origins, signing)
+
+
+def _sealed_footer(footer_key: bytes, frames: Sequence[FrameEntry]) -> bytes:
+    return wrap(footer_key, msgspec.msgpack.encode(frames), _FOOTER_CONTEXT)
+
+
+def _finish(
+    head_and_body: bytearray | memoryview, footer: bytes, origins: bytes, signing: PackSigning
+) -> tuple[bytes, bytes]:
+    """What follows the body, and the hash for the name."""
+    size = len(head_and_body) + len(footer) + len(origins) + TAIL_BYTES
+    padding = bytes(padded(size) - size)
+    digest = blake3(head_and_body)
+    digest.update(padding)
+    digest.update(footer)
+    digest.update(origins)
+    body_length = len(head_and_body) - HEAD_BYTES + len(padding)
+    signer = (signing.signer, signing.signer_id)
+    digests = (digest.digest(), blake3(footer + origins).digest())
+    fields = (body_length, len(footer), len(origins), *signer, *digests)
+    unsigned = _TAIL.pack(*fields, bytes(SIGNATURE_BYTES), _END)[:_SIGNED_TAIL_BYTES]
+    signature = signing.key.sign(_DOMAIN, signing.repository + unsigned)
+    tail = _TAIL.pack(*fields, signature, _END)
+    digest.update(tail)
+    return b"".join((padding, footer, origins, tail)), digest.digest(ID_BYTES)
 
 
 def parse_tail(end: bytes, size: int) -> PackTail:
     """The tail from the last bytes of a pack of this size; FormatError where it can't be one."""
     if len(end) < TAIL_BYTES or size < HEAD_BYTES + TAIL_BYTES:
         raise FormatError("a pack is shorter than its head and tail")
-    body, footer, origins, signer, signer_id, digest, signature, magic = _TAIL.unpack(
-        end[-TAIL_BYTES:]
-    )
+    fields = _TAIL.unpack(end[-TAIL_BYTES:])
+    body, footer, origins, signer, signer_id, digest, end_digest, signature, magic = fields
     if magic != _END:
         raise FormatError("a pack does not end as one: it is damaged or cut short")
     if HEAD_BYTES + body + footer + origins + TAIL_BYTES != size:
@@ -289,7 +368,7 @@ def parse_tail(end: bytes, size: int) -> PackTail:
         kind = Signer(signer)
     except ValueError as error:
         raise FormatError(f"a pack's signer {signer} is unknown") from error
-    return PackTail(size, body, footer, origins, kind, signer_id, digest, signature)
+    return PackTail(size, body, footer, origins, kind, signer_id, digest, end_digest, signature)
 
 
 class PackEnd:
@@ -299,6 +378,8 @@ class PackEnd:
         """`end` holds footer, origins and tail."""
         if len(end) != tail.footer_length + tail.origins_length + TAIL_BYTES:
             raise FormatError("the end of a pack is not of the length it claims")
+        if blake3(end[:-TAIL_BYTES]).digest() != tail.end_digest:
+            raise DamagedError("the end of a pack does not have the hash it was stored with")
         self._tail = tail
         self._footer = end[: tail.footer_length]
         encoded = end[tail.footer_length : tail.footer_length + tail.origins_length]
@@ -309,19 +390,34 @@ class PackEnd:
         nonces = {origin.nonce for origin in decoded.origins}
         if len(nonces) != len(decoded.origins) or any(len(nonce) != ID_BYTES for nonce in nonces):
             raise FormatError("a pack's origins name an impossible pack nonce, or one twice")
-        self._for_metadata = decoded.footer_key_for_metadata
+        self._for_metadata = decoded.footer_keys_for_metadata
         self.origins = decoded.origins
 
     def open_with_metadata_key(self, key: UnsealingKey) -> PackIndex:
         """The index, opened by the coordinator."""
-        return self._open(key.unseal(self._for_metadata, _FOOTER_CONTEXT))
+        return self._open(self.footer_keys(key).pack)
 
-    def open_with_pack_keys(self, keys: Mapping[PackNonce, PackKey]) -> PackIndex:
-        """The index, opened with the key of any of its pack nonces."""
+    def footer_keys(self, key: UnsealingKey) -> FooterKeys:
+        """What the coordinator needs to copy frames; none of it opens a frame."""
+        opened = key.unseal(self._for_metadata, _FOOTER_CONTEXT)
+        keys = [opened[at : at + KEY_BYTES] for at in range(0, len(opened), KEY_BYTES)]
+        if len(opened) == KEY_BYTES:
+            return FooterKeys(opened, keys * len(self.origins))
+        if len(opened) != KEY_BYTES * (1 + len(self.origins)):
+            raise FormatError("a pack's footer keys are not of the length that its origins ask for")
+        return FooterKeys(keys[0], keys[1:])
+
+    def open_with_pack_keys(self, keys: Mapping[PackNonce, PackKey], random: bytes) -> PackIndex:
+        """The index, opened with the key of any of its pack nonces; the random bits are its name's.
+
+        WrongKeyError where none of them does.
+        """
         for origin in self.origins:
             if origin.nonce in keys:
-                wrapped = origin.wrapped_footer_key
-                return self._open(unwrap(keys[origin.nonce], wrapped, _FOOTER_CONTEXT))
+                opened = unwrap(keys[origin.nonce], origin.wrapped_footer_key, _FOOTER_CONTEXT)
+                if origin.relayed_footer_key:
+                    opened = unwrap(opened, origin.relayed_footer_key, _RELAY_CONTEXT + random)
+                return self._open(opened)
         raise WrongKeyError("none of the keys at hand opens this pack's footer")
 
     def _open(self, footer_key: bytes) -> PackIndex:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 from repository.content import read_extents
 from repository.entries import (
     Attributes,
+    ChunkClass,
     Content,
     Entry,
     EntryType,
@@ -101,9 +102,11 @@ class SnapshotReader:
     async def content(self, entry: Entry) -> AsyncIterator[bytes | memoryview]:
         """A file's bytes in order; DamagedError where they are not as long as the entry says."""
         remaining = entry.size
-        if entry.type is not EntryType.FILE or entry.content is None:
+        if entry.type is not EntryType.FILE:
             return
-        async for batch in self.extents(entry.content):
+        # Without content a file is empty, or its entry lies.
+        content = entry.content or Content(ChunkClass.SMALL, [], None)
+        async for batch in self.extents(content):
             for extent in batch:
                 remaining -= extent.length
                 if remaining < 0:

@@ -5,8 +5,8 @@ zero live bytes mean that the snapshot no longer needs the frame. A base names a
 needs. Collection reads these and never walks a manifest.
 """
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
 
 import msgspec
 from blake3 import blake3
@@ -68,3 +68,43 @@ def decode_refs(encoded: bytes) -> Refs:
 def refs_hash(encoded: bytes) -> bytes:
     """What the root holds of the refs: 32 bytes."""
     return blake3(encoded).digest()
+
+
+class Interval(NamedTuple):
+    """A frame is needed by a volume's snapshots of sequences in [begin, end), for ever if None."""
+
+    identity: FrameIdentity
+    begin: int
+    end: int | None
+    live_bytes: int
+
+
+class RefsLog:
+    """What a volume's snapshots need, made of their refs one after the other."""
+
+    def __init__(self) -> None:
+        self._ended: list[Interval] = []
+        self._open: dict[FrameIdentity, Interval] = {}
+        self._sequence = 0
+
+    def append(self, sequence: int, refs: Refs) -> None:
+        """Add the refs of the next snapshot."""
+        assert sequence > self._sequence, "a log goes forward"
+        self._sequence = sequence
+        changed = refs.live()
+        for identity in list(self._open) if refs.base else changed:
+            interval = self._open.pop(identity, None)
+            if interval is not None:
+                self._ended.append(interval._replace(end=sequence))
+        for identity, live_bytes in changed.items():
+            if live_bytes > 0:
+                self._open[identity] = Interval(identity, sequence, None, live_bytes)
+
+    def intervals(self) -> Iterator[Interval]:
+        """All intervals, in no order."""
+        yield from self._ended
+        yield from self._open.values()
+
+    def needed(self) -> dict[FrameIdentity, int]:
+        """What the newest snapshot needs: live bytes by frame."""
+        return {identity: interval.live_bytes for identity, interval in self._open.items()}

@@ -28,6 +28,7 @@ from coordinator.errors import (
     StoreUnavailableError,
     TidemarkError,
     UnauthenticatedError,
+    UnsupportedFormatError,
     UsageError,
 )
 from coordinator.logs import get_logger
@@ -54,6 +55,7 @@ _STATUSES: Final[tuple[tuple[type[TidemarkError], grpc.StatusCode], ...]] = (
     (FencedError, grpc.StatusCode.ABORTED),
     (BusyError, grpc.StatusCode.UNAVAILABLE),
     (KeyMaterialError, grpc.StatusCode.FAILED_PRECONDITION),
+    (UnsupportedFormatError, grpc.StatusCode.FAILED_PRECONDITION),
     (CanceledError, grpc.StatusCode.CANCELLED),
     (DamagedError, grpc.StatusCode.DATA_LOSS),
     (StoreFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),

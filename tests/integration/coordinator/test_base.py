@@ -1,16 +1,20 @@
 """What an agent that lost its state is told of the last snapshot."""
 
 import os
+import struct
 
 import grpc
 import grpc.aio
+import msgspec
 import pytest
+from blake3 import blake3
 
 from coordinator.config import Config
 from proto.tidemark.v1 import agent_pb2
 from repository.frames import Location
-from repository.ids import PackNonce
-from repository.pack import parse_tail
+from repository.ids import ChunkId, ObjectType, PackNonce
+from repository.keys import seal, wrap
+from repository.pack import HEAD_BYTES, TAIL_BYTES, FrameEntry, PackEnd, parse_tail
 from tests.fakes.agent import Connection, MadeSnapshot, Writing
 from tests.integration.coordinator.serving import Coordinator, serving
 
@@ -109,6 +113,41 @@ async def test_a_pack_that_cannot_be_read_is_left_out_to_be_stored_anew(
                 path.write_bytes(content[:1000] if damage == "cut short" else content)
             writing = await begin(coordinator, connection)
             found = await read_base(connection, writing)
+    assert set(found) == set(made.packs[1].chunk_ids)
+
+
+def with_chunk(raw: bytes, chunk_id: ChunkId, metadata_public: bytes) -> bytes:
+    """A pack whose first frame is said to hold this chunk, by somebody who cannot sign it."""
+    tail = parse_tail(raw, len(raw))
+    at = tail.footer_offset + tail.footer_length
+    _, origins = msgspec.msgpack.decode(raw[at : at + tail.origins_length])
+    key, context = b"k" * 32, b"tidemark pack footer"
+    frames = [FrameEntry(0, 0, ObjectType.DATA, HEAD_BYTES, 100, [(5, chunk_id)])]
+    footer = wrap(key, msgspec.msgpack.encode(frames), context)
+    end = footer + msgspec.msgpack.encode((seal(metadata_public, key, context), origins))
+    lengths = struct.pack(">QII", tail.body_length, len(footer), len(end) - len(footer))
+    signed = lengths + raw[-TAIL_BYTES + 16 : -TAIL_BYTES + 65] + blake3(end).digest()
+    return raw[: tail.footer_offset] + end + signed + raw[-72:]
+
+
+async def test_chunks_that_only_the_storage_provider_says_to_be_stored_are_not_known(
+    config: Config,
+) -> None:
+    """With a stolen node's help it knows ids; believed, they would never be stored."""
+    async with serving(config) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        async with agent.connected() as connection:
+            made = await backed_up(coordinator, connection, FILES)
+            path = config.repository / made.packs[0].name
+            writing = await begin(coordinator, connection)
+            keys = writing.keys
+            wanted = keys.ids.chunk_id(ObjectType.DATA, b"never stored")
+            path.chmod(0o600)
+            path.write_bytes(with_chunk(path.read_bytes(), wanted, keys.metadata_public))
+            found = await read_base(connection, writing)
+    forged = parse_tail(path.read_bytes(), path.stat().st_size)
+    PackEnd(forged, path.read_bytes()[forged.footer_offset :])
     assert set(found) == set(made.packs[1].chunk_ids)
 
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from repository.content import ContentWriter
+from repository.copying import Collector, copy_frames, open_source
 from repository.editing import Editor
 from repository.entries import (
     ChunkClass,
@@ -48,7 +49,7 @@ from repository.layout import (
     RepositoryKeys,
     render_kit,
 )
-from repository.pack import PackKind
+from repository.pack import PackKind, Signer
 from repository.refs import Refs
 from repository.snapshot import (
     Countersigning,
@@ -105,25 +106,36 @@ class PackReader:
 
     def __init__(self, raw: bytes, name: str, repository: bytes, id_keys: list[bytes]) -> None:
         self.raw, self.repository, self.id_keys = raw, repository, id_keys
-        tail = struct.unpack(">QIIB16s32s64s8s", raw[-137:])
-        body, footer, origins, self.signer, self.signer_id, digest, self.signature, magic = tail
+        tail = struct.unpack(">QIIB16s32s32s64s8s", raw[-169:])
+        body, footer, origins, self.signer, self.signer_id, digest, end_digest = tail[:7]
+        self.signature, magic = tail[7:]
         assert magic == b"TMPKEND0"
-        assert 32 + body + footer + origins + 137 == len(raw)
+        assert 32 + body + footer + origins + 169 == len(raw)
         assert len(raw) % max(512, 1 << (len(raw).bit_length() - 7)) == 0
-        assert blake3(raw[:-137]).digest() == digest
+        assert blake3(raw[:-169]).digest() == digest
+        assert blake3(raw[32 + body : -169]).digest() == end_digest
         head = struct.unpack(">8sHB5s16s", raw[:32])
         assert head[:2] == (b"TIDEMARK", 0)
-        self.kind = head[2]
+        self.kind, self.random = head[2], head[4]
         assert name == (f"packs/{head[4][:1].hex()}/{head[4].hex()}-{blake3(raw).digest(16).hex()}")
         start = 32 + body
         self.footer = raw[start : start + footer]
-        self.footer_key_for_metadata, self.origins = unpack(
+        self.footer_keys_for_metadata, self.origins = unpack(
             raw[start + footer : start + footer + origins]
         )
 
     def check_signature(self, public: bytes) -> None:
-        signed = self.repository + self.raw[-137 : -137 + 65]
+        signed = self.repository + self.raw[-169 : -169 + 97]
         verify(public, b"tidemark pack", signed, self.signature)
+
+    def footer_key(self, origin: int, data_key: bytes) -> bytes:
+        """The footer's key by way of one origin's pack key."""
+        nonce, _, _, _, wrapped, relayed = self.origins[origin]
+        pack_key = derive("tidemark 0 pack key", data_key + nonce)
+        opened = unwrap(pack_key, b"tidemark pack footer", wrapped)
+        if relayed == b"":
+            return opened
+        return unwrap(opened, b"tidemark pack footer relayed" + self.random, relayed)
 
     def frames(self, footer_key: bytes) -> list[Any]:
         frames: list[Any] = unpack(unwrap(footer_key, b"tidemark pack footer", self.footer))
@@ -300,13 +312,11 @@ def load(packs: list[PackReader]) -> Load:
     """Any chunk by its place, from packs opened with the recovery key."""
     found: dict[tuple[bytes, int, int], bytes] = {}
     for pack in packs:
-        nonce, _, _, sealed_data_key, wrapped_footer_key = pack.origins[0]
+        nonce, _, _, sealed_data_key = pack.origins[0][:4]
         info = b"tidemark session data key" + REPOSITORY
         data_key = unseal(RECOVERY.reveal(), info, sealed_data_key)
         assert data_key == DATA_KEY
-        pack_key = derive("tidemark 0 pack key", data_key + nonce)
-        footer_key = unwrap(pack_key, b"tidemark pack footer", wrapped_footer_key)
-        for frame in pack.frames(footer_key):
+        for frame in pack.frames(pack.footer_key(0, data_key)):
             for index, content in enumerate(pack.chunks(frame, data_key)):
                 found[nonce, frame[1], index] = content
 
@@ -327,12 +337,44 @@ def test_a_pack_says_who_wrote_it(packs: list[PackReader]) -> None:
 
 def test_the_metadata_key_opens_a_footer(written: Written, packs: list[PackReader]) -> None:
     for pack, made in zip(packs, written.packs, strict=True):
-        sealed = pack.footer_key_for_metadata
+        sealed = pack.footer_keys_for_metadata
         footer_key = unseal(METADATA.reveal(), b"tidemark pack footer", sealed)
+        assert len(footer_key) == 32
 
         assert [frame[1] for frame in pack.frames(footer_key)] == [
             frame.number for frame in made.frames
         ]
+
+
+def test_copied_frames_are_read_by_what_named_them(written: Written) -> None:
+    coordinator, signer_id = SigningKey(b"c" * 32), b"C" * 16
+    signers = {(Signer.NODE, bytes(NODE)): SIGNING.public}
+    collector = Collector(REPOSITORY, signer_id, coordinator, METADATA, signers)
+    chosen = []
+    for made in written.packs[1:]:
+        nonce = made.locations[0].nonce
+        some = [FrameIdentity(nonce, frame.number) for frame in made.frames[::2]]
+        chosen.append((open_source(made.name, made.raw, collector), some))
+    copied = copy_frames(chosen, collector, random=b"q" * 16, footer_key=b"k" * 32)
+
+    pack = PackReader(copied.raw, copied.name, REPOSITORY, [IDS.data, IDS.node, IDS.list])
+    pack.check_signature(coordinator.public)
+    opened = unseal(METADATA.reveal(), b"tidemark pack footer", pack.footer_keys_for_metadata)
+    keys = [opened[at : at + 32] for at in range(0, len(opened), 32)]
+
+    assert (pack.kind, pack.signer, pack.signer_id) == (2, 2, signer_id)
+    assert keys[0] == b"k" * 32
+    assert len(keys) == 1 + len(pack.origins) == 3
+    for number, origin in enumerate(pack.origins):
+        before = written.packs[1 + number]
+        pack_key = derive("tidemark 0 pack key", DATA_KEY + origin[0])
+        assert unwrap(pack_key, b"tidemark pack footer", origin[4]) == keys[1 + number]
+        assert pack.footer_key(number, DATA_KEY) == keys[0]
+        mine = [frame for frame in pack.frames(keys[0]) if frame[0] == number]
+        assert [frame[1] for frame in mine] == [frame.number for frame in before.frames][::2]
+        for frame, old in zip(mine, before.frames[::2], strict=True):
+            contents = pack.chunks(frame, DATA_KEY)
+            assert [len(content) for content in contents] == [length for length, _ in old.chunks]
 
 
 def test_the_manifest_is_walked(written: Written, load: Load) -> None:
@@ -407,7 +449,10 @@ def test_the_keys_of_a_repository_are_read() -> None:
 
 
 def test_config_and_certificates_are_read() -> None:
-    config = RepositoryConfig("0-draft", REPOSITORY, 9, [], b"r" * 32, SIGNING.public, b"m" * 32)
+    features = ["erasure-codes", "später"]
+    config = RepositoryConfig(
+        "0-draft", REPOSITORY, 9, features, b"r" * 32, SIGNING.public, b"m" * 32
+    )
     encoded = config.encode(SIGNING)
     certified = certify(SIGNING, Certificate("node", NODE, b"p" * 32))
 
@@ -416,7 +461,7 @@ def test_config_and_certificates_are_read() -> None:
         "0-draft",
         REPOSITORY,
         9,
-        [],
+        ["erasure-codes", "später"],
         b"r" * 32,
         SIGNING.public,
         b"m" * 32,

@@ -132,12 +132,21 @@ def test_any_bytes_parse_to_a_pack_or_to_the_declared_error(raw: bytes) -> None:
 TAIL = parse_tail(MADE.raw, len(MADE.raw))
 
 
+def rehashed(footer: bytes, origins: bytes) -> PackEnd:
+    """An end with these, its hash set right by whoever exchanged them."""
+    tail = msgspec.structs.replace(
+        TAIL,
+        footer_length=len(footer),
+        origins_length=len(origins),
+        end_digest=blake3(footer + origins).digest(),
+    )
+    return PackEnd(tail, footer + origins + bytes(TAIL_BYTES))
+
+
 @given(st.binary(max_size=600))
 def test_an_end_of_any_bytes_is_refused(raw: bytes) -> None:
-    tail = msgspec.structs.replace(TAIL, footer_length=0, origins_length=len(raw))
-
     with pytest.raises(FormatError):
-        PackEnd(tail, raw + bytes(TAIL_BYTES))
+        rehashed(b"", raw)
     with pytest.raises(FormatError, match="length it claims"):
         PackEnd(TAIL, raw[:100])
 
@@ -158,8 +167,8 @@ def test_a_head_that_is_none_is_refused(head: bytes, error: type[TidemarkError])
 
 
 def tail_of(body: int, footer: int, origins: int, signer: int, magic: bytes = b"TMPKEND0") -> bytes:
-    fields = (body, footer, origins, signer, bytes(16), bytes(32), bytes(64), magic)
-    return struct.pack(">QIIB16s32s64s8s", *fields)
+    fields = (body, footer, origins, signer, bytes(16), bytes(32), bytes(32), bytes(64), magic)
+    return struct.pack(">QIIB16s32s32s64s8s", *fields)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +210,10 @@ def with_origins(change: Callable[[list[object]], object]) -> Made:
     change(decoded)
     origins = msgspec.msgpack.encode(decoded)
     end = struct.pack(">QII", tail.body_length, tail.footer_length, len(origins))
-    return Made("", MADE.raw[:at] + origins + end + MADE.raw[-TAIL_BYTES:][16:], [], [])
+    old = MADE.raw[-TAIL_BYTES:]
+    digest = blake3(MADE.raw[tail.footer_offset : at] + origins).digest()
+    changed = end + old[16 : 16 + 17 + 32] + digest + old[16 + 17 + 64 :]
+    return Made("", MADE.raw[:at] + origins + changed, [], [])
 
 
 @pytest.mark.parametrize(
@@ -223,14 +235,15 @@ def test_a_footer_opens_with_the_key_of_its_pack_nonce_or_the_metadata_key() -> 
     end = end_of(MADE.raw)
     key = pack_key(DATA_KEY, NONCE)
 
-    index = end.open_with_pack_keys({PackNonce(b"o" * 16): PackKey(b"x" * 32), NONCE: key})
+    keys = {PackNonce(b"o" * 16): PackKey(b"x" * 32), NONCE: key}
+    index = end.open_with_pack_keys(keys, b"r" * 16)
 
     assert index == end.open_with_metadata_key(METADATA)
     assert index.frames == MADE.frames
     with pytest.raises(WrongKeyError):
-        end.open_with_pack_keys({})
+        end.open_with_pack_keys({}, b"r" * 16)
     with pytest.raises(WrongKeyError):
-        end.open_with_pack_keys({NONCE: PackKey(b"x" * 32)})
+        end.open_with_pack_keys({NONCE: PackKey(b"x" * 32)}, b"r" * 16)
     with pytest.raises(WrongKeyError):
         end.open_with_metadata_key(UnsealingKey(b"x" * 32))
 
@@ -239,8 +252,8 @@ def with_footer(footer: bytes) -> PackEnd:
     """The end of a pack whose footer is this plaintext."""
     tail = TAIL
     sealed = wrap(FOOTER_KEY, footer, b"tidemark pack footer")
-    changed = msgspec.structs.replace(tail, footer_length=len(sealed))
-    return PackEnd(changed, sealed + MADE.raw[tail.footer_offset + tail.footer_length :])
+    origins = MADE.raw[tail.footer_offset + tail.footer_length : -TAIL_BYTES]
+    return rehashed(sealed, origins)
 
 
 ID = ChunkId(b"i" * 32)
@@ -296,11 +309,33 @@ def test_a_footer_of_any_bytes_is_frames_or_the_declared_error(raw: bytes) -> No
 
 
 def test_a_footer_exchanged_for_another_is_damage() -> None:
-    tail = TAIL
-    end = MADE.raw[tail.footer_offset :]
+    end = MADE.raw[TAIL.footer_offset :]
+    footer, origins = end[: TAIL.footer_length], end[TAIL.footer_length : -TAIL_BYTES]
+    exchanged = rehashed(flipped(footer, 0), origins)
 
+    with pytest.raises(DamagedError, match="the hash it was stored with"):
+        PackEnd(TAIL, flipped(end, 0))
     with pytest.raises(DamagedError, match="footer does not open"):
-        PackEnd(tail, flipped(end, 0)).open_with_metadata_key(METADATA)
+        exchanged.open_with_metadata_key(METADATA)
+
+
+def test_no_byte_of_the_end_can_change_unnoticed_by_whoever_reads_no_more() -> None:
+    """The provider can re-hash what it changed, and cannot sign it."""
+    start = TAIL.footer_offset
+    for position in range(start, len(MADE.raw)):
+        raw = flipped(MADE.raw, position)
+        digest = blake3(raw[start:-TAIL_BYTES]).digest()
+        at = len(raw) - TAIL_BYTES + struct.calcsize(">QIIB16s32s")
+        if position < len(raw) - TAIL_BYTES:
+            raw = raw[:at] + digest + raw[at + 32 :]
+        with pytest.raises(DamagedError):
+            read_signed_end(raw)
+
+
+def read_signed_end(raw: bytes) -> None:
+    tail = parse_tail(raw[-TAIL_BYTES:], len(raw))
+    tail.check_signature(REPOSITORY, SIGNING.public)
+    PackEnd(tail, raw[tail.footer_offset :])
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,13 @@ async def test_a_content_of_another_length_than_its_entry_says_is_damage(
         await content_of(reader, entry)
 
 
+async def test_a_file_of_some_size_without_content_is_damage(reader: SnapshotReader) -> None:
+    nothing = msgspec.structs.replace(file(5, []), content=None)
+
+    with pytest.raises(DamagedError, match="shorter"):
+        await content_of(reader, nothing)
+
+
 async def test_a_content_that_is_too_long_is_not_read_to_its_end(
     frames: MemoryFrames, reader: SnapshotReader
 ) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from repository.errors import FormatError
 from repository.frames import FrameIdentity
 from repository.ids import PackNonce
-from repository.refs import Refs, decode_refs, refs_hash
+from repository.refs import Refs, RefsLog, decode_refs, refs_hash
 from tests.unit.repository.damage import altered
 
 NONCES = st.sampled_from([PackNonce(bytes([letter]) * 16) for letter in b"abc"])
@@ -80,3 +80,42 @@ A, B = b"a" * 16, b"b" * 16
 def test_refs_that_no_writer_makes_are_refused(packs: list[object]) -> None:
     with pytest.raises(FormatError):
         decode_refs(msgspec.msgpack.encode((False, packs)))
+
+
+Live = dict[FrameIdentity, int]
+FRAMES = st.sampled_from([FrameIdentity(PackNonce(b"a" * 16), number) for number in range(6)])
+LOGS = st.lists(
+    st.tuples(st.integers(1, 3), st.booleans(), st.dictionaries(FRAMES, st.integers(0, 9))),
+    max_size=12,
+)
+
+
+@given(LOGS)
+def test_a_log_tells_what_each_snapshot_needs(changes: list[tuple[int, bool, Live]]) -> None:
+    """Against a dict that is changed step by step. Some sequences are never used."""
+    log, sequence = RefsLog(), 0
+    now: Live = {}
+    needed: dict[int, Live] = {}
+    for step, base, live in changes:
+        sequence += step
+        log.append(sequence, Refs.of(live, base=base))
+        before = {} if base else now
+        now = {frame: size for frame, size in (before | live).items() if size}
+        needed[sequence] = now
+    intervals = list(log.intervals())
+
+    assert log.needed() == now
+    assert len({(each.identity, each.begin) for each in intervals}) == len(intervals)
+    for at, expected in needed.items():
+        alive = [each for each in intervals if each.begin <= at and (each.end or at + 1) > at]
+        assert {each.identity: each.live_bytes for each in alive} == expected
+        assert len(alive) == len(expected)
+
+
+def test_a_log_goes_forward_only() -> None:
+    log = RefsLog()
+    log.append(2, Refs.of({}, base=True))
+
+    for sequence in (2, 1):
+        with pytest.raises(AssertionError, match="forward"):
+            log.append(sequence, Refs.of({}, base=True))

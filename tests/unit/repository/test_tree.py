@@ -355,6 +355,15 @@ def test_edits_that_are_not_in_order_are_a_mistake_of_the_caller() -> None:
     assert list(_Ahead([(b"a", None), (b"b", None)])) == [(b"a", None), (b"b", None)]
 
 
+def test_a_first_tree_of_entries_that_are_not_in_order_is_a_mistake_of_the_caller() -> None:
+    nodes = Nodes()
+    editor = Editor(BOUNDARIES, nodes.load, nodes.put)
+
+    with pytest.raises(AssertionError, match="rising"):
+        editor.edit(None, [(b"b", VALUE), (b"a", VALUE)])
+    assert nodes.nodes == {}
+
+
 def test_editing_nothing_changes_nothing() -> None:
     nodes = Nodes()
     root = nodes.build({b"%06d" % number: entry(1) for number in range(1000)})
