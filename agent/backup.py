@@ -126,8 +126,9 @@ class _Backup:
         chunks = 0
         try:
             async for stored in services.coordinator.read_base(session):
-                await services.state.remember_chunks(stored)
-                chunks += len(stored)
+                borrower = self._task.volume.volume_id if stored.borrowed else None
+                await services.state.remember_chunks(stored.chunks, borrower=borrower)
+                chunks += len(stored.chunks)
         except TidemarkError as error:
             if isinstance(error, CanceledError | FencedError):
                 raise
@@ -140,7 +141,7 @@ class _Backup:
         """Make the manifest in a thread, and upload what falls due meanwhile."""
         loop = asyncio.get_running_loop()
         finished: asyncio.Queue[FinishedPack | None] = asyncio.Queue()
-        known = KnownChunks(self._services.state)
+        known = KnownChunks(self._services.state, self._task.volume.volume_id)
 
         def deliver(pack: FinishedPack) -> None:
             loop.call_soon_threadsafe(finished.put_nowait, pack)

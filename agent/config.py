@@ -29,6 +29,7 @@ DOCKER: Final = _UNIX + "/var/run/docker.sock"
 _HINT: Final = "see tidemark-agent --help"
 _PORT_MAX: Final = 65535
 # What may stand before `=` on a command line, in a log line and in a metric's label.
+_UID_MAX: Final = 253
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -85,12 +86,15 @@ class Protected(msgspec.Struct, frozen=True):
 
     name: str
     path: bytes
+    # What makes it the same volume on whatever node; without one it is that of this node.
+    uid: str = ""
 
 
 class _Volume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     path: str = ""
     path_base64: str = ""
+    uid: str | None = None
 
 
 class _ProtectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,14 +113,18 @@ def read_protected(path: Path) -> tuple[Protected, ...]:
         ) from error
     except ValueError as error:  # msgspec's errors among them
         raise ConfigError(f"the protect file {path}: {error}", hint="correct the file") from error
-    names = [volume.name for volume in protected]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    _refuse_twice(path, "names", [volume.name for volume in protected])
+    _refuse_twice(path, "states uid", [volume.uid for volume in protected if volume.uid])
+    return protected
+
+
+def _refuse_twice(path: Path, what: str, told: Sequence[str]) -> None:
+    twice = sorted({each for each in told if told.count(each) > 1})
     if twice:
         raise ConfigError(
-            f"the protect file {path} names {', '.join(twice)} more than once",
-            hint="a volume's name stands for one path",
+            f"the protect file {path} {what} {', '.join(twice)} more than once",
+            hint="a volume's name and uid stand for one path",
         )
-    return protected
 
 
 def _protected(volume: _Volume) -> Protected:
@@ -129,7 +137,10 @@ def _protected(volume: _Volume) -> Protected:
     path = exact or os.fsencode(volume.path)
     if not path.startswith(b"/") or b"\0" in path:
         raise ValueError(f"the path of {volume.name} is not absolute")
-    return Protected(volume.name, path)
+    uid = volume.uid
+    if uid is not None and not (0 < len(uid) <= _UID_MAX and uid.isprintable()):
+        raise ValueError(f"the uid of {volume.name} needs 1 to {_UID_MAX} printable characters")
+    return Protected(volume.name, path, uid or "")
 
 
 def parse_address(text: str) -> Address:
@@ -281,7 +292,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--token-file", metavar="FILE", help="one-time token to join with")
     parser.add_argument("--node-name", metavar="NAME", help="default: the host's name")
     parser.add_argument("--http", metavar="HOST:PORT", help="/metrics (default 0.0.0.0:9442)")
-    parser.add_argument("--protect-file", metavar="FILE", help="JSON with the volumes to protect")
+    parser.add_argument(
+        "--protect-file", metavar="FILE", help='JSON: {"volumes": [{"name", "path"[, "uid"]}]}'
+    )
     parser.add_argument(
         "--docker",
         metavar="ADDRESS",

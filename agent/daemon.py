@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import msgspec
 from typing_extensions import override
 
 from agent.backup import run_backup
@@ -252,11 +253,11 @@ class _Agent(Handler):
     def on_backup(self, wish: BackupWish) -> None:
         failpoint("agent.task.accepted", asyncio.InvalidStateError)
         # A volume that is not ours any more has no path; its backup fails and says so.
-        volume = self._volumes.get(wish.volume_id) or Volume(wish.volume_id, "", b"")
+        volume = self._volumes.get(wish.local_id) or Volume(wish.local_id, "", b"")
         task = BackupTask(
             task_id=wish.task_id,
             job_id=wish.job_id,
-            volume=volume,
+            volume=msgspec.structs.replace(volume, volume_id=wish.volume_id),
             repository_id=wish.repository_id,
             recovery_public_key=wish.recovery_public_key,
         )
@@ -321,7 +322,7 @@ class _Agent(Handler):
         _log.info("restore begins", snapshot=task.snapshot_id, target=_shown(task))
         places = RestorePlaces(
             roots=[os.fsencode(root) for root in self._config.restore_roots],
-            volume_path=self._volume_path,
+            volume_path=lambda volume_id: self._volume_path(task.local_id or volume_id),
             closed=excluded(never_read(self._config)),
         )
         services = self._services_of(task.task_id)

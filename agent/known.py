@@ -1,9 +1,9 @@
 """Which chunks need not be stored again, and where they lie.
 
 A chunk is known when this node has stored it before (the state's word, given only once a pack was
-acknowledged) or placed it in this session. The latter are held in memory until the state has them.
-Whoever is about to store unknown chunks claims them, so that two workers with the same content, as
-from two names of one file, don't both store it.
+acknowledged), when the volume held it on another node, or when it was placed in this session. The
+latter are held in memory until the state has them. Whoever is about to store unknown chunks claims
+them, so that two workers with the same content, as from two names of one file, don't both store it.
 """
 
 import threading
@@ -15,10 +15,13 @@ from repository.ids import ChunkId
 
 
 class KnownChunks:
-    """The chunks known to one session. Used from many threads."""
+    """The chunks known to one session of a volume. Used from many threads."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, volume_id: bytes) -> None:
         self._state = state
+        self._volume_id = volume_id
+        # Most volumes were never anywhere else, and need not be asked for each chunk.
+        self._borrows = state.borrows(volume_id)
         self._placed: dict[ChunkId, Location] = {}
         self._claimed: set[ChunkId] = set()
         self._changed = threading.Condition()
@@ -31,6 +34,9 @@ class KnownChunks:
         if len(found) < len(looked_up):
             unplaced = [chunk_id for chunk_id, place in looked_up if place is None]
             found.update(self._state.known(unplaced))
+            if self._borrows:
+                rest = [chunk_id for chunk_id in unplaced if chunk_id not in found]
+                found.update(self._state.borrowed(self._volume_id, rest))
         return found
 
     def claim(self, chunk_ids: Iterable[ChunkId]) -> set[ChunkId]:

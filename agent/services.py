@@ -8,7 +8,7 @@ import enum
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from typing_extensions import Buffer
@@ -48,6 +48,7 @@ class Volume(msgspec.Struct, frozen=True):
     """A directory tree or a file on this node, and whether it is backed up."""
 
     volume_id: bytes
+    """What this node calls it; in a task, the volume's id for ever. They differ after a move."""
     name: str
     path: bytes
     """Empty where there is nothing to read, as for a tmpfs."""
@@ -122,6 +123,8 @@ class RestoreTask:
     """Whether to remove what the snapshot does not have."""
     dry_run: bool = False
     """Whether to write nothing and say what would be done."""
+    local_id: bytes = b""
+    """What this node calls the volume, in place; the volume's id if empty."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,14 @@ class Session:
     """The volume's last committed root object; empty before the first."""
     head_sequence: int
     lease_seconds: int
+
+
+class StoredChunks(NamedTuple):
+    """Chunks that are stored, and where they lie."""
+
+    chunks: list[tuple[ChunkId, Location]]
+    borrowed: bool
+    """Whether another node stored them: then only the volume that held them may name them."""
 
 
 @dataclass(frozen=True)
@@ -309,8 +320,8 @@ class CoordinatorClient(Protocol):
         """Begin the right to write. Asked twice for a task, the first session is fenced."""
         ...
 
-    def read_base(self, session: Session) -> AsyncIterator[list[tuple[ChunkId, Location]]]:
-        """Yield the chunks of the volume's last snapshot and where they lie."""
+    def read_base(self, session: Session) -> AsyncIterator[StoredChunks]:
+        """Yield the chunks of the volume's last snapshot."""
         ...
 
     async def upload_pack(

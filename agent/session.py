@@ -174,6 +174,8 @@ class BackupWish:
     task_id: str
     job_id: str
     volume_id: bytes
+    local_id: bytes
+    """What this node calls the volume."""
     repository_id: bytes
     recovery_public_key: bytes
 
@@ -496,7 +498,7 @@ if TYPE_CHECKING:
 
 def _volume_report(volume: Volume) -> agent_pb2.VolumeReport:
     return agent_pb2.VolumeReport(
-        volume_id=volume.volume_id,
+        local_id=volume.volume_id,
         name=volume.name,
         source=volume.source,
         path=volume.path,
@@ -523,6 +525,7 @@ def _backup_wish(ask: agent_pb2.RunBackup) -> BackupWish:
         task_id=ask.task_id,
         job_id=ask.job_id,
         volume_id=ask.volume_id,
+        local_id=ask.local_id or ask.volume_id,
         repository_id=ask.repository_id,
         recovery_public_key=ask.recovery_public_key,
     )
@@ -539,6 +542,7 @@ def _restore_task(ask: agent_pb2.RunRestore) -> RestoreTask:
         overwrite=ask.overwrite,
         delete_extra=ask.delete_extra,
         dry_run=ask.dry_run,
+        local_id=ask.local_id,
     )
 
 

@@ -1,10 +1,11 @@
 """What an agent keeps between backups: one SQLite database below its state directory.
 
 Per volume it holds the head (the newest countersigned root and where its manifest begins), the
-nodes of that manifest, and how often each frame is referenced from it. For all volumes together it
-holds where the chunks lie that this node has stored. All of it can be lost: that costs a re-read of
-the volumes, never a re-upload and never a snapshot. So it must never be trusted beyond what the
-coordinator confirms at commit.
+nodes of that manifest, how often each frame is referenced from it, and where chunks lie that it
+held on another node, which no other volume may name. For all volumes together it holds where the
+chunks lie that this node has stored. All of it can be lost: that costs a re-read of the volumes,
+never a re-upload and never a snapshot. So it must never be trusted beyond what the coordinator
+confirms at commit.
 
 Exactly one connection writes, in a thread of its own. Every other thread that reads gets a
 connection of its own, which cannot write. Methods that change something are coroutines and return
@@ -31,7 +32,7 @@ _T = TypeVar("_T")
 
 # Raised with every change of the tables below: an older database is begun anew, not migrated,
 # since a re-read is all that its loss costs.
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _SCHEMA = """
 CREATE TABLE volumes (
     volume    INTEGER PRIMARY KEY,
@@ -59,6 +60,15 @@ CREATE TABLE chunks (
     frame    INTEGER NOT NULL,
     number   INTEGER NOT NULL,
     length   INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE borrowed (
+    volume   INTEGER NOT NULL,
+    chunk_id BLOB NOT NULL,
+    pack     INTEGER NOT NULL,
+    frame    INTEGER NOT NULL,
+    number   INTEGER NOT NULL,
+    length   INTEGER NOT NULL,
+    PRIMARY KEY (volume, chunk_id)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE frames (
     volume     INTEGER NOT NULL,
@@ -168,6 +178,29 @@ class State:
         )
         return {row[0]: Location(PackNonce(row[1]), *row[2:]) for row in rows}
 
+    def borrows(self, volume_id: bytes) -> bool:
+        """Return whether the volume held any chunk that another node has stored."""
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM borrowed"
+            " WHERE volume = (SELECT volume FROM volumes WHERE volume_id = ?))"
+        )
+        return self._rows(query, (volume_id,)) == [(1,)]
+
+    def borrowed(self, volume_id: bytes, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
+        """Return the places of those chunks that the volume held on another node."""
+        if not chunk_ids:
+            return {}
+        query = (
+            "SELECT chunk_id, nonce, frame, number, length FROM borrowed JOIN packs USING (pack)"
+            " WHERE chunk_id IN carray(?)"
+            " AND volume = (SELECT volume FROM volumes WHERE volume_id = ?)"
+        )
+        rows = cast(
+            "Iterable[tuple[bytes, bytes, int, int, int]]",
+            self._rows(query, (apsw.carray(tuple(chunk_ids)), volume_id)),
+        )
+        return {row[0]: Location(PackNonce(row[1]), *row[2:]) for row in rows}
+
     def frame_counts(
         self, volume_id: bytes, frames: Iterable[tuple[bytes, int]]
     ) -> dict[tuple[bytes, int], FrameCount]:
@@ -194,25 +227,32 @@ class State:
 
     # Writing.
 
-    async def remember_chunks(self, rows: Iterable[tuple[bytes, Location]]) -> None:
+    async def remember_chunks(
+        self, rows: Iterable[tuple[bytes, Location]], *, borrower: bytes | None = None
+    ) -> None:
         """Record where chunks lie. Call it once the coordinator has acknowledged their pack.
 
-        The newest place of a chunk wins. May be lost in a power failure, which costs an upload.
+        Those that another node stored are known to the borrower alone, a volume. The newest place
+        of a chunk wins. May be lost in a power failure, which costs an upload.
         """
         # Neighbours in the tree are written together: many times faster for a large batch.
         chunks = sorted(rows, key=itemgetter(0))
 
         def write(db: apsw.Connection) -> None:
             packs = _pack_numbers(db, {location.nonce for _, location in chunks})
+            table, row = "chunks", "(?, ?, ?, ?, ?)"
+            owner: tuple[int, ...] = ()
+            if borrower is not None:
+                table, row = "borrowed", "(?, ?, ?, ?, ?, ?)"
+                owner = (_volume_number(db, borrower, None),)
             for start in range(0, len(chunks), _ROWS):
                 part = chunks[start : start + _ROWS]
-                row = "(?, ?, ?, ?, ?)"
                 db.execute(
-                    f"INSERT OR REPLACE INTO chunks VALUES {', '.join([row] * len(part))}",  # noqa: S608
+                    f"INSERT OR REPLACE INTO {table} VALUES {', '.join([row] * len(part))}",  # noqa: S608
                     [
                         value
                         for id_, at in part
-                        for value in (id_, packs[at.nonce], at.frame, at.chunk, at.length)
+                        for value in (*owner, id_, packs[at.nonce], at.frame, at.chunk, at.length)
                     ],
                 )
             failpoint("agent.chunks.written", StateError)
@@ -224,9 +264,12 @@ class State:
         nonces = [(nonce,) for nonce in pack_nonces]
 
         def write(db: apsw.Connection) -> None:
-            db.executemany(
-                "DELETE FROM chunks WHERE pack = (SELECT pack FROM packs WHERE nonce = ?)", nonces
-            )
+            for table in ("chunks", "borrowed"):
+                db.executemany(
+                    f"DELETE FROM {table}"  # noqa: S608 - a name from the line above
+                    " WHERE pack = (SELECT pack FROM packs WHERE nonce = ?)",
+                    nonces,
+                )
 
         await self._write(write, durable=True)
 
@@ -275,10 +318,10 @@ class State:
         await self._write(write, durable=True)
 
     async def forget_volume(self, volume_id: bytes) -> None:
-        """Forget a volume's head, manifest and counts. Its chunks stay known."""
+        """Forget a volume's head, manifest, counts and borrowed chunks. Others stay known."""
 
         def write(db: apsw.Connection) -> None:
-            for table in ("nodes", "frames", "volumes"):
+            for table in ("nodes", "frames", "borrowed", "volumes"):
                 db.execute(
                     f"DELETE FROM {table}"  # noqa: S608 - a name from the line above
                     " WHERE volume = (SELECT volume FROM volumes WHERE volume_id = ?)",

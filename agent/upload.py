@@ -31,6 +31,7 @@ from agent.services import (
     Phase,
     RestoreClient,
     Session,
+    StoredChunks,
 )
 from proto.payload import decode_bytes_field, encode_bytes_field
 from proto.tidemark.v1 import agent_pb2, common_pb2
@@ -211,7 +212,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         )
 
     @override
-    async def read_base(self, session: Session) -> AsyncIterator[list[tuple[ChunkId, Location]]]:
+    async def read_base(self, session: Session) -> AsyncIterator[StoredChunks]:
         request = agent_pb2.ReadBaseRequest(
             session_id=session.session_id, fencing_token=session.fencing_token
         )
@@ -219,7 +220,11 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         async with self._line.use() as line:
             try:
                 async for answer in line.stub.ReadBase(request, timeout=_BASE_SECONDS):
-                    yield [chunk for frame in answer.frames for chunk in _chunks_of(frame)]
+                    for borrowed in (False, True):
+                        frames = [each for each in answer.frames if each.borrowed is borrowed]
+                        chunks = [chunk for frame in frames for chunk in _chunks_of(frame)]
+                        if chunks:
+                            yield StoredChunks(chunks, borrowed)
             except grpc.RpcError as error:
                 raise translated(error) from error
 

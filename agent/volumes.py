@@ -12,14 +12,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.config import Config, read_protected
+from agent.config import Config, Protected, read_protected
 from agent.discovery.answer import Answer
 from agent.discovery.ledger import ENGINE, Own, ledger
 from agent.discovery.places import look_at
 from agent.errors import ConfigError, VolumeError
 from agent.logs import get_logger
 from agent.services import BY_HAND, Verdict, Volume
-from repository.ids import NodeId, volume_id
+from repository.ids import NodeId, stated_volume_id, volume_id
 
 _FOUND_FILE: Final = "docker.json"
 # Far more than any node has; with those by hand still no more than a coordinator accepts.
@@ -102,7 +102,7 @@ class Volumes:
 
     def _read(self, path: Path) -> None:
         self._by_hand = [
-            Volume(volume_id(self._own.node_id, BY_HAND, each.name), each.name, each.path)
+            Volume(_local_id(each, self._own.node_id), each.name, each.path)
             for each in read_protected(path)
         ]
         self._real = _real(self._by_hand)
@@ -121,6 +121,12 @@ class Volumes:
         except OSError:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _local_id(protected: Protected, node_id: NodeId) -> bytes:
+    if protected.uid:
+        return stated_volume_id(protected.uid)
+    return volume_id(node_id, BY_HAND, protected.name)
 
 
 def _real(by_hand: Iterable[Volume]) -> dict[bytes, bytes]:

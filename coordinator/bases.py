@@ -18,7 +18,7 @@ from coordinator.model import Node
 from coordinator.sessions import Sessions
 from repository.footers import read_signed_index
 from repository.frames import FrameIdentity
-from repository.ids import ChunkId, SessionId
+from repository.ids import ChunkId, PackNonce, SessionId
 from repository.pack import Signer, Signers, identities
 
 log = get_logger()
@@ -33,6 +33,8 @@ class StoredFrame:
 
     identity: FrameIdentity
     chunks: list[tuple[int, ChunkId]]
+    # Another node stored it: only the volume that held it may name it.
+    borrowed: bool
 
 
 class Bases:
@@ -58,11 +60,14 @@ class Bases:
         for start in range(0, len(nonces), _NONCES):
             places = await self._catalog.ledger.places(nonces[start : start + _NONCES])
             wanted: defaultdict[str, set[FrameIdentity]] = defaultdict(set)
+            borrowed: set[PackNonce] = set()
             for nonce, place in places.items():
                 wanted[place.name] |= {FrameIdentity(nonce, each) for each in needed[nonce]}
+                if place.origin.node_id != node.node_id:
+                    borrowed.add(nonce)
             for name, frames in wanted.items():
                 self._sessions.still_writing(session)
-                if found := await self._stored(name, frames, signers):
+                if found := await self._stored(name, frames, signers, borrowed):
                     yield found
 
     async def _signers(self) -> Signers:
@@ -73,7 +78,11 @@ class Bases:
         return {**signers, mine: self._repository.signing.public}
 
     async def _stored(
-        self, name: str, frames: Collection[FrameIdentity], signers: Signers
+        self,
+        name: str,
+        frames: Collection[FrameIdentity],
+        signers: Signers,
+        borrowed: Collection[PackNonce],
     ) -> list[StoredFrame]:
         """The chunks of these frames, as the pack's signer says."""
         store, key = self._repository.store, self._repository.metadata_key
@@ -85,7 +94,7 @@ class Bases:
             return []
         return await asyncio.to_thread(
             lambda: [
-                StoredFrame(identity, entry.chunks)
+                StoredFrame(identity, entry.chunks, identity.nonce in borrowed)
                 for identity, entry in identities(index)
                 if identity in frames
             ]

@@ -127,7 +127,7 @@ class Dispatcher:
     async def create_backup(self, volumes: Sequence[Volume], origin: Origin) -> Job:
         """One task for each volume."""
         orders: list[tuple[Order, NodeId | None]] = [
-            (BackupOrder(volume.volume_id), volume.node_id) for volume in volumes
+            (BackupOrder(volume.volume_id, volume.local_id), volume.node_id) for volume in volumes
         ]
         subjects = tuple(volume.name for volume in volumes)
         return await self._create(JobKind.BACKUP, origin, subjects, orders)
@@ -293,6 +293,24 @@ class Dispatcher:
                 await self._happen(live, Event.NOBODY_CAME, failure=_REVOKED)
             else:
                 await self._lost(live, _REVOKED)
+
+    async def release(self, volume_ids: Iterable[VolumeId]) -> None:
+        """End the backups of volumes that have moved: their sessions are fenced already."""
+        moved = set(volume_ids)
+        of_moved = [
+            live
+            for live in self._live.values()
+            if isinstance(live.task.order, BackupOrder) and live.task.order.volume_id in moved
+        ]
+        await self._whole(self._release_tasks(of_moved), "release")
+
+    async def _release_tasks(self, of_moved: Sequence[LiveTask]) -> None:
+        for live in of_moved:
+            if live.state is State.QUEUED:
+                await self._happen(live, Event.WENT_WRONG, failure=_MOVED)
+            else:
+                self._send_cancel(live)
+                await self._lost(live, _MOVED)
 
     # ---- what agents report ---------------------------------------------------------------------
 
@@ -688,6 +706,7 @@ _REVOKED: Final = Failure(
     "the node was revoked",
     hint="join it anew with a token, or restore its snapshots on another node",
 )
+_MOVED: Final = Failure("the volume was moved meanwhile", hint="back it up again, where it is now")
 _CANCELED: Final = Failure("canceled on request", exit_code=130)
 
 

@@ -1,5 +1,6 @@
 """Nodes as they join, say hello, report their volumes, and are revoked."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -22,7 +23,7 @@ from coordinator.logs import get_logger
 from coordinator.model import Engine, Node, VolumeReport
 from proto.renewal import CHALLENGE_BYTES, RENEWAL_DOMAIN, renewal_statement
 from repository.failpoints import failpoint
-from repository.ids import ID_BYTES, NodeId, VolumeId
+from repository.ids import ID_BYTES, NodeId
 from repository.keys import SIGNATURE_BYTES, verify
 from repository.layout import certificate_name
 
@@ -79,6 +80,11 @@ class Fleet:
         self._heard: dict[NodeId, int] = {}
         # Only as good as the agent's last word, so not worth keeping either.
         self._engines: dict[NodeId, Sequence[Engine]] = {}
+        # As last told; and of those, what another node holds.
+        self._told: dict[NodeId, Sequence[VolumeReport]] = {}
+        self._claims: dict[NodeId, Sequence[VolumeReport]] = {}
+        # What was told last is kept last.
+        self._hearing = asyncio.Lock()
 
     def now(self) -> int:
         """The coordinator's time."""
@@ -199,11 +205,25 @@ class Fleet:
             if not f"{engine.name}{engine.address}{engine.version}{engine.message}".isprintable():
                 raise RejectedError("a node reports an impossible container engine")
         self._engines[node.node_id] = tuple(told.engines[:_ENGINES_MAX])
-        owners = {each.volume_id: each.node_id for each in await self._catalog.fleet.volumes()}
-        for report in reports:
-            if owners.get(VolumeId(report.volume_id), node.node_id) != node.node_id:
-                raise RejectedError(f"volume {report.name!r} belongs to another node")
-        await self._catalog.fleet.report_volumes(node.node_id, reports, self._clock())
+        self._told[node.node_id] = tuple(reports)
+        await self.hear_again(node.node_id)
+
+    async def hear_again(self, node_id: NodeId) -> None:
+        """Keep what an agent told last of its volumes, as they are held by now."""
+        async with self._hearing:
+            told = self._told.get(node_id)
+            if told is None:
+                return
+            claimed = await self._catalog.fleet.report_volumes(node_id, told, self._clock())
+            self._claims[node_id] = [each for each in told if each.local_id in claimed]
+
+    def told(self, node_id: NodeId) -> Sequence[VolumeReport]:
+        """The volumes that a node's agent last told of."""
+        return self._told.get(node_id, ())
+
+    def claims(self, node_id: NodeId) -> Sequence[VolumeReport]:
+        """Those of them that it does not hold."""
+        return self._claims.get(node_id, ())
 
     def engines(self, node_id: NodeId) -> Sequence[Engine]:
         """The container engines that a node's agent last told of."""
@@ -226,6 +246,8 @@ class Fleet:
             raise UsageError(f"node {node.name} is revoked already")
         await self._catalog.fleet.revoke_node(node.node_id)
         await self._dispatcher.drop(node.node_id)
+        self._told.pop(node.node_id, None)
+        self._claims.pop(node.node_id, None)
         log.warning("node revoked", node=node.name)
         return replace(node, revoked=True)
 
@@ -234,7 +256,7 @@ def _is_sound(report: VolumeReport) -> bool:
     used = report.workload
     texts = (report.reason, used.project, *used.containers, *used.labels, *used.labels.values())
     return (
-        len(report.volume_id) == ID_BYTES
+        len(report.local_id) == ID_BYTES
         and report.name != ""
         and report.name.isprintable()
         and report.verdict in _VERDICTS

@@ -229,13 +229,16 @@ class Volume:
     # Whether its agent still names it.
     present: bool = True
     workload: Workload = field(default_factory=Workload)
+    # What its node calls it, and the name that is waited for after a move: coordinator/holding.py.
+    local_id: VolumeId | None = None
+    awaits: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeReport:
-    """A volume as its agent describes it."""
+    """A volume as its agent describes it, which knows it by a local id."""
 
-    volume_id: VolumeId
+    local_id: VolumeId
     name: str
     source: str
     path: bytes
@@ -246,9 +249,10 @@ class VolumeReport:
 
 @dataclass(frozen=True, slots=True)
 class BackupOrder:
-    """Back up one volume."""
+    """Back up one volume, which the node knows by its local id."""
 
     volume_id: VolumeId
+    local_id: VolumeId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +266,8 @@ class RestoreOrder:
     overwrite: bool = False
     delete_extra: bool = False
     dry_run: bool = False
+    # What the node calls the volume; only in place.
+    local_id: VolumeId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ class Orders:
                     f"volume {selector} is {volume.verdict}: {volume.reason}",
                     hint="see tidemark volume show",
                 )
+            if volume.local_id is None:
+                why = "another volume goes on in its place"
+                if volume.awaits is not None:
+                    why = "it was moved to a node that does not name it yet"
+                raise UsageError(f"volume {selector}: {why}", hint="see tidemark volume show")
             found[volume.volume_id] = volume
         return list(found.values())
 
@@ -71,8 +76,9 @@ class Orders:
             raise UsageError("a restore's target is an absolute path", hint="give --to /DIR")
         if delete_extra and not (in_place or overwrite):
             raise UsageError("--delete needs --in-place or --overwrite")
-        where = await self._node(snapshot, node)
-        if in_place and where.node_id != snapshot.node_id:
+        volume = await self._selection.volume(snapshot.volume_id.hex())
+        where = await self._node(volume, node)
+        if in_place and where.node_id != volume.node_id:
             raise UsageError("in place is on the node that holds the volume", hint="give --to DIR")
         order = RestoreOrder(
             snapshot_id=snapshot.snapshot_id,
@@ -82,11 +88,12 @@ class Orders:
             overwrite=overwrite,
             delete_extra=delete_extra,
             dry_run=dry_run,
+            local_id=volume.local_id,
         )
         return await self._dispatcher.create_restore(order, where)
 
-    async def _node(self, snapshot: Snapshot, selector: str | None) -> Node:
-        node = await self._selection.node(selector or snapshot.node_id.hex())
+    async def _node(self, volume: Volume, selector: str | None) -> Node:
+        node = await self._selection.node(selector or volume.node_id.hex())
         if node.revoked:
             raise UsageError(
                 f"node {node.name} is revoked", hint="restore on another node: give --node"

@@ -11,11 +11,23 @@ from coordinator.dispatch import Dispatcher
 from coordinator.errors import TidemarkError
 from coordinator.fleet import Fleet
 from coordinator.founding import Repository
-from coordinator.model import NANOSECONDS, Phase, Snapshot, Totals, Volume
+from coordinator.model import (
+    NANOSECONDS,
+    Node,
+    Phase,
+    Snapshot,
+    Totals,
+    Volume,
+    VolumeReport,
+)
 from repository.layout import CONFIG_NAME
 
 _KIT_EXPORTED: Final = "recovery_kit_exported"
-_GONE: Final = "it is not on its node any more; its snapshots still restore"
+_GONE: Final = (
+    "it is not on its node any more; its snapshots still restore, and `tidemark volume move` says "
+    "where it is now"
+)
+_REPLACED: Final = "another volume goes on in its place; its snapshots still restore"
 # Below this a backup may not find room for what it adds.
 _FREE_BYTES_MIN: Final = 1024**3
 
@@ -33,6 +45,8 @@ class VolumeView:
     last_proof_at: int | None
     last_phase: Phase | None
     last_message: str
+    # The node that holds it, where the node above only claims it.
+    held_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +102,18 @@ class Overview:
         views = []
         for volume in await self._catalog.fleet.volumes():
             head, completed, proof = heads.get(volume.volume_id, (None, None, None))
-            if head is None and not volume.present:
+            if head is None and not volume.present and volume.awaits is None:
                 continue
             task = tasks.get(volume.volume_id)
             failure = None if task is None else task.failure
+            node = names.get(volume.node_id, volume.node_id.hex())
             if not volume.present:
-                volume = replace(volume, verdict="unprotected", reason=_GONE)  # noqa: PLW2901
+                reason = _why_absent(volume, node)
+                volume = replace(volume, verdict="unprotected", reason=reason)  # noqa: PLW2901
             views.append(
                 VolumeView(
                     volume=volume,
-                    node=names.get(volume.node_id, volume.node_id.hex()),
+                    node=node,
                     policy=policy if volume.verdict == "protected" else None,
                     head=head,
                     last_completed_at=completed,
@@ -108,6 +124,18 @@ class Overview:
                 )
             )
         return views
+
+    async def claims(self) -> list[VolumeView]:
+        """What agents name that other nodes hold; nothing of it is backed up from there."""
+        nodes = await self._catalog.fleet.nodes()
+        names = {node.node_id: node.name for node in nodes}
+        known = {each.volume_id: each for each in await self._catalog.fleet.volumes()}
+        return [
+            _claim(report, node, held, names.get(held.node_id, held.node_id.hex()))
+            for node in nodes
+            for report in self.fleet.claims(node.node_id)
+            if (held := known.get(report.local_id)) is not None
+        ]
 
     async def last_success(self) -> dict[tuple[str, str], float]:
         """When each volume was last backed up wholly, in seconds since 1970."""
@@ -223,7 +251,12 @@ class Overview:
         return [Check("docker", ok=True, message=answering)] if asked else []
 
     async def _check_volumes(self) -> Check:
-        views = [view for view in await self.volumes() if view.volume.present]
+        views = [
+            view
+            for view in await self.volumes()
+            if view.volume.present or view.volume.awaits is not None
+        ]
+        views += await self.claims()
         failed = [view for view in views if view.last_phase is Phase.FAILED]
         unprotected = [view for view in views if view.volume.verdict == "unprotected"]
         if not failed and not unprotected:
@@ -235,6 +268,45 @@ class Overview:
             message=f"failing or unprotected: {names}",
             hint="see tidemark volume list and tidemark job list",
         )
+
+
+def _why_absent(volume: Volume, node: str) -> str:
+    if volume.awaits is not None:
+        return (
+            f"it was moved to {node}, which names no volume {volume.awaits} yet: name it in the "
+            f"settings there, or say with `tidemark volume move --as` what it is called"
+        )
+    return _GONE if volume.local_id is not None else _REPLACED
+
+
+def _claim(report: VolumeReport, node: Node, held: Volume, holder: str) -> VolumeView:
+    what_to_do = (
+        f"node {holder} holds it, and backs it up; if it is on {node.name} now: "
+        f"tidemark volume move {held.volume_id.hex()} --to {node.name}"
+    )
+    return VolumeView(
+        volume=replace(
+            held,
+            node_id=node.node_id,
+            name=report.name,
+            source=report.source,
+            path=report.path,
+            # What this node does not want to have backed up is not missed either.
+            verdict="unprotected" if report.verdict == "protected" else report.verdict,
+            reason=what_to_do if report.verdict == "protected" else report.reason,
+            present=True,
+            workload=report.workload,
+        ),
+        node=node.name,
+        policy=None,
+        head=None,
+        last_completed_at=None,
+        age_seconds=None,
+        last_proof_at=None,
+        last_phase=None,
+        last_message="",
+        held_by=holder,
+    )
 
 
 def _seconds(nanoseconds: int) -> float:

@@ -39,17 +39,28 @@ class Selection:
     async def volume(self, selector: str) -> Volume:
         """The volume of that name, node/name or id."""
         nodes = {node.node_id: node for node in await self._catalog.fleet.nodes()}
+        found = await self._volumes(selector, nodes)
+        # A volume that its agent still names comes before one that is gone.
+        return _only_volume(selector, [each for each in found if each.present] or found, nodes)
+
+    async def volume_to_move(self, selector: str, to: NodeId) -> Volume:
+        """As above, but none that the node holds already is meant while another could be.
+
+        Nor is one in whose place another goes on.
+        """
+        nodes = {node.node_id: node for node in await self._catalog.fleet.nodes()}
+        found = await self._volumes(selector, nodes)
+        found = [each for each in found if each.local_id or each.awaits] or found
+        return _only_volume(
+            selector, [each for each in found if each.node_id != to] or found, nodes
+        )
+
+    async def _volumes(self, selector: str, nodes: dict[NodeId, Node]) -> list[Volume]:
         volumes = await self._catalog.fleet.volumes()
         found = [volume for volume in volumes if _fits(volume, selector, nodes)]
-        # A volume that its agent still names comes before one that is gone.
-        found = [volume for volume in found if volume.present] or found
         if not found:
             raise NotFoundError(f"there is no volume {selector}", hint="see tidemark volume list")
-        names = [f"{_node_name(volume, nodes)}/{volume.name}" for volume in found]
-        if len(set(names)) < len(names):
-            names = [volume.volume_id.hex() for volume in found]
-        _refuse_several(selector, names)
-        return found[0]
+        return found
 
     async def protected_volumes(self) -> list[Volume]:
         """All volumes that are to be backed up."""
@@ -111,6 +122,14 @@ class Selection:
 def _fits(volume: Volume, selector: str, nodes: dict[NodeId, Node]) -> bool:
     named = (volume.name, f"{_node_name(volume, nodes)}/{volume.name}", volume.volume_id.hex())
     return selector in named
+
+
+def _only_volume(selector: str, found: list[Volume], nodes: dict[NodeId, Node]) -> Volume:
+    names = [f"{_node_name(volume, nodes)}/{volume.name}" for volume in found]
+    if len(set(names)) < len(names):
+        names = [volume.volume_id.hex() for volume in found]
+    _refuse_several(selector, names)
+    return found[0]
 
 
 def _node_name(volume: Volume, nodes: dict[NodeId, Node]) -> str:

@@ -35,6 +35,7 @@ from coordinator.http import HttpServer
 from coordinator.intake import Intake
 from coordinator.logs import get_logger
 from coordinator.metrics import Metrics
+from coordinator.moves import Moves
 from coordinator.orders import Orders
 from coordinator.overview import Overview
 from coordinator.process import DataLock
@@ -245,6 +246,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             orders=Orders(dispatcher, selection),
             overview=overview,
             selection=selection,
+            moves=Moves(catalog, dispatcher, sessions, fleet, selection),
             browser=Browser(catalog, repository, custody, workers),
             version=product_version,
             schedule_seconds=config.every_seconds,

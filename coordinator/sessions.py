@@ -11,6 +11,8 @@ Whatever breaks in between is settled by reading the store: if the root is there
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -160,6 +162,12 @@ class Sessions:
             self._dispatcher.running_task(session.task_id, session.node_id)
         except NotFoundError as error:
             raise FencedError("this session may not write any more", hint=_AGAIN) from error
+
+    @asynccontextmanager
+    async def between_commits(self) -> AsyncIterator[None]:
+        """No commit is between its two steps, as long as the block lasts."""
+        async with self._committing:
+            yield
 
     async def commit(self, request: CommitRequest, node: Node) -> Snapshot:
         """Make the snapshot, or say why not. Asked twice for a session, the answer is the same."""

@@ -24,6 +24,7 @@ CHUNK_ID_BYTES = 32
 
 # What any reader of the repository relies on being different from all other uses of BLAKE3.
 _VOLUME_CONTEXT = "tidemark 0 volume identity"
+_STATED_CONTEXT = "tidemark 0 stated volume identity"
 
 
 class ObjectType(IntEnum):
@@ -55,3 +56,8 @@ def volume_id(node: NodeId, engine: str, name: str) -> VolumeId:
         hasher.update(len(part).to_bytes(4, "big"))
         hasher.update(part)
     return VolumeId(hasher.digest(ID_BYTES))
+
+
+def stated_volume_id(uid: str) -> VolumeId:
+    """Identity of a volume whose own uid is known, the same on whatever node it is."""
+    return VolumeId(blake3(uid.encode(), derive_key_context=_STATED_CONTEXT).digest(ID_BYTES))

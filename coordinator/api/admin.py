@@ -12,6 +12,7 @@ from coordinator.api.authorise import Context
 from coordinator.browse import Browser, Listed
 from coordinator.dispatch import Dispatcher
 from coordinator.model import JobId
+from coordinator.moves import Moves
 from coordinator.orders import Orders
 from coordinator.overview import Overview, VolumeView
 from coordinator.selection import Selection
@@ -37,6 +38,7 @@ class AdminParts:
     orders: Orders
     overview: Overview
     selection: Selection
+    moves: Moves
     browser: Browser
     version: str
     schedule_seconds: int | None
@@ -62,7 +64,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             unlocked=overview.unlocked,
             recovery_kit_exported=await overview.kit_exported(),
             nodes=await self._nodes(),
-            volumes=[_volume(each) for each in await overview.volumes()],
+            volumes=[
+                _volume(each) for each in (*await overview.volumes(), *await overview.claims())
+            ],
             running_jobs=[translate.job(job, names) for job in self._parts.dispatcher.running()],
             schedule_seconds=self._parts.schedule_seconds or 0,
         )
@@ -160,9 +164,28 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         if request.HasField("volume"):
             wanted = (await self._parts.selection.volume(request.volume)).volume_id
             views = [view for view in views if view.volume.volume_id == wanted]
+        else:
+            views += await self._parts.overview.claims()
         if request.unprotected_only:
             views = [view for view in views if view.volume.verdict != "protected"]
         return admin_pb2.ListVolumesResponse(volumes=[_volume(view) for view in views])
+
+    @override
+    async def MoveVolume(
+        self, request: admin_pb2.MoveVolumeRequest, context: Context
+    ) -> admin_pb2.MoveVolumeResponse:
+        moved = await self._parts.moves.move(
+            request.volume,
+            request.node,
+            name=request.name if request.HasField("name") else None,
+            replacing=request.replace,
+        )
+        (view,) = [
+            view
+            for view in await self._parts.overview.volumes()
+            if view.volume.volume_id == moved.volume_id
+        ]
+        return admin_pb2.MoveVolumeResponse(volume=_volume(view), former_node=moved.former_node)
 
     # ---- jobs -----------------------------------------------------------------------------------
 
@@ -348,6 +371,7 @@ def _volume(view: VolumeView) -> admin_pb2.Volume:
         project=volume.workload.project,
         labels=volume.workload.labels,
         present=volume.present,
+        held_by=view.held_by,
     )
     if view.head is not None:
         message.last_snapshot_id = view.head.snapshot_id

@@ -339,6 +339,7 @@ def _stored_frame(frame: StoredFrame) -> agent_pb2.StoredFrame:
         frame_number=frame.identity.number,
         chunk_ids=b"".join([chunk_id for _, chunk_id in frame.chunks]),
         lengths=[length for length, _ in frame.chunks],
+        borrowed=frame.borrowed,
     )
 
 

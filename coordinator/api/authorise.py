@@ -46,6 +46,7 @@ RULES: Final[dict[str, frozenset[Role]]] = {
             "CreateNodeToken",
             "RevokeNode",
             "ListVolumes",
+            "MoveVolume",
             "CreateBackup",
             "CreateRestore",
             "CreateVerify",

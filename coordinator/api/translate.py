@@ -84,7 +84,7 @@ def timestamp(nanoseconds: int | None) -> Timestamp | None:
 def volume_report(message: agent_pb2.VolumeReport) -> VolumeReport:
     """A volume as an agent describes it."""
     return VolumeReport(
-        volume_id=VolumeId(message.volume_id),
+        local_id=VolumeId(message.local_id),
         name=message.name,
         source=message.source,
         path=message.path,
@@ -182,6 +182,7 @@ def run_task(task: Task, config: RepositoryConfig) -> agent_pb2.ConnectResponse:
             volume_id=order.volume_id,
             recovery_public_key=config.recovery_public,
             repository_id=config.repository,
+            local_id=order.local_id or b"",
         )
         return agent_pb2.ConnectResponse(run_backup=backup)
     assert isinstance(order, RestoreOrder)
@@ -195,6 +196,7 @@ def run_task(task: Task, config: RepositoryConfig) -> agent_pb2.ConnectResponse:
         overwrite=order.overwrite,
         delete_extra=order.delete_extra,
         dry_run=order.dry_run,
+        local_id=order.local_id or b"",
     )
     return agent_pb2.ConnectResponse(run_restore=restore)
 

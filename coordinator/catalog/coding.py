@@ -5,6 +5,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Row
 
+from coordinator.holding import Holding
 from coordinator.model import (
     BackupOrder,
     BackupStatistics,
@@ -84,13 +85,28 @@ def volume(row: Row[Any]) -> Volume:
         scheduled_at=row.scheduled_at,
         present=row.present,
         workload=_workload.decode(row.workload) if row.workload else Workload(),
+        local_id=None if row.local_id is None else VolumeId(row.local_id),
+        awaits=row.awaits,
+    )
+
+
+def holding(row: Row[Any]) -> Holding:
+    """Who holds a volume; the row says besides whether it has snapshots."""
+    return Holding(
+        volume_id=VolumeId(row.volume_id),
+        node_id=NodeId(row.node_id),
+        name=row.name,
+        local_id=None if row.local_id is None else VolumeId(row.local_id),
+        awaits=row.awaits,
+        has_snapshots=row.has_snapshots,
     )
 
 
 def report_row(report: VolumeReport) -> dict[str, Any]:
-    """What an agent tells of a volume, as a part of its row."""
+    """What an agent tells of a volume that it holds, as a part of its row."""
     return {
-        "volume_id": report.volume_id,
+        "local_id": report.local_id,
+        "awaits": None,
         "name": report.name,
         "source": report.source,
         "path": report.path,

@@ -121,8 +121,8 @@ def _check_references(connection: Connection, plan: CommitPlan, session: Row[Any
         found = connection.execute(
             select(
                 pack_origins.c.pack_nonce,
+                pack_origins.c.node_id,
                 packs.c.name,
-                packs.c.node_id,
                 packs.c.state,
                 packs.c.frame_table,
             )

@@ -1,6 +1,7 @@
 """Nodes, tokens and volumes in SQL."""
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from sqlalchemy import delete, exists, select, update
 from sqlalchemy.dialects.sqlite import insert
@@ -10,9 +11,21 @@ from typing_extensions import override
 from coordinator.catalog import coding
 from coordinator.catalog.connections import Connections, reading, writing
 from coordinator.catalog.interface import Fleet, TokenRecord
-from coordinator.catalog.tables import meta, nodes, sessions, tasks, tokens, volumes
-from coordinator.model import Node, Volume, VolumeReport
+from coordinator.catalog.tables import (
+    meta,
+    nodes,
+    sessions,
+    snapshots,
+    tasks,
+    tokens,
+    volumes,
+)
+from coordinator.holding import Holding, Named, attribute, move
+from coordinator.model import Node, SessionState, Volume, VolumeReport
 from repository.ids import NodeId, VolumeId
+
+# Well below SQLite's limit of variables.
+_BATCH: Final = 500
 
 
 class SqlFleet(Fleet):
@@ -117,14 +130,21 @@ class SqlFleet(Fleet):
     @writing
     def report_volumes(
         self, connection: Connection, node_id: NodeId, reports: Sequence[VolumeReport], now: int
-    ) -> None:
+    ) -> set[VolumeId]:
         connection.execute(
             update(volumes).where(volumes.c.node_id == node_id).values(present=False)
         )
-        told = [coding.report_row(report) for report in reports]
+        named = [Named(report.local_id, report.name) for report in reports]
+        local_ids = [each.local_id for each in named]
+        meant = attribute(node_id, named, _holdings(connection, node_id, local_ids))
+        told = [
+            coding.report_row(report) | {"volume_id": volume_id}
+            for report in reports
+            if (volume_id := meant[report.local_id]) is not None
+        ]
         if told:
             known = insert(volumes)
-            # Whose volume it is was decided when it was first seen, and not by an agent.
+            # Whose volume it is was decided when it was first seen or moved, and not by an agent.
             connection.execute(
                 known.on_conflict_do_update(
                     index_elements=[volumes.c.volume_id],
@@ -137,9 +157,44 @@ class SqlFleet(Fleet):
         connection.execute(
             delete(volumes)
             .where(volumes.c.node_id == node_id, volumes.c.present.is_(False))
+            .where(volumes.c.awaits.is_(None))
             .where(~exists().where(sessions.c.volume_id == volumes.c.volume_id))
             .where(~exists().where(tasks.c.volume_id == volumes.c.volume_id))
         )
+        return {local_id for local_id, volume_id in meant.items() if volume_id is None}
+
+    @override
+    @writing
+    def move_volume(
+        self,
+        connection: Connection,
+        volume_id: VolumeId,
+        to: NodeId,
+        name: str,
+        *,
+        replacing: bool,
+    ) -> list[VolumeId]:
+        holdings = _holdings(connection, to, [volume_id])
+        changed = move(volume_id, to, name, holdings, replacing=replacing)
+        for holding in changed:
+            connection.execute(
+                update(volumes)
+                .where(volumes.c.volume_id == holding.volume_id)
+                .values(
+                    node_id=holding.node_id,
+                    local_id=holding.local_id,
+                    awaits=holding.awaits,
+                    present=False,
+                )
+            )
+            # A task of the holder before, or of what is replaced, must not commit any more.
+            connection.execute(
+                update(sessions)
+                .where(sessions.c.volume_id == holding.volume_id)
+                .where(sessions.c.state == SessionState.OPEN)
+                .values(state=SessionState.FENCED)
+            )
+        return [holding.volume_id for holding in changed]
 
     @override
     @reading
@@ -172,3 +227,29 @@ class SqlFleet(Fleet):
         connection.execute(
             kept.on_conflict_do_update(index_elements=[meta.c.key], set_={"value": value})
         )
+
+
+def _holdings(
+    connection: Connection, node_id: NodeId, volume_ids: Sequence[VolumeId]
+) -> list[Holding]:
+    """All that a node holds, and these volumes, whoever holds them."""
+    has_snapshots = exists().where(snapshots.c.volume_id == volumes.c.volume_id)
+    columns = (
+        volumes.c.volume_id,
+        volumes.c.node_id,
+        volumes.c.name,
+        volumes.c.local_id,
+        volumes.c.awaits,
+    )
+    query = select(*columns, has_snapshots.label("has_snapshots"))
+    batches = (volume_ids[start : start + _BATCH] for start in range(0, len(volume_ids), _BATCH))
+    conditions = [
+        volumes.c.node_id == node_id,
+        *(volumes.c.volume_id.in_(batch) for batch in batches),
+    ]
+    found = (
+        coding.holding(row)
+        for condition in conditions
+        for row in connection.execute(query.where(condition))
+    )
+    return list({holding.volume_id: holding for holding in found}.values())

@@ -111,8 +111,21 @@ class Fleet(Protocol):
 
     async def report_volumes(
         self, node_id: NodeId, reports: Sequence[VolumeReport], now: int
-    ) -> None:
-        """The whole truth about a node's volumes; those it no longer names are not present."""
+    ) -> set[VolumeId]:
+        """The whole truth about a node's volumes; those it no longer names are not present.
+
+        Returns the local ids that are mere claims, of which nothing is kept.
+        """
+        ...
+
+    async def move_volume(
+        self, volume_id: VolumeId, to: NodeId, name: str, *, replacing: bool
+    ) -> list[VolumeId]:
+        """Make a node the holder of a volume, which is not present until that node names it.
+
+        Returns it and what it replaces; open sessions of theirs are fenced. UsageError as
+        coordinator/holding.py says.
+        """
         ...
 
     async def volumes(self) -> list[Volume]:
@@ -176,7 +189,10 @@ class Ledger(Protocol):
     """Sessions, packs, references and snapshots: what is stored, and who may add to it."""
 
     async def open_session(self, session: Session) -> Session:
-        """Keep a session with the next fencing token; every open one of the volume is fenced."""
+        """Keep a session with the next fencing token; every open one of the volume is fenced.
+
+        FencedError where the node does not hold the volume.
+        """
         ...
 
     async def session(self, session_id: SessionId) -> Session | None:

@@ -18,6 +18,7 @@ from coordinator.catalog.tables import (
     refs,
     sessions,
     snapshots,
+    volumes,
 )
 from coordinator.errors import CatalogError, FencedError
 from coordinator.model import (
@@ -55,6 +56,11 @@ class SqlLedger(Ledger):
     @override
     @writing
     def open_session(self, connection: Connection, session: Session) -> Session:
+        holder = connection.scalar(
+            select(volumes.c.node_id).where(volumes.c.volume_id == session.volume_id)
+        )
+        if holder != session.node_id:
+            raise FencedError("another node holds this volume now", hint="see tidemark volume list")
         fence = (
             update(sessions)
             .where(sessions.c.volume_id == session.volume_id)

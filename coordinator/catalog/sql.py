@@ -14,7 +14,7 @@ from coordinator.catalog.ledger import SqlLedger
 from coordinator.catalog.tables import metadata
 
 # The newest revision of migrations/, which makes what tables.py says.
-REVISION: Final = "v0002"
+REVISION: Final = "v0003"
 # Alembic's own table, as Alembic makes it.
 _VERSION_TABLE: Final = (
     "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL,"

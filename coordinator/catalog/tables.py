@@ -70,10 +70,14 @@ volumes = Table(
     Column("first_seen_at", BigInteger, nullable=False),
     Column("scheduled_at", BigInteger),
     Column("present", Boolean, nullable=False, default=True),
+    # How its node names it, and what name is waited for after a move: coordinator/holding.py.
+    Column("local_id", LargeBinary(16)),
+    Column("awaits", String),
     # Containers, project, labels. Empty where there are none, or in rows of the first version.
     Column("workload", LargeBinary, nullable=False, default=b"", server_default=""),
     # The highest sequence ever given out, to a snapshot that failed as well: never used twice.
     Column("last_sequence", BigInteger, nullable=False, default=0),
+    Index("ux_volumes_node_id_local_id", "node_id", "local_id", unique=True),
 )
 
 jobs = Table(

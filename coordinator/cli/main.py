@@ -24,7 +24,7 @@ _NOUNS = {
     "up": ("coordinator.cli.up.command", "Run coordinator and agent on this machine."),
     "status": ("coordinator.cli.status", "Show nodes, volumes, and what is unprotected."),
     "node": ("coordinator.cli.node", "Enrol, list and revoke nodes."),
-    "volume": ("coordinator.cli.volume", "List volumes and their protection."),
+    "volume": ("coordinator.cli.volume", "List volumes and their protection, and move them."),
     "backup": ("coordinator.cli.backup", "Back volumes up."),
     "snapshot": ("coordinator.cli.snapshot", "List snapshots and look into them."),
     "restore": ("coordinator.cli.restore", "Restore snapshots."),

@@ -1,5 +1,6 @@
-"""`tidemark volume`: what is protected, and what is not."""
+"""`tidemark volume`: what is protected, what is not, and where it is."""
 
+import sys
 from collections.abc import Sequence
 
 import click
@@ -7,12 +8,12 @@ import click
 from coordinator.cli.command import Invocation, noun, verb
 from coordinator.cli.documents import Document, document, documents
 from coordinator.cli.durations import format_duration
-from coordinator.cli.failure import UsageError
-from coordinator.cli.output import Table, fields_table
+from coordinator.cli.failure import CommandError, UsageError
+from coordinator.cli.output import Table, fields_table, printable
 from coordinator.cli.times import local_time
-from proto.tidemark.v1.admin_pb2 import ListVolumesRequest
+from proto.tidemark.v1.admin_pb2 import ListVolumesRequest, MoveVolumeRequest
 
-app = noun("volume", "List volumes and their protection.")
+app = noun("volume", "List volumes and their protection, and move them.")
 
 
 @verb(app, "list")
@@ -33,6 +34,38 @@ def show_volume(cli: Invocation, *, volume: str) -> None:
         raise UsageError(f"no volume is called {volume!r}", hint="`tidemark volume list` shows all")
     made = document(answer.volumes[0])
     cli.print(made, lambda: _table(made))
+
+
+@verb(app, "move")
+@click.argument("volume", metavar="VOLUME")
+@click.option("--to", "node", metavar="NODE", required=True, help="The node that has it now.")
+@click.option("--as", "name", metavar="NAME", help="What it is called there, if not the same.")
+@click.option("--replace", is_flag=True, help="End the history of the volume of that name there.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def move_volume(
+    cli: Invocation, *, volume: str, node: str, name: str | None, replace: bool, yes: bool
+) -> None:
+    """Let NODE go on with a volume: the next backup there continues its snapshots.
+
+    What is stored is not sent again. From this moment on no other node backs the volume up, and a
+    backup of it that runs on its former node ends. The data itself is not brought there.
+    """
+    if not yes:
+        _ask(volume, node, replacing=replace)
+    request = MoveVolumeRequest(volume=volume, node=node, name=name, replace=replace)
+    answer = cli.client.ask(cli.client.admin.MoveVolume, request)
+    made = document(answer.volume)
+    cli.print(made, lambda: _table(made))
+
+
+def _ask(volume: str, node: str, *, replacing: bool) -> None:
+    """Let a person think again; a script must have done so before."""
+    also = ", and end the history of the volume of that name there" if replacing else ""
+    does = f"node {node} go on with volume {volume}, and no other node{also}"
+    if not sys.stdin.isatty():
+        raise UsageError(f"this would let {does}", hint="say --yes if that is meant")
+    if not click.confirm(printable(f"Let {does}?"), err=True):
+        raise CommandError("nothing was moved", hint="`tidemark volume list` shows who holds what")
 
 
 def volumes_table(volumes: Sequence[Document]) -> Table:

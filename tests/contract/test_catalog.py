@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from coordinator.catalog import Catalog, CommitPlan, TokenRecord, open_catalog
-from coordinator.errors import CatalogError, FencedError, RejectedError
+from coordinator.errors import CatalogError, FencedError, RejectedError, UsageError
 from coordinator.model import (
     BackupOrder,
     BackupStatistics,
@@ -239,9 +239,65 @@ async def test_a_node_cannot_take_a_volume_of_another(catalog: Catalog) -> None:
     await join(catalog, node())
     await join(catalog, node(OTHER_NODE, "m"))
     await catalog.fleet.report_volumes(NODE, [report()], 5)
-    await catalog.fleet.report_volumes(OTHER_NODE, [replace(report(), path=b"/etc")], 6)
-    (volume,) = await catalog.fleet.volumes()
+    claims = await catalog.fleet.report_volumes(
+        OTHER_NODE, [replace(report(), path=b"/etc"), report(OTHER_VOLUME, "w")], 6
+    )
+    volume, others = await catalog.fleet.volumes()
+    assert claims == {VOLUME}
     assert (volume.node_id, volume.path) == (NODE, b"/srv")
+    assert others.node_id == OTHER_NODE
+
+
+async def test_a_moved_volume_waits_until_its_new_node_names_it(catalog: Catalog) -> None:
+    await join(catalog, node())
+    await join(catalog, node(OTHER_NODE, "m"))
+    await catalog.fleet.report_volumes(NODE, [report()], 5)
+    assert await catalog.fleet.move_volume(VOLUME, OTHER_NODE, "w", replacing=False) == [VOLUME]
+    await catalog.fleet.report_volumes(OTHER_NODE, [], 6)
+    (waiting,) = await catalog.fleet.volumes()
+    await catalog.fleet.report_volumes(OTHER_NODE, [report(OTHER_VOLUME, "w")], 7)
+    (there,) = await catalog.fleet.volumes()
+    assert (waiting.node_id, waiting.present, waiting.awaits) == (OTHER_NODE, False, "w")
+    assert (there.volume_id, there.node_id, there.name) == (VOLUME, OTHER_NODE, "w")
+    assert (there.local_id, there.awaits, there.present) == (OTHER_VOLUME, None, True)
+    assert await catalog.fleet.report_volumes(NODE, [report()], 8) == {VOLUME}
+
+
+async def test_a_move_that_would_end_another_history_changes_nothing(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    theirs = await open_session(catalog, 2, volume_id=OTHER_VOLUME, node_id=OTHER_NODE)
+    await commit(catalog, theirs, head=0)
+    before = await catalog.fleet.volumes()
+    with pytest.raises(UsageError):
+        await catalog.fleet.move_volume(VOLUME, OTHER_NODE, "v", replacing=False)
+    assert await catalog.fleet.volumes() == before
+    kept = await catalog.ledger.session(session.session_id)
+    assert kept is not None
+    assert kept.state is SessionState.OPEN
+
+
+async def test_a_move_fences_what_moves_and_what_it_replaces(catalog: Catalog) -> None:
+    theirs = await open_session(catalog, 1, volume_id=OTHER_VOLUME, node_id=OTHER_NODE)
+    await commit(catalog, theirs, head=0)
+    sessions = [
+        await open_session(catalog, 2),
+        await open_session(catalog, 3, volume_id=OTHER_VOLUME, node_id=OTHER_NODE),
+    ]
+    changed = await catalog.fleet.move_volume(VOLUME, OTHER_NODE, "v", replacing=True)
+    assert changed == [VOLUME, OTHER_VOLUME]
+    for session in sessions:
+        kept = await catalog.ledger.session(session.session_id)
+        assert kept is not None
+        assert kept.state is SessionState.FENCED
+
+
+async def test_only_the_holder_opens_a_session(catalog: Catalog) -> None:
+    await commit(catalog, await open_session(catalog, 1), head=0)
+    await join(catalog, node(OTHER_NODE, "m"))
+    await catalog.fleet.move_volume(VOLUME, OTHER_NODE, "v", replacing=False)
+    with pytest.raises(FencedError):
+        await open_session(catalog, 2)
+    assert (await open_session(catalog, 3, node_id=OTHER_NODE)).node_id == OTHER_NODE
 
 
 async def test_the_schedule_remembers_what_it_asked_for(catalog: Catalog) -> None:
@@ -451,6 +507,26 @@ async def test_a_node_cannot_name_the_frames_of_another(catalog: Catalog) -> Non
         await catalog.ledger.begin_commit(plan(mine, frame(0)))
 
 
+async def test_a_moved_volume_goes_on_with_the_frames_that_it_held_and_no_others(
+    catalog: Catalog,
+) -> None:
+    first = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(first), first.fencing_token)
+    await commit(catalog, first, frame(0), head=0)
+    theirs = await open_session(catalog, 2, volume_id=OTHER_VOLUME, node_id=OTHER_NODE)
+    with pytest.raises(RejectedError):
+        await catalog.ledger.begin_commit(plan(theirs, frame(0)))
+    await catalog.fleet.move_volume(VOLUME, OTHER_NODE, "w", replacing=False)
+    session = await open_session(catalog, 3, node_id=OTHER_NODE)
+    with pytest.raises(RejectedError):
+        await catalog.ledger.begin_commit(plan(session, frame(1), head=1))
+    second = await commit(catalog, session, frame(0), head=1, base=True)
+    again = await open_session(catalog, 4, volume_id=OTHER_VOLUME, node_id=OTHER_NODE)
+    with pytest.raises(RejectedError):
+        await catalog.ledger.begin_commit(plan(again, frame(0)))
+    assert (second.sequence, second.node_id) == (2, OTHER_NODE)
+
+
 async def test_a_node_may_name_its_own_frames_in_another_volume(catalog: Catalog) -> None:
     first = await open_session(catalog, 1)
     await catalog.ledger.record_pack(pack(first), first.fencing_token)
@@ -542,11 +618,14 @@ async def test_a_catalog_of_the_first_version_is_upgraded_with_all_that_is_in_it
     await catalog.fleet.report_volumes(NODE, [report()], 5)
     await catalog.close()
     with closing(sqlite3.connect(tmp_path / "catalog.db")) as first, first:
-        first.execute("ALTER TABLE volumes DROP COLUMN workload")
+        first.execute("DROP INDEX ux_volumes_node_id_local_id")
+        for column in ("workload", "local_id", "awaits"):
+            first.execute(f"ALTER TABLE volumes DROP COLUMN {column}")
         first.execute("UPDATE alembic_version SET version_num = 'v0001'")
 
     upgraded = await open_catalog(tmp_path / "catalog.db")
-    volumes = await upgraded.fleet.volumes()
+    (volume,) = await upgraded.fleet.volumes()
     await upgraded.close()
 
-    assert [(volume.name, volume.workload) for volume in volumes] == [("v", Workload())]
+    assert (volume.name, volume.workload) == ("v", Workload())
+    assert (volume.local_id, volume.awaits) == (VOLUME, None)

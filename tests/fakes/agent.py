@@ -173,7 +173,7 @@ class FakeAgent:
         identity = volume_id(NodeId(self.node_id), "path", name)
         self.volumes.append(
             agent_pb2.VolumeReport(
-                volume_id=identity,
+                local_id=identity,
                 name=name,
                 source="path",
                 path=b"/srv/" + name.encode(),

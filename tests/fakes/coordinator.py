@@ -6,7 +6,14 @@ from typing import Final
 
 from typing_extensions import Buffer, override
 
-from agent.services import BackupStatistics, Committed, CoordinatorClient, Phase, Session
+from agent.services import (
+    BackupStatistics,
+    Committed,
+    CoordinatorClient,
+    Phase,
+    Session,
+    StoredChunks,
+)
 from repository.content import read_extents
 from repository.entries import Attributes, Entry, EntryType, Extent, Pointer
 from repository.errors import FencedError, StoreFullError, TidemarkError
@@ -91,6 +98,8 @@ class MemoryCoordinator(CoordinatorClient):
         """How many more packs fit, None for any number."""
         self.commit_error: TidemarkError | None = None
         self.base_error: TidemarkError | None = None
+        self.borrowed = False
+        """Whether what is stored counts as stored by another node."""
 
     @property
     def writer_keys(self) -> WriterKeys:
@@ -106,14 +115,15 @@ class MemoryCoordinator(CoordinatorClient):
         return Session(secrets.token_bytes(16), 1, keys, head, len(self.roots), 60)
 
     @override
-    async def read_base(self, session: Session) -> AsyncIterator[list[tuple[ChunkId, Location]]]:
+    async def read_base(self, session: Session) -> AsyncIterator[StoredChunks]:
         if self.base_error is not None:
             raise self.base_error
         for identity in self.live:
-            yield [
+            chunks = [
                 (chunk_id, Location(*identity, number, length))
                 for number, (length, chunk_id) in enumerate(self.store.chunks[identity])
             ]
+            yield StoredChunks(chunks, self.borrowed)
 
     @override
     async def upload_pack(

@@ -513,6 +513,7 @@ class Volume(_message.Message):
     PROJECT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     PRESENT_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     volume_id: _builtins.str
     node: _builtins.str
@@ -530,6 +531,8 @@ class Volume(_message.Message):
     project: _builtins.str
     present: _builtins.bool
     """Whether its agent still has it; if not, there are only its snapshots."""
+    held_by: _builtins.str
+    """Set where this node only claims a volume: the node that holds it."""
     @_builtins.property
     def last_completed_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -562,19 +565,24 @@ class Volume(_message.Message):
         project: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         present: _builtins.bool = ...,
+        held_by: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "last_completed_at", b"last_completed_at", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_held_by", b"_held_by", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "held_by", b"held_by", "last_completed_at", b"last_completed_at", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "change_detection", b"change_detection", "containers", b"containers", "labels", b"labels", "last_completed_at", b"last_completed_at", "last_message", b"last_message", "last_phase", b"last_phase", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "node", b"node", "path", b"path", "policy", b"policy", "present", b"present", "project", b"project", "reason", b"reason", "source", b"source", "verdict", b"verdict", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_held_by", b"_held_by", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "change_detection", b"change_detection", "containers", b"containers", "held_by", b"held_by", "labels", b"labels", "last_completed_at", b"last_completed_at", "last_message", b"last_message", "last_phase", b"last_phase", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "node", b"node", "path", b"path", "policy", b"policy", "present", b"present", "project", b"project", "reason", b"reason", "source", b"source", "verdict", b"verdict", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__age_seconds: _TypeAlias = _typing.Literal["age_seconds"]  # noqa: Y015
     _WhichOneofArgType__age_seconds: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__held_by: _TypeAlias = _typing.Literal["held_by"]  # noqa: Y015
+    _WhichOneofArgType__held_by: _TypeAlias = _typing.Literal["_held_by", b"_held_by"]  # noqa: Y015
     _WhichOneofReturnType__last_snapshot_id: _TypeAlias = _typing.Literal["last_snapshot_id"]  # noqa: Y015
     _WhichOneofArgType__last_snapshot_id: _TypeAlias = _typing.Literal["_last_snapshot_id", b"_last_snapshot_id"]  # noqa: Y015
     _WhichOneofReturnType__policy: _TypeAlias = _typing.Literal["policy"]  # noqa: Y015
     _WhichOneofArgType__policy: _TypeAlias = _typing.Literal["_policy", b"_policy"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__age_seconds) -> _WhichOneofReturnType__age_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_by) -> _WhichOneofReturnType__held_by | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_snapshot_id) -> _WhichOneofReturnType__last_snapshot_id | None: ...
     @_typing.overload
@@ -626,6 +634,63 @@ class ListVolumesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListVolumesResponse: _TypeAlias = ListVolumesResponse  # noqa: Y015
+
+@_typing.final
+class MoveVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    """Selectors. Of several volumes of one name, those that the node holds already are not meant."""
+    node: _builtins.str
+    name: _builtins.str
+    """What the volume is called on the new node; by default as it is."""
+    replace: _builtins.bool
+    """End the history of the volume that goes by this name there."""
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        node: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        replace: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "name", b"name", "node", b"node", "replace", b"replace", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+
+Global___MoveVolumeRequest: _TypeAlias = MoveVolumeRequest  # noqa: Y015
+
+@_typing.final
+class MoveVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    FORMER_NODE_FIELD_NUMBER: _builtins.int
+    former_node: _builtins.str
+    """The name of the node that held it."""
+    @_builtins.property
+    def volume(self) -> Global___Volume: ...
+    def __init__(
+        self,
+        *,
+        volume: Global___Volume | None = ...,
+        former_node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["former_node", b"former_node", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveVolumeResponse: _TypeAlias = MoveVolumeResponse  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):

@@ -74,6 +74,11 @@ class AdminServiceStub:
                 request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.ListVolumesRequest.SerializeToString,
                 response_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.ListVolumesResponse.FromString,
                 _registered_method=True)
+        self.MoveVolume = channel.unary_unary(
+                '/tidemark.v1.AdminService/MoveVolume',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeResponse.FromString,
+                _registered_method=True)
         self.CreateBackup = channel.unary_unary(
                 '/tidemark.v1.AdminService/CreateBackup',
                 request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.CreateBackupRequest.SerializeToString,
@@ -193,6 +198,13 @@ class AdminServiceServicer:
 
     def ListVolumes(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveVolume(self, request, context):
+        """Makes another node the holder of a volume, from this moment on.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -324,6 +336,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListVolumes,
                     request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.ListVolumesRequest.FromString,
                     response_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.ListVolumesResponse.SerializeToString,
+            ),
+            'MoveVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveVolume,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeResponse.SerializeToString,
             ),
             'CreateBackup': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateBackup,
@@ -612,6 +629,33 @@ class AdminService:
             '/tidemark.v1.AdminService/ListVolumes',
             proto_dot_tidemark_dot_v1_dot_admin__pb2.ListVolumesRequest.SerializeToString,
             proto_dot_tidemark_dot_v1_dot_admin__pb2.ListVolumesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemark.v1.AdminService/MoveVolume',
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

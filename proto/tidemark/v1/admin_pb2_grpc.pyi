@@ -42,6 +42,8 @@ class AdminServiceStub:
     CreateNodeToken: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateNodeTokenRequest, _admin_pb2.CreateNodeTokenResponse]
     RevokeNode: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeNodeRequest, _admin_pb2.RevokeNodeResponse]
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListVolumesRequest, _admin_pb2.ListVolumesResponse]
+    MoveVolume: _grpc.UnaryUnaryMultiCallable[_admin_pb2.MoveVolumeRequest, _admin_pb2.MoveVolumeResponse]
+    """Makes another node the holder of a volume, from this moment on."""
     CreateBackup: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateBackupRequest, _admin_pb2.CreateBackupResponse]
     CreateRestore: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateRestoreRequest, _admin_pb2.CreateRestoreResponse]
     CreateVerify: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateVerifyRequest, _admin_pb2.CreateVerifyResponse]
@@ -69,6 +71,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     CreateNodeToken: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateNodeTokenRequest, _admin_pb2.CreateNodeTokenResponse]  # type: ignore[assignment]
     RevokeNode: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeNodeRequest, _admin_pb2.RevokeNodeResponse]  # type: ignore[assignment]
     ListVolumes: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListVolumesRequest, _admin_pb2.ListVolumesResponse]  # type: ignore[assignment]
+    MoveVolume: _aio.UnaryUnaryMultiCallable[_admin_pb2.MoveVolumeRequest, _admin_pb2.MoveVolumeResponse]  # type: ignore[assignment]
+    """Makes another node the holder of a volume, from this moment on."""
     CreateBackup: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateBackupRequest, _admin_pb2.CreateBackupResponse]  # type: ignore[assignment]
     CreateRestore: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateRestoreRequest, _admin_pb2.CreateRestoreResponse]  # type: ignore[assignment]
     CreateVerify: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateVerifyRequest, _admin_pb2.CreateVerifyResponse]  # type: ignore[assignment]
@@ -141,6 +145,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ListVolumesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListVolumesResponse, _abc.Awaitable[_admin_pb2.ListVolumesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def MoveVolume(
+        self,
+        request: _admin_pb2.MoveVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.MoveVolumeResponse, _abc.Awaitable[_admin_pb2.MoveVolumeResponse]]:
+        """Makes another node the holder of a volume, from this moment on."""
 
     @_abc_1.abstractmethod
     def CreateBackup(

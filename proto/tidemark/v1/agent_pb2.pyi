@@ -191,7 +191,7 @@ class VolumeReport(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    LOCAL_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
@@ -200,8 +200,8 @@ class VolumeReport(_message.Message):
     CONTAINERS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
-    volume_id: _builtins.bytes
-    """16 bytes: BLAKE3 of node, engine and name."""
+    local_id: _builtins.bytes
+    """16 bytes: BLAKE3 of node, engine and name, or of the uid that the settings state."""
     name: _builtins.str
     source: _builtins.str
     """How it was found: "path" for one given by hand; "docker-volume", "docker-bind" or
@@ -221,7 +221,7 @@ class VolumeReport(_message.Message):
     def __init__(
         self,
         *,
-        volume_id: _builtins.bytes = ...,
+        local_id: _builtins.bytes = ...,
         name: _builtins.str = ...,
         source: _builtins.str = ...,
         path: _builtins.bytes = ...,
@@ -233,7 +233,7 @@ class VolumeReport(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "labels", b"labels", "name", b"name", "path", b"path", "project", b"project", "reason", b"reason", "source", b"source", "verdict", b"verdict", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "labels", b"labels", "local_id", b"local_id", "name", b"name", "path", b"path", "project", b"project", "reason", b"reason", "source", b"source", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -538,12 +538,15 @@ class RunBackup(_message.Message):
     VOLUME_ID_FIELD_NUMBER: _builtins.int
     RECOVERY_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    LOCAL_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     job_id: _builtins.str
     volume_id: _builtins.bytes
     recovery_public_key: _builtins.bytes
     """What a session's data key is sealed to, and for (repository/layout.py, DATA_KEY_INFO + id)."""
     repository_id: _builtins.bytes
+    local_id: _builtins.bytes
+    """What this node calls the volume. None from coordinators for which that is the volume's id."""
     def __init__(
         self,
         *,
@@ -552,10 +555,11 @@ class RunBackup(_message.Message):
         volume_id: _builtins.bytes = ...,
         recovery_public_key: _builtins.bytes = ...,
         repository_id: _builtins.bytes = ...,
+        local_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "recovery_public_key", b"recovery_public_key", "repository_id", b"repository_id", "task_id", b"task_id", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "local_id", b"local_id", "recovery_public_key", b"recovery_public_key", "repository_id", b"repository_id", "task_id", b"task_id", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,6 +578,7 @@ class RunRestore(_message.Message):
     OVERWRITE_FIELD_NUMBER: _builtins.int
     DELETE_EXTRA_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    LOCAL_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     job_id: _builtins.str
     snapshot_id: _builtins.str
@@ -583,6 +588,8 @@ class RunRestore(_message.Message):
     overwrite: _builtins.bool
     delete_extra: _builtins.bool
     dry_run: _builtins.bool
+    local_id: _builtins.bytes
+    """With in_place: what this node calls the snapshot's volume, as in RunBackup."""
     @_builtins.property
     def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Paths within the snapshot; none means everything."""
@@ -599,10 +606,11 @@ class RunRestore(_message.Message):
         overwrite: _builtins.bool = ...,
         delete_extra: _builtins.bool = ...,
         dry_run: _builtins.bool = ...,
+        local_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_extra", b"delete_extra", "dry_run", b"dry_run", "in_place", b"in_place", "job_id", b"job_id", "overwrite", b"overwrite", "paths", b"paths", "snapshot_id", b"snapshot_id", "target", b"target", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_extra", b"delete_extra", "dry_run", b"dry_run", "in_place", b"in_place", "job_id", b"job_id", "local_id", b"local_id", "overwrite", b"overwrite", "paths", b"paths", "snapshot_id", b"snapshot_id", "target", b"target", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -754,9 +762,12 @@ class StoredFrame(_message.Message):
     FRAME_NUMBER_FIELD_NUMBER: _builtins.int
     CHUNK_IDS_FIELD_NUMBER: _builtins.int
     LENGTHS_FIELD_NUMBER: _builtins.int
+    BORROWED_FIELD_NUMBER: _builtins.int
     pack_nonce: _builtins.bytes
     frame_number: _builtins.int
     chunk_ids: _builtins.bytes
+    borrowed: _builtins.bool
+    """Another node stored it: only this volume may name it."""
     @_builtins.property
     def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -766,10 +777,11 @@ class StoredFrame(_message.Message):
         frame_number: _builtins.int = ...,
         chunk_ids: _builtins.bytes = ...,
         lengths: _abc.Iterable[_builtins.int] | None = ...,
+        borrowed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids", b"chunk_ids", "frame_number", b"frame_number", "lengths", b"lengths", "pack_nonce", b"pack_nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["borrowed", b"borrowed", "chunk_ids", b"chunk_ids", "frame_number", b"frame_number", "lengths", b"lengths", "pack_nonce", b"pack_nonce"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -116,14 +116,6 @@ async def read(here: Scene) -> None:
     await read_pack(here.thief, here.restore.task_id, here.pack, (0, 8))
 
 
-async def say_hello_with_its_volume(here: Scene) -> None:
-    here.thief.agent.volumes = here.victim.agent.volumes
-    stream = here.thief.stub.Connect()
-    hello = agent_pb2.Hello(agent_version="0", volumes=here.thief.agent.volumes)
-    await stream.write(agent_pb2.ConnectRequest(hello=hello))
-    await stream.read()
-
-
 # By method: the call, and how it is refused.
 TRIED: Final[dict[str, tuple[Callable[[Scene], Awaitable[None]], grpc.StatusCode]]] = {
     "OpenSession": (open_session, grpc.StatusCode.NOT_FOUND),
@@ -132,7 +124,6 @@ TRIED: Final[dict[str, tuple[Callable[[Scene], Awaitable[None]], grpc.StatusCode
     "Commit": (commit, grpc.StatusCode.ABORTED),
     "OpenRestore": (open_restore, grpc.StatusCode.NOT_FOUND),
     "ReadPack": (read, grpc.StatusCode.NOT_FOUND),
-    "Connect": (say_hello_with_its_volume, grpc.StatusCode.INVALID_ARGUMENT),
 }
 
 
@@ -149,6 +140,33 @@ async def test_what_belongs_to_another_node_is_refused_and_takes_no_harm(
         ended = await here.finish()
     assert caught.value.code() is expected
     assert ended == [common_pb2.PHASE_COMPLETED] * 2
+
+
+@pytest.mark.parametrize("name", ["data", "loot"])
+async def test_a_volume_that_another_node_tells_of_is_a_claim_and_good_for_nothing(
+    config: Config, name: str
+) -> None:
+    async with scene(config) as here:
+        claimed = agent_pb2.VolumeReport()
+        claimed.CopyFrom(here.victim.agent.volumes[0])
+        claimed.name, claimed.path = name, b"/thief"
+        here.thief.agent.volumes = [claimed]
+        async with here.thief.agent.connected() as thief:
+            listed = await here.coordinator.admin.ListVolumes(admin_pb2.ListVolumesRequest())
+            seen = {each.node: each for each in listed.volumes}
+            # Asked for by its id, it is the victim's, who has one task already.
+            queued = await here.coordinator.order_backup(claimed.local_id.hex())
+            ended = await here.finish()
+            task = (await here.victim.next_message()).run_backup
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await thief.open_session(task)
+            await here.victim.finish_backup(task.task_id, canceled=True)
+            await here.coordinator.ended(queued.job_id)
+    assert ended == [common_pb2.PHASE_COMPLETED] * 2
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert (seen["victim"].path, seen["victim"].verdict) == (b"/srv/data", "protected")
+    assert (seen["thief"].verdict, seen["thief"].held_by) == ("unprotected", "victim")
+    assert not seen["thief"].last_snapshot_id
 
 
 async def test_a_commit_that_is_done_is_not_answered_to_another(config: Config) -> None:
@@ -226,4 +244,5 @@ async def test_a_node_reads_its_own_past_only_while_a_restore_runs(config: Confi
 
 async def test_every_call_that_a_node_may_make_is_tried() -> None:
     may = {method.rpartition("/")[2] for method, roles in RULES.items() if Role.NODE in roles}
-    assert set(TRIED) == may
+    # What a node says on its stream is tried by the tests of claims and of lies.
+    assert {*TRIED, "Connect"} == may

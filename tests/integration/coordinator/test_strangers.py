@@ -45,6 +45,7 @@ CHANGING: Final = {
     "AgentService/Connect",
     "AdminService/CreateNodeToken",
     "AdminService/RevokeNode",
+    "AdminService/MoveVolume",
     "AdminService/CreateBackup",
     "AdminService/CreateRestore",
     "AdminService/CreateVerify",
@@ -123,6 +124,7 @@ async def scene(config: Config) -> AsyncIterator[Scene]:
     async with serving(config) as coordinator:
         agent = await coordinator.agent("web")
         agent.volume("data")
+        await coordinator.agent("other")
         snapshot = await coordinator.back_up(agent, "data", {"a": b"alpha"})
         token = parse_token(await coordinator.token())
         enrol = agent_pb2.EnrolRequest(
@@ -136,6 +138,7 @@ async def scene(config: Config) -> AsyncIterator[Scene]:
             "AgentService/Enrol": enrol,
             "AgentService/Connect": agent_pb2.ConnectRequest(hello=hello),
             "AdminService/RevokeNode": admin_pb2.RevokeNodeRequest(node="web"),
+            "AdminService/MoveVolume": admin_pb2.MoveVolumeRequest(volume="data", node="other"),
             "AdminService/CreateBackup": admin_pb2.CreateBackupRequest(all=True),
             "AdminService/CreateRestore": admin_pb2.CreateRestoreRequest(
                 snapshot=snapshot, target=b"/tmp/out"

@@ -43,7 +43,9 @@ class Agent:
         self.coordinator = MemoryCoordinator()
         self.on_progress: Callable[[Progress], None] = lambda _: None
 
-    async def backup(self, excludes: frozenset[tuple[int, int]] = frozenset()) -> BackupOutcome:
+    async def backup(
+        self, excludes: frozenset[tuple[int, int]] = frozenset(), volume_id: bytes = VOLUME_ID
+    ) -> BackupOutcome:
         services = Services(
             node_id=NODE,
             signing_key=self.coordinator.node,
@@ -54,7 +56,7 @@ class Agent:
             progress=self.on_progress,
             log=lambda *_: None,
         )
-        volume = Volume(VOLUME_ID, "volume", os.fsencode(self.volume))
+        volume = Volume(volume_id, "volume", os.fsencode(self.volume))
         public = self.coordinator.recovery.public
         task = BackupTask("task", "job", volume, REPOSITORY, public, excludes)
         return await run_backup(task, services)
@@ -272,6 +274,29 @@ async def test_a_state_that_is_behind_learns_what_was_stored_since(
         assert outcome.error is None
         assert outcome.statistics.data_added == 0
         await agent.check()
+
+
+@pytest.mark.asyncio
+async def test_what_another_node_stored_is_sent_again_for_every_other_volume(
+    agent: Agent, tmp_path: Path
+) -> None:
+    fill(agent.volume)
+    first = await agent.backup()
+    agent.coordinator.borrowed = True
+    with State(tmp_path / "another.db") as empty:
+        agent.state = empty
+        moved = await agent.backup()
+        (agent.volume / "large").rename(agent.volume / "renamed")
+        later = await agent.backup()
+        # A first backup of a volume of its own, with the same content.
+        agent.coordinator.roots.clear()
+        agent.coordinator.live.clear()
+        other = await agent.backup(volume_id=b"O" * 16)
+
+    assert (moved.error, later.error, other.error) == (None, None, None)
+    assert moved.statistics.data_added == 0
+    assert 0 < later.statistics.data_added < 100_000  # nodes of the manifest
+    assert other.statistics.data_added > first.statistics.data_added * 0.9
 
 
 @pytest.mark.asyncio

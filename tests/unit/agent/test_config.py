@@ -115,11 +115,16 @@ def test_volumes_are_read_with_any_bytes_in_their_paths(tmp_path: Path) -> None:
             "volumes": [
                 {"name": "web", "path": "/srv/web"},
                 {"name": "odd", "path": "/srv/\\xff", "path_base64": "L3Nydi//"},
+                {"name": "disk", "path": "/mnt/disk", "uid": "0b6c-77"},
             ]
         },
     )
 
-    assert found == (Protected("web", b"/srv/web"), Protected("odd", b"/srv/\xff"))
+    assert found == (
+        Protected("web", b"/srv/web"),
+        Protected("odd", b"/srv/\xff"),
+        Protected("disk", b"/mnt/disk", "0b6c-77"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,6 +136,12 @@ def test_volumes_are_read_with_any_bytes_in_their_paths(tmp_path: Path) -> None:
         ({"volumes": [{"name": "a/b", "path": "/a"}]}, "cannot be the name"),
         ({"volumes": [{"name": "a", "path": "/a", "path_base64": "?"}]}, "not base64"),
         ({"volumes": [{"name": "a", "path": "/a"}, {"name": "a", "path": "/b"}]}, "more than once"),
+        ({"volumes": [{"name": "a", "path": "/a", "uid": ""}]}, "uid of a needs"),
+        ({"volumes": [{"name": "a", "path": "/a", "uid": "\n"}]}, "uid of a needs"),
+        (
+            {"volumes": [{"name": each, "path": f"/{each}", "uid": "u"} for each in "ab"]},
+            "states uid u more than once",
+        ),
     ],
 )
 def test_a_wrong_protect_file_says_what_is_wrong(

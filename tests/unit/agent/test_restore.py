@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -78,7 +79,7 @@ class Node:
         assert outcome.error is None
 
     async def restore(
-        self, *paths: bytes, target: Path | None = None, in_place: bool = False, **options: bool
+        self, *paths: bytes, target: Path | None = None, in_place: bool = False, **options: Any
     ) -> RestoreOutcome:
         at = b"" if in_place else os.fsencode(target or self.target)
         task = RestoreTask("task", "job", "snapshot", at, paths, in_place, **options)

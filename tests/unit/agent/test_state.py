@@ -124,6 +124,34 @@ async def test_the_newest_place_of_a_chunk_wins(path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_borrowed_chunks_are_known_to_their_volume_alone(path: Path) -> None:
+    place = Location(PackNonce(b"p"), 3, 1, 5)
+    with State(path) as state:
+        assert not state.borrows(VOLUME)
+        await state.remember_chunks([(b"c", place)], borrower=VOLUME)
+
+        assert (state.borrows(VOLUME), state.borrows(OTHER)) == (True, False)
+        assert state.borrowed(VOLUME, [b"c", b"d"]) == {b"c": place}
+        assert state.borrowed(VOLUME, []) == {}
+        assert state.borrowed(OTHER, [b"c"]) == {}
+        assert state.known([b"c"]) == {}
+        assert state.head(VOLUME) is None
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("gone", ["pack", "volume"])
+async def test_borrowed_chunks_go_with_their_pack_and_with_their_volume(
+    path: Path, gone: str
+) -> None:
+    with State(path) as state:
+        await state.remember_chunks([(b"c", Location(PackNonce(b"p"), 3, 1, 5))], borrower=VOLUME)
+
+        await (state.forget_packs([b"p"]) if gone == "pack" else state.forget_volume(VOLUME))
+
+        assert not state.borrows(VOLUME)
+
+
+@pytest.mark.asyncio
 async def test_a_forgotten_volume_is_gone_but_its_chunks_stay(path: Path) -> None:
     with State(path) as state:
         await state.remember_chunks([(b"c", Location(PackNonce(b"p"), 0, 0, 5))])

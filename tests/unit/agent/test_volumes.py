@@ -43,6 +43,17 @@ def test_a_volume_keeps_its_identity_for_as_long_as_its_name(tmp_path: Path) -> 
     assert made(None).all() == []
 
 
+def test_a_volume_with_a_uid_is_the_same_on_every_node(tmp_path: Path) -> None:
+    file = tmp_path / "protect.json"
+    found: list[Volume] = []
+    for node, name in ((NODE, "web"), (NodeId(b"m" * 16), "www")):
+        volumes = [{"name": name, "path": "/srv", "uid": "one"}]
+        file.write_text(json.dumps({"volumes": volumes}))
+        found += made(file, node).all()
+
+    assert found[0].volume_id == found[1].volume_id
+
+
 def test_a_changed_file_is_read_anew_and_an_unchanged_one_is_not(tmp_path: Path) -> None:
     file = tmp_path / "protect.json"
     write(file, "web")

@@ -32,7 +32,16 @@ from repository.entries import (
     encode_entry,
 )
 from repository.frames import FrameIdentity, Location
-from repository.ids import IdKeys, NodeId, ObjectType, PackNonce, SessionId, VolumeId, volume_id
+from repository.ids import (
+    IdKeys,
+    NodeId,
+    ObjectType,
+    PackNonce,
+    SessionId,
+    VolumeId,
+    stated_volume_id,
+    volume_id,
+)
 from repository.keys import (
     Certificate,
     RecoverySecret,
@@ -517,5 +526,7 @@ def test_the_id_of_a_volume_is_computed() -> None:
     framed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
     found = derive("tidemark 0 volume identity", framed)[:16]
+    stated = derive("tidemark 0 stated volume identity", "größe".encode())[:16]
 
     assert found == volume_id(NODE, "path", "data")
+    assert stated == stated_volume_id("größe")
