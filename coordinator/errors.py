@@ -9,6 +9,7 @@ UnauthenticatedError  exit 1     who calls has no identity here, or a revoked on
 ForbiddenError        exit 1     known, but not allowed this
 RejectedError         exit 1     an agent sent what no sound agent sends
 CatalogError          exit 1     the coordinator's own database failed
+UpgradeError          exit 1     the catalog could not be upgraded; it is as it was
 """
 
 from repository.errors import (
@@ -26,6 +27,7 @@ from repository.errors import (
     StoreFullError,
     StoreUnavailableError,
     TidemarkError,
+    UnsupportedFormatError,
     UsageError,
     WrongKeyError,
 )
@@ -53,6 +55,8 @@ __all__ = [
     "StoreUnavailableError",
     "TidemarkError",
     "UnauthenticatedError",
+    "UnsupportedFormatError",
+    "UpgradeError",
     "UsageError",
     "WrongKeyError",
 ]
@@ -92,3 +96,7 @@ class CatalogError(TidemarkError):
     """The catalog cannot be read or written for now."""
 
     retryable = True
+
+
+class UpgradeError(TidemarkError):
+    """The catalog could not be brought to this version; it is as it was before."""

@@ -122,7 +122,7 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
         open_store=open_store,
     )
     authority = open_authority(config.data, now, config.certificate_seconds)
-    catalog = await open_catalog(config.data / "catalog.db")
+    catalog = await open_catalog(config.data / "catalog.db", now)
     workers = Workers()
     try:
         failpoint("coordinator.catalog.opened", CatalogError)
