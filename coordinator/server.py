@@ -29,7 +29,7 @@ from coordinator.custody import Custody, LockedCustody, Random, create_custody, 
 from coordinator.dispatch import Clock, Dispatcher
 from coordinator.enrolment import Authority, open_authority
 from coordinator.errors import CatalogError, TidemarkError
-from coordinator.fleet import Fleet
+from coordinator.fleet import Fleet, Program
 from coordinator.founding import OpenStore, Repository, is_founded, open_repository
 from coordinator.http import HttpServer
 from coordinator.intake import Intake
@@ -47,6 +47,7 @@ from coordinator.sessions import Sessions
 from coordinator.vault import write_secret
 from coordinator.verify import Verifier
 from proto.tidemark.v1 import admin_pb2_grpc
+from proto.versions import PROTOCOL, Versions
 from repository.failpoints import failpoint
 from repository.store.local import LocalStore
 
@@ -109,6 +110,7 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
     limits: Limits | None = None,
     started: asyncio.Event | None = None,
     open_store: OpenStore = LocalStore,
+    protocol: Versions = PROTOCOL,
 ) -> None:
     """Open everything, serve until told to stop, close everything in reverse."""
     now = clock()
@@ -137,6 +139,7 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
             clock=clock,
             random=random,
             limits=limits,
+            protocol=protocol,
         )
         failpoint("coordinator.start.composed", CatalogError)
         await services.sessions.recover()
@@ -210,12 +213,13 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
     clock: Clock,
     random: Random,
     limits: Limits | None,
+    protocol: Versions,
 ) -> Services:
-    product_version = version("tidemark-backup")
-    metrics = Metrics(product_version)
+    program = Program(version("tidemark-backup"), protocol)
+    metrics = Metrics(program.version)
     dispatcher = Dispatcher(catalog, metrics, clock=clock, random=random, limits=limits)
     sessions = Sessions(catalog, repository, dispatcher, clock=clock, random=random, incarnation=1)
-    fleet = Fleet(catalog, repository, authority, dispatcher, clock=clock, random=random)
+    fleet = Fleet(catalog, repository, authority, dispatcher, program, clock=clock, random=random)
     selection = Selection(catalog)
     overview = Overview(
         catalog,
@@ -235,7 +239,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             intake=Intake(catalog, repository, custody, sessions, metrics, clock=clock),
             restores=Restores(catalog, repository, custody, dispatcher, random=random),
             config=repository.config,
-            version=product_version,
+            program=program,
         ),
         gate,
     )
@@ -246,7 +250,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             overview=overview,
             selection=selection,
             browser=Browser(catalog, repository, custody, workers),
-            version=product_version,
+            version=program.version,
             schedule_seconds=config.every_seconds,
         )
     )

@@ -119,7 +119,7 @@ async def read(here: Scene) -> None:
 async def say_hello_with_its_volume(here: Scene) -> None:
     here.thief.agent.volumes = here.victim.agent.volumes
     stream = here.thief.stub.Connect()
-    hello = agent_pb2.Hello(agent_version="0", volumes=here.thief.agent.volumes)
+    hello = agent_pb2.Hello(agent_version="0", protocol_version=1, volumes=here.thief.agent.volumes)
     await stream.write(agent_pb2.ConnectRequest(hello=hello))
     await stream.read()
 
