@@ -98,6 +98,8 @@ async def run(config: Config) -> None:
         if identity is None:
             return
         version = importlib.metadata.version(DISTRIBUTION)
+        if state.lost:
+            _log.warning("the agent's state is begun anew: all is read again", reason=state.lost)
         _log.info("agent starts", version=version, node=identity.membership.node_name)
         line = Line(open_node_channel(config.coordinator, identity))
         with ThreadPoolExecutor(_worker_count(), thread_name_prefix="worker") as workers:
