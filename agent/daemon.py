@@ -47,7 +47,7 @@ from agent.services import (
     Volume,
 )
 from agent.session import BackupWish, ControlStream, Greeting, Handler, enrol
-from agent.state import State
+from agent.state import State, remove_state
 from agent.tasks import Order, Report, Tasks
 from agent.upload import CoordinatorCalls, NodeChannel, open_node_channel
 from agent.volumes import Volumes, check_readable, excluded, never_read
@@ -93,7 +93,7 @@ async def run(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _raise_file_limit()
-    with _locked(config.state), State(config.state / "state.db") as state:
+    with _locked(config.state), _opened_state(config.state) as state:
         identity = await _unless(stop, _join(config))
         if identity is None:
             return
@@ -372,6 +372,14 @@ def _log_end(event: str, phase: Phase, error: TidemarkError | None) -> None:
         _log.info(event, phase=phase.name.lower())
     else:
         _log.warning(event, phase=phase.name.lower(), reason=error.message, hint=error.hint)
+
+
+def _opened_state(state: Path) -> State:
+    """The database of this node. What another one stored under it is of no use to a new node."""
+    database = state / "state.db"
+    if load_identity(state) is None:
+        remove_state(database)
+    return State(database)
 
 
 async def _join(config: Config) -> Identity:

@@ -316,6 +316,12 @@ class State:
             return list(reader.execute(query, cast("apsw.Bindings", bindings)))
 
 
+def remove_state(path: Path) -> None:
+    """Remove a database that nobody has open, if there is one."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
 def _open_writer(path: Path) -> tuple[apsw.Connection, str]:
     """Open the database for writing; begin anew where it is damaged or of another version.
 
@@ -330,8 +336,7 @@ def _open_writer(path: Path) -> tuple[apsw.Connection, str]:
         if lost:
             lost = f"it is of version {version}, and this agent keeps version {_SCHEMA_VERSION}"
         db.close()
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    remove_state(path)
     with _translated(path):
         db = _connect(path)
         with db:

@@ -112,12 +112,17 @@ class SqlFleet(Fleet):
     @writing
     def revoke_node(self, connection: Connection, node_id: NodeId) -> None:
         connection.execute(update(nodes).where(nodes.c.node_id == node_id).values(revoked=True))
+        _forget_volumes(connection, node_id)
 
     @override
     @writing
     def report_volumes(
         self, connection: Connection, node_id: NodeId, reports: Sequence[VolumeReport], now: int
     ) -> None:
+        revoked = select(nodes.c.revoked).where(nodes.c.node_id == node_id)
+        if connection.scalar(revoked):
+            # What it said before it was cut off comes too late.
+            return
         connection.execute(
             update(volumes).where(volumes.c.node_id == node_id).values(present=False)
         )
@@ -133,13 +138,7 @@ class SqlFleet(Fleet):
                 ),
                 [row | {"node_id": node_id, "first_seen_at": now} for row in told],
             )
-        # Containers come and go all day: what went and never was read leaves no row behind.
-        connection.execute(
-            delete(volumes)
-            .where(volumes.c.node_id == node_id, volumes.c.present.is_(False))
-            .where(~exists().where(sessions.c.volume_id == volumes.c.volume_id))
-            .where(~exists().where(tasks.c.volume_id == volumes.c.volume_id))
-        )
+        _drop_unread(connection, node_id)
 
     @override
     @reading
@@ -172,3 +171,19 @@ class SqlFleet(Fleet):
         connection.execute(
             kept.on_conflict_do_update(index_elements=[meta.c.key], set_={"value": value})
         )
+
+
+def _forget_volumes(connection: Connection, node_id: NodeId) -> None:
+    """Nobody tells of this node's volumes any more: there are their snapshots alone."""
+    connection.execute(update(volumes).where(volumes.c.node_id == node_id).values(present=False))
+    _drop_unread(connection, node_id)
+
+
+def _drop_unread(connection: Connection, node_id: NodeId) -> None:
+    """Containers come and go all day: what went and never was read leaves no row behind."""
+    connection.execute(
+        delete(volumes)
+        .where(volumes.c.node_id == node_id, volumes.c.present.is_(False))
+        .where(~exists().where(sessions.c.volume_id == volumes.c.volume_id))
+        .where(~exists().where(tasks.c.volume_id == volumes.c.volume_id))
+    )

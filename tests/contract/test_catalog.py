@@ -235,6 +235,20 @@ async def test_a_volume_that_went_and_never_was_read_leaves_nothing(catalog: Cat
     assert [volume.name for volume in await catalog.fleet.volumes()] == ["w"]
 
 
+async def test_the_volumes_of_a_revoked_node_are_gone_whatever_it_goes_on_to_say(
+    catalog: Catalog,
+) -> None:
+    await join(catalog, node())
+    await catalog.fleet.report_volumes(NODE, [report(), report(OTHER_VOLUME, "w")], 5)
+    await catalog.jobs.add_job(backup_job(1, OTHER_VOLUME))
+
+    await catalog.fleet.revoke_node(NODE)
+    await catalog.fleet.report_volumes(NODE, [report(), report(OTHER_VOLUME, "w")], 9)
+
+    volumes = await catalog.fleet.volumes()
+    assert [(volume.name, volume.present) for volume in volumes] == [("w", False)]
+
+
 async def test_a_node_cannot_take_a_volume_of_another(catalog: Catalog) -> None:
     await join(catalog, node())
     await join(catalog, node(OTHER_NODE, "m"))
