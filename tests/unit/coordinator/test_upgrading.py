@@ -51,7 +51,7 @@ def catalog(tmp_path: Path) -> Path:
 
 def rows(path: Path) -> list[tuple[str, bytes]]:
     with closing(sqlite3.connect(path)) as reader:
-        return list(reader.execute("SELECT key, value FROM meta"))
+        return list(reader.execute("SELECT key, value FROM meta ORDER BY key"))
 
 
 def files(path: Path) -> dict[str, bytes]:
