@@ -19,7 +19,7 @@ DOCUMENTS = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 # What looks like a command in the description of the format is the name of a key or a domain.
 LINES = [each for path in DOCUMENTS if path.name != "FORMAT.md" for each in lines(path)]
 # They are caught where they can be raised, and never reach anybody.
-INTERNAL = {"LostStateError", "ReaderGoneError", "StoppedError", "VanishedError"}
+INTERNAL = {"LostStateError", "SideGoneError", "StoppedError", "VanishedError"}
 
 
 def rows() -> dict[str, tuple[int, str]]:
