@@ -77,6 +77,14 @@ proto: $(STAMP) ## regenerate the code made from proto/tidemark/v1/*.proto
 	rm -f proto/tidemark/v1/*_pb2_grpc.py proto/tidemark/v1/*_pb2_grpc.pyi; \
 	cp "$$made"/proto/tidemark/v1/* proto/tidemark/v1/
 
+.PHONY: docs
+docs: $(STAMP) ## rewrite docs/ERRORS.md from the source
+	$(BIN)/python -m tests.unit.docs.errors
+
+.PHONY: wheel
+wheel: $(STAMP) ## build the wheel, below dist/
+	$(BIN)/python -m hatchling build --target wheel --directory dist
+
 .PHONY: fmt
 fmt: $(STAMP) ## format and repair what ruff can repair
 	$(BIN)/ruff check --fix-only --quiet .

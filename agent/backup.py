@@ -20,6 +20,7 @@ from functools import cached_property, partial
 from typing import Final, TypeVar
 
 from agent.beneath import Tree
+from agent.ending import to_its_end
 from agent.errors import StateError, UnreachableError, VolumeError
 from agent.known import KnownChunks
 from agent.making import LostStateError, Made, Maker
@@ -224,15 +225,14 @@ class _Backup:
 
     async def _in_thread(self, packs: Packs, work: Callable[[], _T]) -> _T:
         """Run the maker in a thread of its own; cancellation waits until the thread has ended."""
+
+        def canceled() -> None:
+            self._canceled.set()
+            packs.fail(CanceledError("the backup was canceled"))
+
         with ThreadPoolExecutor(1, thread_name_prefix=f"backup-{self._task.task_id}") as thread:
             running = asyncio.get_running_loop().run_in_executor(thread, work)
-            try:
-                return await asyncio.shield(running)
-            except asyncio.CancelledError:
-                self._canceled.set()
-                packs.fail(CanceledError("the backup was canceled"))
-                await asyncio.wait([running])
-                raise
+            return await to_its_end(running, canceled)
 
     async def _upload(
         self,

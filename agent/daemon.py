@@ -48,7 +48,7 @@ from agent.services import (
     Volume,
 )
 from agent.session import BackupWish, ControlStream, Greeting, Handler, enrol
-from agent.state import State
+from agent.state import State, remove_state
 from agent.tasks import Order, Report, Tasks
 from agent.upload import CoordinatorCalls, NodeChannel, open_node_channel
 from agent.volumes import Volumes, check_readable, excluded, never_read
@@ -94,11 +94,13 @@ async def run(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _raise_file_limit()
-    with _locked(config.state), State(config.state / "state.db") as state:
+    with _locked(config.state), _opened_state(config.state) as state:
         identity = await _unless(stop, _join(config))
         if identity is None:
             return
         version = importlib.metadata.version(DISTRIBUTION)
+        if state.lost:
+            _log.warning("the agent's state is begun anew: all is read again", reason=state.lost)
         _log.info("agent starts", version=version, node=identity.membership.node_name)
         line = Line(open_node_channel(config.coordinator, identity))
         with ThreadPoolExecutor(_worker_count(), thread_name_prefix="worker") as workers:
@@ -371,6 +373,14 @@ def _log_end(event: str, phase: Phase, error: TidemarkError | None) -> None:
         _log.info(event, phase=phase.name.lower())
     else:
         _log.warning(event, phase=phase.name.lower(), reason=error.message, hint=error.hint)
+
+
+def _opened_state(state: Path) -> State:
+    """The database of this node. What another one stored under it is of no use to a new node."""
+    database = state / "state.db"
+    if load_identity(state) is None:
+        remove_state(database)
+    return State(database)
 
 
 async def _join(config: Config) -> Identity:

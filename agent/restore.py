@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
+from agent.ending import to_its_end
 from agent.errors import TargetError, UnreachableError, first_error
 from agent.fetching import Fetcher, OpenedGrant, Wanted, bytes_of, in_pack_order
 from agent.placing import Placing
@@ -461,12 +462,7 @@ class _Restore:
     async def _in_worker(self, work: Callable[[], _T]) -> _T:
         """Run in a worker thread; even when canceled, not before the worker has let go."""
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._services.workers, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
+        return await to_its_end(loop.run_in_executor(self._services.workers, work))
 
 
 def _is_planned_at_once(file: File, window: _Window) -> bool:

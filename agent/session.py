@@ -43,10 +43,10 @@ from proto.bootstrap import InvalidTokenError, parse_token
 from proto.renewal import RENEWAL_DOMAIN, renewal_statement
 from proto.tidemark.v1 import agent_pb2, common_pb2
 from proto.tidemark.v1.agent_pb2_grpc import AgentServiceStub
+from proto.versions import PROTOCOL, Side, agree, told
 from repository.errors import CanceledError, TidemarkError
 from repository.failpoints import failpoint
 
-PROTOCOL_VERSION: Final = 1
 _ENROL_SECONDS: Final = 30.0
 _WELCOME_SECONDS: Final = 30.0
 _HEARTBEAT_SECONDS: Final = 10  # until the coordinator says how often
@@ -320,13 +320,14 @@ class ControlStream:
             try:
                 if await self._converse():
                     continue
-                reason = "the coordinator ended the stream"
+                reason, hint = "the coordinator ended the stream", ""
             except TidemarkError as error:
-                reason = error.message
+                reason, hint = error.message, error.hint
             if self._clock.monotonic() - began > _GOOD_SECONDS:
                 delay = shortest
             wait = delay * _random.uniform(0.5, 1.5)
-            _log.warning("not connected", reason=reason, next_try_seconds=round(wait, 1))
+            next_try = round(wait, 1)
+            _log.warning("not connected", reason=reason, hint=hint, next_try_seconds=next_try)
             await asyncio.sleep(wait)
             delay = min(delay * 2, longest)
 
@@ -465,7 +466,8 @@ class ControlStream:
         known = dict.fromkeys([*greeting.task_ids, *self._finished, *told])
         return agent_pb2.Hello(
             agent_version=greeting.version,
-            protocol_version=PROTOCOL_VERSION,
+            protocol_version=PROTOCOL.newest,
+            oldest_protocol_version=PROTOCOL.oldest,
             volumes=[_volume_report(volume) for volume in greeting.volumes],
             engines=[_engine(engine) for engine in greeting.engines],
             running_task_ids=list(known),
@@ -473,6 +475,7 @@ class ControlStream:
         )
 
     def _welcome(self, welcome: agent_pb2.Welcome) -> None:
+        check_protocol(welcome)
         self._heartbeat_seconds = float(welcome.heartbeat_seconds or _HEARTBEAT_SECONDS)
         unknown = set(welcome.unknown_task_ids)
         oldest = self._clock.monotonic() - _TOLD_SECONDS - _WELCOME_SECONDS
@@ -494,6 +497,22 @@ class ControlStream:
 
 if TYPE_CHECKING:
     _Call = grpc.aio.StreamStreamCall[agent_pb2.ConnectRequest, agent_pb2.ConnectResponse]
+
+
+def check_protocol(welcome: agent_pb2.Welcome) -> None:
+    """CoordinatorError for a coordinator that let us in and speaks nothing that we speak."""
+    version = welcome.coordinator_version
+    try:
+        protocol = told(welcome.oldest_protocol_version, welcome.protocol_version)
+    except ValueError as error:
+        raise CoordinatorError(f"coordinator {version} does not tell what it speaks") from error
+    agreed = agree(PROTOCOL, protocol)
+    if isinstance(agreed, Side):
+        raise CoordinatorError(
+            f"coordinator {version} speaks version {protocol} of the protocol, "
+            f"and this agent speaks {PROTOCOL}",
+            hint=f"upgrade the {agreed.value}",
+        )
 
 
 def _volume_report(volume: Volume) -> agent_pb2.VolumeReport:

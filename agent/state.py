@@ -30,8 +30,8 @@ from repository.ids import PackNonce
 
 _T = TypeVar("_T")
 
-# Raised with every change of the tables below: an older database is begun anew, not migrated,
-# since a re-read is all that its loss costs.
+# Raised with every change of the tables below. A database of another version is begun anew, whether
+# older or newer: a re-read is all that it costs, and going back to an older agent needs nobody.
 _SCHEMA_VERSION = 4
 _SCHEMA = """
 CREATE TABLE volumes (
@@ -123,7 +123,8 @@ class State:
         self._readers: list[apsw.Connection] = []
         self._readers_lock = threading.Lock()
         self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="state-writer")
-        self._writer = self._writer_thread.submit(_open_writer, path).result()
+        # `lost`: why what was there was begun anew; empty if it was not.
+        self._writer, self.lost = self._writer_thread.submit(_open_writer, path).result()
 
     def __enter__(self) -> Self:
         """Return itself; leaving closes."""
@@ -358,22 +359,33 @@ class State:
             return list(reader.execute(query, cast("apsw.Bindings", bindings)))
 
 
-def _open_writer(path: Path) -> apsw.Connection:
-    """Open the database for writing; begin anew where it is damaged or of another version."""
+def remove_state(path: Path) -> None:
+    """Remove a database that nobody has open, if there is one."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _open_writer(path: Path) -> tuple[apsw.Connection, str]:
+    """Open the database for writing; begin anew where it is damaged or of another version.
+
+    Return it, and why it was begun anew if there was one.
+    """
+    lost = "it is damaged" if path.exists() else ""
     with _translated(path), contextlib.suppress(apsw.CorruptError, apsw.NotADBError):
         db = _connect(path)
         version = db.pragma("user_version")
         if version == _SCHEMA_VERSION:
-            return db
+            return db, ""
+        if lost:
+            lost = f"it is of version {version}, and this agent keeps version {_SCHEMA_VERSION}"
         db.close()
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    remove_state(path)
     with _translated(path):
         db = _connect(path)
         with db:
             db.execute(_SCHEMA)
             db.pragma("user_version", _SCHEMA_VERSION)
-        return db
+        return db, lost
 
 
 def _connect(path: Path) -> apsw.Connection:

@@ -8,7 +8,9 @@ UnauthenticatedError  exit 1     who calls has no identity here, or a revoked on
 └── ExpiredError                 its certificate was good when the connection was made
 ForbiddenError        exit 1     known, but not allowed this
 RejectedError         exit 1     an agent sent what no sound agent sends
+IncompatibleError     exit 1     an agent speaks no version of the protocol that is spoken here
 CatalogError          exit 1     the coordinator's own database failed
+UpgradeError          exit 1     the catalog could not be upgraded; it is as it was
 """
 
 from repository.errors import (
@@ -42,6 +44,7 @@ __all__ = [
     "FencedError",
     "ForbiddenError",
     "FormatError",
+    "IncompatibleError",
     "KeyMaterialError",
     "LockedError",
     "NoRepositoryError",
@@ -55,6 +58,7 @@ __all__ = [
     "TidemarkError",
     "UnauthenticatedError",
     "UnsupportedFormatError",
+    "UpgradeError",
     "UsageError",
     "WrongKeyError",
 ]
@@ -90,7 +94,18 @@ class RejectedError(TidemarkError):
     """What was sent does not check out; it is stored nowhere and trusted for nothing."""
 
 
+class IncompatibleError(TidemarkError):
+    """Agent and coordinator have no version of the protocol in common; the hint says whose turn.
+
+    An agent asks again by itself: it is let in as soon as the other side was upgraded.
+    """
+
+
 class CatalogError(TidemarkError):
     """The catalog cannot be read or written for now."""
 
     retryable = True
+
+
+class UpgradeError(TidemarkError):
+    """The catalog could not be brought to this version; it is as it was before."""

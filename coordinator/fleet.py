@@ -13,6 +13,7 @@ from coordinator.errors import (
     CatalogError,
     DamagedError,
     ForbiddenError,
+    IncompatibleError,
     ObjectExistsError,
     RejectedError,
     UnauthenticatedError,
@@ -22,6 +23,7 @@ from coordinator.founding import Repository
 from coordinator.logs import get_logger
 from coordinator.model import Engine, Node, VolumeReport
 from proto.renewal import CHALLENGE_BYTES, RENEWAL_DOMAIN, renewal_statement
+from proto.versions import PROTOCOL, Side, Versions, agree
 from repository.failpoints import failpoint
 from repository.ids import ID_BYTES, NodeId
 from repository.keys import SIGNATURE_BYTES, verify
@@ -38,6 +40,15 @@ _VOLUMES_MAX: Final = 10_000
 _TEXTS_MAX: Final = 500
 _TEXT_MAX: Final = 10_000
 _ENGINES_MAX: Final = 10
+_VERSION_MAX: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Which program one side is, and what it speaks."""
+
+    version: str
+    protocol: Versions = PROTOCOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +71,18 @@ class Enrolled:
 class Fleet:
     """What happens to nodes."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is put together from
         self,
         catalog: Catalog,
         repository: Repository,
         authority: Authority,
         dispatcher: Dispatcher,
+        program: Program,
         *,
         clock: Clock,
         random: Random,
     ) -> None:
+        self._program = program
         self._catalog = catalog
         self._repository = repository
         self._authority = authority
@@ -85,6 +98,9 @@ class Fleet:
         self._claims: dict[NodeId, Sequence[VolumeReport]] = {}
         # What was told last is kept last.
         self._hearing = asyncio.Lock()
+        # An agent that is refused asks again every half minute, so this is soon known again.
+        self._agents: dict[NodeId, Program] = {}
+        self._refusals: dict[NodeId, IncompatibleError] = {}
 
     def now(self) -> int:
         """The coordinator's time."""
@@ -186,12 +202,45 @@ class Fleet:
         except ObjectExistsError:
             return
 
-    async def said_hello(self, node: Node, agent_version: str, told: Told) -> None:
-        """An agent connected and named its volumes."""
+    async def said_hello(self, node: Node, agent: Program, told: Told) -> None:
+        """An agent connected and named its volumes; IncompatibleError, RejectedError."""
+        if not agent.version.isprintable() or len(agent.version) > _VERSION_MAX:
+            raise RejectedError("a node reports an impossible version of its agent")
         now = self._clock()
         self._heard[node.node_id] = now
-        await self._catalog.fleet.node_seen(node.node_id, agent_version[:100], now)
+        self._agents[node.node_id] = agent
+        await self._catalog.fleet.node_seen(node.node_id, agent.version, now)
+        self._check_protocol(node, agent)
         await self.report(node, told)
+
+    def _check_protocol(self, node: Node, agent: Program) -> None:
+        agreed = agree(agent.protocol, self._program.protocol)
+        if not isinstance(agreed, Side):
+            self._refusals.pop(node.node_id, None)
+            return
+        if agreed is Side.AGENT:
+            hint = f"upgrade the agent on {node.name}, then it connects by itself"
+        else:
+            hint = f"upgrade the coordinator to {agent.version}, then the agent connects by itself"
+        refusal = IncompatibleError(
+            f"agent {agent.version} speaks version {agent.protocol} of the protocol, "
+            f"and coordinator {self._program.version} speaks {self._program.protocol}",
+            hint=hint,
+        )
+        before = self._refusals.get(node.node_id)
+        if before is None or before.message != refusal.message:
+            log.warning("agent refused", node=node.name, reason=refusal.message, hint=hint)
+        self._refusals[node.node_id] = refusal
+        raise refusal
+
+    def refusal(self, node_id: NodeId) -> IncompatibleError | None:
+        """Why a node's agent was refused when it last asked, if it was."""
+        return self._refusals.get(node_id)
+
+    def protocol_version(self, node_id: NodeId) -> int:
+        """The newest version that a node's agent speaks; zero if it was not heard of yet."""
+        agent = self._agents.get(node_id)
+        return 0 if agent is None else agent.protocol.newest
 
     async def report(self, node: Node, told: Told) -> None:
         """Keep what an agent says of its node; RejectedError for what no sound agent says."""

@@ -216,7 +216,20 @@ class Overview:
     async def _check_agents(self) -> Check:
         connected = self._dispatcher.connected()
         nodes = [node for node in await self._catalog.fleet.nodes() if not node.revoked]
-        away = [node.name for node in nodes if node.node_id not in connected]
+        absent = [node for node in nodes if node.node_id not in connected]
+        refused = [
+            (node.name, refusal)
+            for node in absent
+            if (refusal := self.fleet.refusal(node.node_id)) is not None
+        ]
+        if refused:
+            return Check(
+                "agents",
+                ok=False,
+                message="; ".join(f"{name}: {error.message}" for name, error in refused[:10]),
+                hint=refused[0][1].hint,
+            )
+        away = [node.name for node in absent]
         if away or not nodes:
             missing = ", ".join(away[:10]) if away else "no node has ever joined"
             return Check(

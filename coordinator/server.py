@@ -29,7 +29,7 @@ from coordinator.custody import Custody, LockedCustody, Random, create_custody, 
 from coordinator.dispatch import Clock, Dispatcher
 from coordinator.enrolment import Authority, open_authority
 from coordinator.errors import CatalogError, TidemarkError
-from coordinator.fleet import Fleet
+from coordinator.fleet import Fleet, Program
 from coordinator.founding import OpenStore, Repository, is_founded, open_repository
 from coordinator.http import HttpServer
 from coordinator.intake import Intake
@@ -48,6 +48,7 @@ from coordinator.sessions import Sessions
 from coordinator.vault import write_secret
 from coordinator.verify import Verifier
 from proto.tidemark.v1 import admin_pb2_grpc
+from proto.versions import PROTOCOL, Versions
 from repository.failpoints import failpoint
 from repository.store.local import LocalStore
 
@@ -110,6 +111,7 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
     limits: Limits | None = None,
     started: asyncio.Event | None = None,
     open_store: OpenStore = LocalStore,
+    protocol: Versions = PROTOCOL,
 ) -> None:
     """Open everything, serve until told to stop, close everything in reverse."""
     now = clock()
@@ -123,7 +125,7 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
         open_store=open_store,
     )
     authority = open_authority(config.data, now, config.certificate_seconds)
-    catalog = await open_catalog(config.data / "catalog.db")
+    catalog = await open_catalog(config.data / "catalog.db", now)
     workers = Workers()
     try:
         failpoint("coordinator.catalog.opened", CatalogError)
@@ -138,6 +140,7 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
             clock=clock,
             random=random,
             limits=limits,
+            protocol=protocol,
         )
         failpoint("coordinator.start.composed", CatalogError)
         await services.sessions.recover()
@@ -211,12 +214,13 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
     clock: Clock,
     random: Random,
     limits: Limits | None,
+    protocol: Versions,
 ) -> Services:
-    product_version = version("tidemark-backup")
-    metrics = Metrics(product_version)
+    program = Program(version("tidemark-backup"), protocol)
+    metrics = Metrics(program.version)
     dispatcher = Dispatcher(catalog, metrics, clock=clock, random=random, limits=limits)
     sessions = Sessions(catalog, repository, dispatcher, clock=clock, random=random, incarnation=1)
-    fleet = Fleet(catalog, repository, authority, dispatcher, clock=clock, random=random)
+    fleet = Fleet(catalog, repository, authority, dispatcher, program, clock=clock, random=random)
     selection = Selection(catalog)
     overview = Overview(
         catalog,
@@ -236,7 +240,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             intake=Intake(catalog, repository, custody, sessions, metrics, clock=clock),
             restores=Restores(catalog, repository, custody, dispatcher, random=random),
             config=repository.config,
-            version=product_version,
+            program=program,
         ),
         gate,
     )
@@ -248,7 +252,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             selection=selection,
             moves=Moves(catalog, dispatcher, sessions, fleet, selection),
             browser=Browser(catalog, repository, custody, workers),
-            version=product_version,
+            version=program.version,
             schedule_seconds=config.every_seconds,
         )
     )

@@ -127,6 +127,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
                 connected=node.node_id in connected,
                 volumes=sum(each.node_id == node.node_id and each.present for each in volumes),
                 engines=fleet.engines(node.node_id),
+                protocol_version=fleet.protocol_version(node.node_id),
+                refusal=fleet.refusal(node.node_id),
             )
             for node in await fleet.nodes()
         ]

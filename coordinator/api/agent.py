@@ -19,7 +19,7 @@ from coordinator.api.bulk import UploadPiece
 from coordinator.bases import Bases, StoredFrame
 from coordinator.dispatch import Dispatcher
 from coordinator.errors import CatalogError, RejectedError, TidemarkError
-from coordinator.fleet import Fleet, Told
+from coordinator.fleet import Fleet, Program, Told
 from coordinator.intake import Intake, PackHeader
 from coordinator.links import AgentLink, RunTask
 from coordinator.logs import get_logger
@@ -27,6 +27,7 @@ from coordinator.model import NANOSECONDS, LogLine, Node, TaskId
 from coordinator.restores import GrantHeader, GrantPart, PackGrant, Restores
 from coordinator.sessions import CommitRequest, Sessions
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
+from proto.versions import told
 from repository.failpoints import failpoint
 from repository.ids import SessionId
 from repository.layout import RepositoryConfig
@@ -36,7 +37,6 @@ log = get_logger()
 
 T = TypeVar("T")
 
-PROTOCOL_VERSION: Final = 1
 HEARTBEAT_SECONDS: Final = 10
 # An agent that misses so many heartbeats is gone, whatever its connection says.
 _HEARTBEATS_MISSED: Final = 3
@@ -59,7 +59,7 @@ class AgentParts:
     intake: Intake
     restores: Restores
     config: RepositoryConfig
-    version: str
+    program: Program
 
 
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
@@ -124,7 +124,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             raise RejectedError("an agent says hello first")
         hello = first.hello
         dispatcher = self._parts.dispatcher
-        await self._parts.fleet.said_hello(node, hello.agent_version, _told(hello))
+        await self._parts.fleet.said_hello(node, _program(hello), _told(hello))
         failpoint("coordinator.node.hello", CatalogError)
         link = dispatcher.connect(node)
         try:
@@ -133,8 +133,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             running = [TaskId(each) for each in hello.running_task_ids]
             unknown = await dispatcher.compare(link, running)
             welcome = agent_pb2.Welcome(
-                protocol_version=PROTOCOL_VERSION,
-                coordinator_version=self._parts.version,
+                protocol_version=self._parts.program.protocol.newest,
+                oldest_protocol_version=self._parts.program.protocol.oldest,
+                coordinator_version=self._parts.program.version,
                 heartbeat_seconds=HEARTBEAT_SECONDS,
                 unknown_task_ids=unknown,
             )
@@ -324,6 +325,14 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         pieces = self._parts.restores.read(TaskId(request.task_id), node_id, request.name, ranges)
         async for piece in pieces:
             yield piece
+
+
+def _program(hello: agent_pb2.Hello) -> Program:
+    try:
+        protocol = told(hello.oldest_protocol_version, hello.protocol_version)
+    except ValueError as error:
+        raise RejectedError("an agent tells an impossible range of protocol versions") from error
+    return Program(hello.agent_version, protocol)
 
 
 def _told(said: agent_pb2.Hello | agent_pb2.VolumesReport) -> Told:

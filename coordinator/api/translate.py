@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from coordinator import life
 from coordinator.browse import Change, ChangeKind, Listed
 from coordinator.catalog.coding import kind_of
+from coordinator.errors import TidemarkError
 from coordinator.model import (
     NANOSECONDS,
     BackupOrder,
@@ -377,10 +378,19 @@ def _verify(task: Task) -> common_pb2.VerifyResult:
 
 
 def node(
-    value: Node, *, connected: bool, volumes: int, engines: Iterable[Engine] = ()
+    value: Node,
+    *,
+    connected: bool,
+    volumes: int,
+    engines: Iterable[Engine] = (),
+    protocol_version: int = 0,
+    refusal: TidemarkError | None = None,
 ) -> admin_pb2.Node:
     """A node."""
-    state = "revoked" if value.revoked else "connected" if connected else "disconnected"
+    refused = None if value.revoked or connected else refusal
+    state = "disconnected" if refused is None else "incompatible"
+    if value.revoked or connected:
+        state = "revoked" if value.revoked else "connected"
     return admin_pb2.Node(
         node_id=value.node_id.hex(),
         name=value.name,
@@ -400,6 +410,9 @@ def node(
             )
             for each in engines
         ],
+        protocol_version=protocol_version,
+        message="" if refused is None else refused.message,
+        hint="" if refused is None else refused.hint,
     )
 
 

@@ -125,12 +125,17 @@ class SqlFleet(Fleet):
     @writing
     def revoke_node(self, connection: Connection, node_id: NodeId) -> None:
         connection.execute(update(nodes).where(nodes.c.node_id == node_id).values(revoked=True))
+        _forget_volumes(connection, node_id)
 
     @override
     @writing
     def report_volumes(
         self, connection: Connection, node_id: NodeId, reports: Sequence[VolumeReport], now: int
     ) -> set[VolumeId]:
+        revoked = select(nodes.c.revoked).where(nodes.c.node_id == node_id)
+        if connection.scalar(revoked):
+            # What it said before it was cut off comes too late.
+            return set()
         connection.execute(
             update(volumes).where(volumes.c.node_id == node_id).values(present=False)
         )
@@ -153,14 +158,7 @@ class SqlFleet(Fleet):
                 ),
                 [row | {"node_id": node_id, "first_seen_at": now} for row in told],
             )
-        # Containers come and go all day: what went and never was read leaves no row behind.
-        connection.execute(
-            delete(volumes)
-            .where(volumes.c.node_id == node_id, volumes.c.present.is_(False))
-            .where(volumes.c.awaits.is_(None))
-            .where(~exists().where(sessions.c.volume_id == volumes.c.volume_id))
-            .where(~exists().where(tasks.c.volume_id == volumes.c.volume_id))
-        )
+        _drop_unread(connection, node_id)
         return {local_id for local_id, volume_id in meant.items() if volume_id is None}
 
     @override
@@ -253,3 +251,20 @@ def _holdings(
         for row in connection.execute(query.where(condition))
     )
     return list({holding.volume_id: holding for holding in found}.values())
+
+
+def _forget_volumes(connection: Connection, node_id: NodeId) -> None:
+    """Nobody tells of this node's volumes any more: there are their snapshots alone."""
+    connection.execute(update(volumes).where(volumes.c.node_id == node_id).values(present=False))
+    _drop_unread(connection, node_id)
+
+
+def _drop_unread(connection: Connection, node_id: NodeId) -> None:
+    """Containers come and go all day: what went and never was read leaves no row behind."""
+    connection.execute(
+        delete(volumes)
+        .where(volumes.c.node_id == node_id, volumes.c.present.is_(False))
+        .where(volumes.c.awaits.is_(None))
+        .where(~exists().where(sessions.c.volume_id == volumes.c.volume_id))
+        .where(~exists().where(tasks.c.volume_id == volumes.c.volume_id))
+    )

@@ -106,7 +106,7 @@ class Fleet(Protocol):
         ...
 
     async def revoke_node(self, node_id: NodeId) -> None:
-        """For ever: a revoked node enrols anew under another identity."""
+        """For ever: a revoked node enrols anew under another identity. Its volumes are gone."""
         ...
 
     async def report_volumes(

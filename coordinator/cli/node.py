@@ -101,6 +101,8 @@ def _table(node: Node) -> Table:
             ("id", node.node_id),
             ("state", node.state),
             ("agent", node.agent_version),
+            ("protocol", str(node.protocol_version or "")),
+            *((("refused", node.message), ("hint", node.hint)) if node.message else ()),
             ("volumes", str(node.volumes)),
             ("enrolled", local_time(made["enrolled_at"])),
             ("last seen", local_time(made["last_seen_at"])),

@@ -35,6 +35,11 @@ def _summary(made: Document) -> list[tuple[str, str]]:
         ("schedule", f"every {format_duration(every)}" if every else "off"),
     ]
     fields += [
+        ("warning", f"{node['name']}: {node['message']}: {node['hint']}")
+        for node in made["nodes"]
+        if node["message"]
+    ]
+    fields += [
         (engine["name"], f"{node['name']}: {engine['message'] or 'answers'}")
         for node in made["nodes"]
         for engine in node["engines"]

@@ -2,9 +2,7 @@
 
 import asyncio
 import shutil
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,9 +43,11 @@ from coordinator.model import (
 )
 from repository.ids import NodeId, PackNonce, SessionId, VolumeId
 from repository.pack import FrameTable
+from tests.fakes.catalogs import to_first_revision
 
 pytestmark = pytest.mark.asyncio
 
+NOW = 1_790_000_000 * 10**9
 NODE = NodeId(b"\x01" * 16)
 OTHER_NODE = NodeId(b"\x02" * 16)
 VOLUME = VolumeId(b"\x03" * 16)
@@ -61,7 +61,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "catalog.db"
 
     async def make() -> None:
-        await (await open_catalog(path)).close()
+        await (await open_catalog(path, NOW)).close()
 
     asyncio.run(make())
     return path
@@ -70,7 +70,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture
 async def catalog(template: Path, tmp_path: Path) -> AsyncIterator[Catalog]:
     shutil.copy(template, tmp_path / "catalog.db")
-    opened = await open_catalog(tmp_path / "catalog.db")
+    opened = await open_catalog(tmp_path / "catalog.db", NOW)
     yield opened
     await opened.close()
 
@@ -233,6 +233,20 @@ async def test_a_volume_that_went_and_never_was_read_leaves_nothing(catalog: Cat
     await catalog.fleet.report_volumes(NODE, [report()], 5)
     await catalog.fleet.report_volumes(NODE, [], 9)
     assert [volume.name for volume in await catalog.fleet.volumes()] == ["w"]
+
+
+async def test_the_volumes_of_a_revoked_node_are_gone_whatever_it_goes_on_to_say(
+    catalog: Catalog,
+) -> None:
+    await join(catalog, node())
+    await catalog.fleet.report_volumes(NODE, [report(), report(OTHER_VOLUME, "w")], 5)
+    await catalog.jobs.add_job(backup_job(1, OTHER_VOLUME))
+
+    await catalog.fleet.revoke_node(NODE)
+    await catalog.fleet.report_volumes(NODE, [report(), report(OTHER_VOLUME, "w")], 9)
+
+    volumes = await catalog.fleet.volumes()
+    assert [(volume.name, volume.present) for volume in volumes] == [("w", False)]
 
 
 async def test_a_node_cannot_take_a_volume_of_another(catalog: Catalog) -> None:
@@ -597,10 +611,10 @@ async def test_a_snapshot_is_found_by_the_beginning_of_its_id(catalog: Catalog) 
 
 
 async def test_what_was_written_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
-    first = await open_catalog(tmp_path / "c.db")
+    first = await open_catalog(tmp_path / "c.db", NOW)
     await join(first, node())
     await first.close()
-    second = await open_catalog(tmp_path / "c.db")
+    second = await open_catalog(tmp_path / "c.db", NOW)
     assert await second.fleet.nodes() == [node()]
     await second.close()
 
@@ -608,7 +622,7 @@ async def test_what_was_written_is_there_when_it_is_opened_again(tmp_path: Path)
 async def test_a_file_that_is_no_database_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "c.db").write_bytes(b"nonsense" * 1000)
     with pytest.raises(CatalogError, match=r"c\.db"):
-        await open_catalog(tmp_path / "c.db")
+        await open_catalog(tmp_path / "c.db", NOW)
 
 
 async def test_a_catalog_of_the_first_version_is_upgraded_with_all_that_is_in_it(
@@ -617,13 +631,9 @@ async def test_a_catalog_of_the_first_version_is_upgraded_with_all_that_is_in_it
     await join(catalog, node())
     await catalog.fleet.report_volumes(NODE, [report()], 5)
     await catalog.close()
-    with closing(sqlite3.connect(tmp_path / "catalog.db")) as first, first:
-        first.execute("DROP INDEX ux_volumes_node_id_local_id")
-        for column in ("workload", "local_id", "awaits"):
-            first.execute(f"ALTER TABLE volumes DROP COLUMN {column}")
-        first.execute("UPDATE alembic_version SET version_num = 'v0001'")
+    to_first_revision(tmp_path / "catalog.db")
 
-    upgraded = await open_catalog(tmp_path / "catalog.db")
+    upgraded = await open_catalog(tmp_path / "catalog.db", NOW)
     (volume,) = await upgraded.fleet.volumes()
     await upgraded.close()
 

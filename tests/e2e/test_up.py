@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,6 +49,27 @@ def test_a_home_context_of_another_coordinator_is_left_alone(
         up.run("status").ok()
 
     assert "x:1" in other.read_text()
+
+
+def test_a_revoked_node_stops_the_start_at_once_and_can_join_anew(
+    machine: Machine, tree: Path, tmp_path: Path
+) -> None:
+    with machine.up(tmp_path / "data", f"web={tree}") as up:
+        before = up.backup()["snapshot_id"]
+        (node,) = up.json("node", "list")
+        up.run("node", "revoke", node["name"]).ok()
+
+    refused = machine.run("up", "--data", tmp_path / "data", "--every", "off")
+    assert refused.code == 1
+    assert refused.error["message"].endswith("is revoked")
+    identity = tmp_path / "data/agent/identity"
+    assert f"remove {identity} and start again" in refused.error["hint"]
+
+    shutil.rmtree(identity)
+    with machine.up(tmp_path / "data") as up:
+        assert up.backup()["phase"] == "Completed"
+        up.restore(before, tmp_path / "out", "--node", node["name"])
+    trees.assert_same(trees.snapshot_of(tree), trees.snapshot_of(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

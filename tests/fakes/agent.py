@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from proto.bootstrap import BootstrapToken, parse_token
 from proto.renewal import RENEWAL_DOMAIN, renewal_statement
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc, common_pb2
+from proto.versions import PROTOCOL
 from repository.entries import (
     ChunkClass,
     Content,
@@ -100,6 +101,9 @@ class FakeAgent:
     signing: SigningKey
     renewal_certificate: bytes
     volumes: list[agent_pb2.VolumeReport] = field(default_factory=list)
+    version: str = "0.0-fake"
+    # Oldest and newest version of the protocol, as they are told.
+    speaks: tuple[int, int] = PROTOCOL
 
     @classmethod
     async def enrol(
@@ -188,7 +192,11 @@ class FakeAgent:
         async with self.calls() as stub:
             stream = stub.Connect()
             hello = agent_pb2.Hello(
-                agent_version="0.0-fake", volumes=self.volumes, running_task_ids=running or []
+                agent_version=self.version,
+                oldest_protocol_version=self.speaks[0],
+                protocol_version=self.speaks[1],
+                volumes=self.volumes,
+                running_task_ids=running or [],
             )
             await stream.write(agent_pb2.ConnectRequest(hello=hello))
             connection = Connection(self, stub, stream)

@@ -22,6 +22,7 @@ from typing_extensions import override
 from proto.tidemark.v1 import common_pb2
 from repository.failpoints import AGENT, COORDINATOR, STORE
 from tests.e2e import trees
+from tests.fakes.catalogs import to_first_revision
 from tests.faults.site import MARKER, DiedError, Site, running, wait_until
 
 # The agent is back at once; what waits for its lease waits for 30 s.
@@ -48,6 +49,7 @@ class Scene(StrEnum):
     FOUND = "found"
     JOIN = "join"
     START = "start"
+    UPGRADE = "upgrade"
     BACKUP = "backup"
     RESTORE = "restore"
     VERIFY = "verify"
@@ -57,6 +59,7 @@ class Scene(StrEnum):
 _SCENES = (
     ("coordinator.secret.", Scene.FOUND),
     ("coordinator.founding.", Scene.FOUND),
+    ("coordinator.upgrade.", Scene.UPGRADE),
     ("coordinator.catalog.", Scene.START),
     ("coordinator.start.", Scene.START),
     ("coordinator.node.enrol", Scene.JOIN),
@@ -207,6 +210,9 @@ def run(case: Case, templates: Templates, directory: Path) -> str:
         site = templates.founded.copy(directory)
     elif scene is Scene.START:
         site = templates.interrupted().copy(directory)
+    elif scene is Scene.UPGRADE:
+        site = templates.joined.copy(directory)
+        to_first_revision(site.data / "catalog.db")
     else:
         site = templates.joined.copy(directory)
     with running(site):

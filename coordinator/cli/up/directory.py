@@ -6,7 +6,9 @@ children: after an `up` was killed it is held until the last of them has gone, s
 `up` waits for that moment instead of meeting them.
 """
 
+import base64
 import fcntl
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +102,15 @@ def lock_directory(directory: Directory) -> int:
             exit_code=BUSY,
         )
     return descriptor
+
+
+def own_node(directory: Directory) -> str | None:
+    """The id of the node that the agent joined as, in hex; None before it has."""
+    try:
+        fields = json.loads((directory.identity / "node.json").read_bytes())
+        return base64.b64decode(fields["node_id"]).hex()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def open_processes_lock(directory: Directory) -> int:

@@ -13,7 +13,12 @@ from coordinator.cli.client import Client, UnreachableError
 from coordinator.cli.contexts import Context, home_context, read_context
 from coordinator.cli.failure import BUSY, CommandError
 from coordinator.cli.up.children import Child, start_child
-from coordinator.cli.up.directory import Directory, open_processes_lock, processes_gone
+from coordinator.cli.up.directory import (
+    Directory,
+    open_processes_lock,
+    own_node,
+    processes_gone,
+)
 from coordinator.cli.up.endpoints import (
     Endpoints,
     former_listen,
@@ -199,6 +204,8 @@ async def _all_announced(settings: Settings, client: Client) -> GetStatusRespons
             )
         except UnreachableError:
             status = GetStatusResponse()
+        if (reason := why_never(status, settings.directory)) is not None:
+            raise reason
         if is_ready(status, settings.volumes):
             return status
         await asyncio.sleep(_POLL_SECONDS)
@@ -213,6 +220,25 @@ def is_ready(status: GetStatusResponse, volumes: list[Protected]) -> bool:
         if node.state == "connected" and announced >= {(one.name, one.path) for one in volumes}:
             return True
     return False
+
+
+def why_never(status: GetStatusResponse, directory: Directory) -> CommandError | None:
+    """Why the agent of this directory will not be let in, however long one waits; None if it may.
+
+    It goes on asking, which is right for a fleet, where somebody may mend what is wrong.
+    """
+    own = own_node(directory)
+    for node in status.nodes:
+        if node.node_id != own or node.state not in {"revoked", "incompatible"}:
+            continue
+        if node.state == "incompatible":
+            return CommandError(node.message, hint=node.hint)
+        return CommandError(
+            f"the node {node.name} of {directory.path} is revoked",
+            hint=f"to join as a new node, remove {directory.identity} and start again; "
+            "snapshots stay, and the first backup of each volume reads everything",
+        )
+    return None
 
 
 async def _raise_on(stop: asyncio.Event) -> None:

@@ -317,12 +317,22 @@ class Node(_message.Message):
     CERTIFICATE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
     ENGINES_FIELD_NUMBER: _builtins.int
+    PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    HINT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     state: _builtins.str
-    """"connected", "disconnected" or "revoked"."""
+    """"connected", "disconnected", "incompatible" or "revoked"."""
     agent_version: _builtins.str
     volumes: _builtins.int
+    protocol_version: _builtins.int
+    """The newest version of the protocol that its agent speaks; zero while it never was connected
+    since the coordinator started.
+    """
+    message: _builtins.str
+    """Of an incompatible node: why its agent is refused, and what to do."""
+    hint: _builtins.str
     @_builtins.property
     def enrolled_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -345,10 +355,13 @@ class Node(_message.Message):
         certificate_expires_at: _timestamp_pb2.Timestamp | None = ...,
         volumes: _builtins.int = ...,
         engines: _abc.Iterable[_common_pb2.Engine] | None = ...,
+        protocol_version: _builtins.int = ...,
+        message: _builtins.str = ...,
+        hint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_at", b"certificate_expires_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_expires_at", b"certificate_expires_at", "engines", b"engines", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "name", b"name", "node_id", b"node_id", "state", b"state", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_expires_at", b"certificate_expires_at", "engines", b"engines", "enrolled_at", b"enrolled_at", "hint", b"hint", "last_seen_at", b"last_seen_at", "message", b"message", "name", b"name", "node_id", b"node_id", "protocol_version", b"protocol_version", "state", b"state", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

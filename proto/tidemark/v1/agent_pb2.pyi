@@ -249,8 +249,12 @@ class Hello(_message.Message):
     RUNNING_TASK_IDS_FIELD_NUMBER: _builtins.int
     RESTORE_ROOTS_FIELD_NUMBER: _builtins.int
     ENGINES_FIELD_NUMBER: _builtins.int
+    OLDEST_PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     agent_version: _builtins.str
     protocol_version: _builtins.int
+    """The newest version of the protocol that the agent speaks (proto/versions.py)."""
+    oldest_protocol_version: _builtins.int
+    """The oldest; an agent that does not tell speaks the newest alone."""
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeReport]: ...
     @_builtins.property
@@ -274,10 +278,11 @@ class Hello(_message.Message):
         running_task_ids: _abc.Iterable[_builtins.str] | None = ...,
         restore_roots: _abc.Iterable[_builtins.bytes] | None = ...,
         engines: _abc.Iterable[_common_pb2.Engine] | None = ...,
+        oldest_protocol_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "engines", b"engines", "protocol_version", b"protocol_version", "restore_roots", b"restore_roots", "running_task_ids", b"running_task_ids", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "engines", b"engines", "oldest_protocol_version", b"oldest_protocol_version", "protocol_version", b"protocol_version", "restore_roots", b"restore_roots", "running_task_ids", b"running_task_ids", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,9 +511,12 @@ class Welcome(_message.Message):
     COORDINATOR_VERSION_FIELD_NUMBER: _builtins.int
     HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
     UNKNOWN_TASK_IDS_FIELD_NUMBER: _builtins.int
+    OLDEST_PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
+    """The newest version that the coordinator speaks, as in Hello."""
     coordinator_version: _builtins.str
     heartbeat_seconds: _builtins.int
+    oldest_protocol_version: _builtins.int
     @_builtins.property
     def unknown_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of running_task_ids, those that the coordinator no longer knows: stop them."""
@@ -520,10 +528,11 @@ class Welcome(_message.Message):
         coordinator_version: _builtins.str = ...,
         heartbeat_seconds: _builtins.int = ...,
         unknown_task_ids: _abc.Iterable[_builtins.str] | None = ...,
+        oldest_protocol_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_version", b"coordinator_version", "heartbeat_seconds", b"heartbeat_seconds", "protocol_version", b"protocol_version", "unknown_task_ids", b"unknown_task_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_version", b"coordinator_version", "heartbeat_seconds", b"heartbeat_seconds", "oldest_protocol_version", b"oldest_protocol_version", "protocol_version", b"protocol_version", "unknown_task_ids", b"unknown_task_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,6 +17,7 @@ from coordinator.founding import OpenStore
 from coordinator.running import Limits
 from coordinator.server import serve
 from proto.tidemark.v1 import admin_pb2, admin_pb2_grpc, common_pb2
+from proto.versions import PROTOCOL, Versions
 from repository.store.local import LocalStore
 from tests.fakes.agent import FakeAgent, channel
 
@@ -96,7 +97,10 @@ def config_in(directory: Path, *, every_seconds: int | None = None) -> Config:
 
 @asynccontextmanager
 async def serving(
-    config: Config, limits: Limits = LIMITS, open_store: OpenStore = LocalStore
+    config: Config,
+    limits: Limits = LIMITS,
+    open_store: OpenStore = LocalStore,
+    protocol: Versions = PROTOCOL,
 ) -> AsyncIterator[Coordinator]:
     """Run a coordinator as long as the block lasts."""
     endpoints = config.data / "endpoints.json"
@@ -111,6 +115,7 @@ async def serving(
             limits=limits,
             started=started,
             open_store=open_store,
+            protocol=protocol,
         )
         group.create_task(running, name="coordinator")
         # A coordinator that fails to start cancels this wait with its group.

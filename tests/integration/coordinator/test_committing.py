@@ -84,7 +84,7 @@ async def crash(config: Config, step: str, *, delta: bool = True) -> Crashed:
 
 async def undecided(config: Config) -> list[int]:
     """Sequences of rows that are COMMITTING."""
-    catalog = await open_catalog(config.data / "catalog.db")
+    catalog = await open_catalog(config.data / "catalog.db", 0)
     rows = await catalog.ledger.unsettled()
     await catalog.close()
     return [pinned.sequence for pinned, _ in rows]

@@ -351,7 +351,7 @@ async def test_a_coordinator_that_dies_right_after_a_move_loses_nothing_of_it(
         async with here.second.connected():
             await until_listed(here.coordinator, "second/data")
         first, second = here.first, here.second
-    catalog = await open_catalog(config.data / "catalog.db")
+    catalog = await open_catalog(config.data / "catalog.db", 0)
     await catalog.fleet.move_volume(here.volume, NodeId(second.node_id), "data", replacing=False)
     await catalog.close()
     async with serving(config) as coordinator:

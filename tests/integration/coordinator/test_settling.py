@@ -91,7 +91,7 @@ async def test_a_volume_whose_commit_is_undecided_opens_no_session(config: Confi
                 await connection.commit(writing, signed, made.refs)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await connection.open_session(task)
-    catalog = await open_catalog(config.data / "catalog.db")
+    catalog = await open_catalog(config.data / "catalog.db", 0)
     undecided = await catalog.ledger.unsettled()
     await catalog.close()
     assert detail(caught.value).exit_code == 11
@@ -151,7 +151,7 @@ async def test_what_a_crash_left_half_written_is_removed_at_the_start(config: Co
 
 async def _undo_second_step(config: Config, refs: bytes) -> None:
     """The catalog as a crash leaves it after the root was written and before it was told so."""
-    catalog = await open_catalog(config.data / "catalog.db")
+    catalog = await open_catalog(config.data / "catalog.db", 0)
     connections = catalog.ledger.connections  # type: ignore[attr-defined]
 
     def undo(connection: engine.Connection) -> None:

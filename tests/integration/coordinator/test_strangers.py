@@ -133,7 +133,7 @@ async def scene(config: Config) -> AsyncIterator[Scene]:
             certificate_request=agent.request(),
             signing_public_key=token_bytes(32),
         )
-        hello = agent_pb2.Hello(agent_version="9.9", volumes=agent.volumes)
+        hello = agent_pb2.Hello(agent_version="9.9", protocol_version=1, volumes=agent.volumes)
         requests: dict[str, Message] = {
             "AgentService/Enrol": enrol,
             "AgentService/Connect": agent_pb2.ConnectRequest(hello=hello),

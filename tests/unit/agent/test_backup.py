@@ -1,6 +1,7 @@
 """A backup's snapshot holds what the volume holds, costs what changed, and never lies."""
 
 import asyncio
+import gc
 import os
 import random
 import shutil
@@ -496,6 +497,8 @@ async def test_cancellation_ends_the_thread_and_leaves_no_snapshot(agent: Agent)
     running = asyncio.current_task()
     assert running is not None
     loop = asyncio.get_running_loop()
+    complaints: list[str] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context["message"]))
 
     def cancel(progress: Progress) -> None:
         if progress.activity == "reading":
@@ -508,6 +511,8 @@ async def test_cancellation_ends_the_thread_and_leaves_no_snapshot(agent: Agent)
         await agent.backup()
 
     running.uncancel()
+    gc.collect()
+    assert complaints == []
     assert not agent.coordinator.roots
     assert (await agent.backup()).error is None
     await agent.check()

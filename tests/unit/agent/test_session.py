@@ -9,6 +9,7 @@ import pytest
 from typing_extensions import override
 
 from agent.daemon import SystemClock
+from agent.errors import CoordinatorError
 from agent.line import Line
 from agent.services import (
     BackupOutcome,
@@ -19,9 +20,10 @@ from agent.services import (
     RestoreTask,
     Volume,
 )
-from agent.session import BackupWish, ControlStream, Greeting
+from agent.session import BackupWish, ControlStream, Greeting, check_protocol
 from agent.upload import NodeChannel
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
+from proto.versions import PROTOCOL
 from repository.errors import StoreFullError
 
 pytestmark = pytest.mark.asyncio
@@ -81,8 +83,14 @@ class Coordinator(agent_pb2_grpc.AgentServiceServicer):
         # The agent leaves: it hears what was left to say, and the end.
         self.to_say.put_nowait(None)
 
-    def welcome(self, *unknown: str) -> None:
-        welcome = agent_pb2.Welcome(heartbeat_seconds=1, unknown_task_ids=unknown)
+    def welcome(self, *unknown: str, protocol: tuple[int, int] = PROTOCOL) -> None:
+        welcome = agent_pb2.Welcome(
+            coordinator_version="7.7",
+            oldest_protocol_version=protocol[0],
+            protocol_version=protocol[1],
+            heartbeat_seconds=1,
+            unknown_task_ids=unknown,
+        )
         self.to_say.put_nowait(agent_pb2.ConnectResponse(welcome=welcome))
 
     async def hears(self, kind: str) -> agent_pb2.ConnectRequest:
@@ -128,6 +136,38 @@ async def test_the_agent_says_who_it_is_and_takes_tasks() -> None:
         assert await agent.said.get() == ("cancel", "1")
         assert [volume.name for volume in hello.volumes] == ["volume"]
         assert list(hello.restore_roots) == [b"/restores"]
+
+
+async def test_the_agent_tells_what_it_speaks() -> None:
+    async with talking() as (_, coordinator, _stream):
+        hello = (await coordinator.hears("hello")).hello
+
+        assert (hello.oldest_protocol_version, hello.protocol_version) == PROTOCOL
+
+
+async def test_a_coordinator_that_speaks_another_protocol_is_left_and_asked_again() -> None:
+    async with talking() as (agent, coordinator, stream):
+        coordinator.welcome(protocol=(8, 9))
+        await coordinator.hears("hello")
+        await coordinator.hears("hello")
+
+        assert not stream.is_connected
+        assert agent.said.empty()
+
+
+@pytest.mark.parametrize(
+    ("oldest", "newest", "hint"),
+    [(8, 9, "upgrade the agent"), (0, 0, "upgrade the coordinator"), (9, 8, "")],
+)
+async def test_whose_turn_it_is_to_be_upgraded_is_said(oldest: int, newest: int, hint: str) -> None:
+    welcome = agent_pb2.Welcome(
+        coordinator_version="7.7", oldest_protocol_version=oldest, protocol_version=newest
+    )
+
+    with pytest.raises(CoordinatorError, match=r"coordinator 7\.7") as refused:
+        check_protocol(welcome)
+
+    assert refused.value.hint == hint
 
 
 async def test_progress_logs_ends_and_heartbeats_go_up() -> None:

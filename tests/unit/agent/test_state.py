@@ -172,16 +172,26 @@ def test_a_damaged_database_is_begun_anew(path: Path, content: bytes) -> None:
 
     with State(path) as state:
         assert state.head(VOLUME) is None
+        assert state.lost == "it is damaged"
 
 
-def test_a_database_of_another_version_is_begun_anew(path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 99])
+def test_a_database_of_another_version_is_begun_anew(path: Path, version: int) -> None:
     with apsw.Connection(str(path)) as other:
         other.execute("CREATE TABLE volumes (something)")
-        other.pragma("user_version", 99)
+        other.pragma("user_version", version)
     other.close()
 
     with State(path) as state:
         assert state.head(VOLUME) is None
+        assert state.lost.startswith(f"it is of version {version}, ")
+    with State(path) as state:
+        assert state.lost == ""
+
+
+def test_a_database_that_was_not_there_is_not_lost(path: Path) -> None:
+    with State(path) as state:
+        assert state.lost == ""
 
 
 @pytest.mark.asyncio

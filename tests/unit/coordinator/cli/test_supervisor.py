@@ -1,5 +1,12 @@
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from coordinator.cli.up.directory import Directory
 from coordinator.cli.up.protection import Protected
-from coordinator.cli.up.supervisor import is_ready
+from coordinator.cli.up.supervisor import is_ready, why_never
 from proto.tidemark.v1.admin_pb2 import GetStatusResponse, Node, Volume
 
 VOLUMES = [Protected("web", b"/srv/www"), Protected("odd", b"/srv/\xff")]
@@ -25,3 +32,38 @@ def test_not_ready_before_that() -> None:
     assert not is_ready(status(state="disconnected", volumes=announced()), VOLUMES)
     assert not is_ready(status(volumes=announced()[:1]), VOLUMES)
     assert not is_ready(status(volumes=elsewhere), VOLUMES)
+
+
+OWN = b"o" * 16
+
+
+def joined(path: Path) -> Directory:
+    """A directory whose agent has joined."""
+    directory = Directory(path)
+    directory.identity.mkdir(parents=True)
+    identity = {"node_id": base64.b64encode(OWN).decode()}
+    (directory.identity / "node.json").write_text(json.dumps(identity))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [("revoked", "the node n of {} is revoked"), ("incompatible", "other versions")],
+)
+def test_a_node_that_is_shut_out_is_not_waited_for(
+    state: str, message: str, tmp_path: Path
+) -> None:
+    node = Node(name="n", node_id=OWN.hex(), state=state, message="other versions", hint="upgrade")
+    reason = why_never(GetStatusResponse(nodes=[node]), joined(tmp_path))
+
+    assert reason is not None
+    assert reason.message == message.format(tmp_path)
+    assert reason.hint
+
+
+def test_a_node_of_another_directory_or_one_that_may_yet_come_is_waited_for(tmp_path: Path) -> None:
+    other = Node(name="n", node_id="00" * 16, state="revoked")
+    own = Node(name="n", node_id=OWN.hex(), state="disconnected")
+
+    assert why_never(GetStatusResponse(nodes=[other]), Directory(tmp_path)) is None
+    assert why_never(GetStatusResponse(nodes=[other, own]), joined(tmp_path)) is None
