@@ -1,6 +1,7 @@
 """Waiting for what runs in a thread: to its end, even for whoever is canceled meanwhile."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,7 +20,10 @@ async def to_its_end(
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         canceled()
-        await asyncio.wait([running])
+        while not running.done():
+            # Whoever cancels again must wait as well.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
         if not running.cancelled():
             running.exception()
         raise

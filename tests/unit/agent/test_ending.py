@@ -46,5 +46,30 @@ async def test_a_canceled_wait_lasts_as_long_as_the_thread_whose_failure_is_not_
     assert complaints == []
 
 
+async def test_whoever_cancels_twice_waits_as_well() -> None:
+    loop = asyncio.get_running_loop()
+    begun, go, canceled = threading.Event(), threading.Event(), asyncio.Event()
+
+    def work() -> None:
+        begun.set()
+        go.wait()
+
+    with ThreadPoolExecutor(1) as thread:
+        running = loop.run_in_executor(thread, work)
+        waiting = loop.create_task(to_its_end(running, canceled.set))
+        await asyncio.to_thread(begun.wait)
+        waiting.cancel()
+        await canceled.wait()
+        waiting.cancel()
+        await asyncio.sleep(0.05)
+        left_early = waiting.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    assert not left_early
+    assert running.done()
+
+
 def fail() -> None:
     raise OSError("no")
