@@ -222,9 +222,12 @@ class Bench:
                 pass
 
     def _told(self, job_id: str) -> None:
-        """The end of a job, and if it failed, a reason."""
+        """The end of a job, and if all is not well, why."""
         job = self.site.ended(job_id)
-        assert job.phase == common_pb2.PHASE_COMPLETED or job.message or job.errors_total, job
+        if job.phase == common_pb2.PHASE_PARTIALLY_FAILED:
+            assert job.restore.errors_total or job.verify.damaged_total, job
+        elif job.phase != common_pb2.PHASE_COMPLETED:
+            assert job.message, job
 
     def _begin(self, *, with_agent: bool) -> None:
         self.site.start_coordinator(self.site.script("coordinator"))
