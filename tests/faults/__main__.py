@@ -2,6 +2,7 @@
 
 points   every failpoint with every action, at its first hits and its last, in all that passes it
 store    every call of the store in a backup, failing in every manner
+eio      every input/output error of a volume, a target, the store and either database (strace)
 power    a power cut at every moment of a backup, on every filesystem (needs root, loop devices)
 
 Prints its seed, which decides the order of the runs, each run with its result, what did not hold,
@@ -24,11 +25,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
-from tests.faults import campaign, cases, power, store_calls
+from tests.faults import campaign, cases, eio, power, store_calls
 from tests.faults.disks import FILESYSTEMS, loop_disk
+from tests.faults.site import running
 
 _PASSED = "passed"
 # A later hit that is passed in most runs, and was not in this one, proves nothing and harms nobody.
@@ -131,6 +134,22 @@ def _fail_call(bench: store_calls.Bench, manner: store_calls.Manner, number: int
     return _PASSED if asyncio.run(bench.run(manner, number)) else _NOT_REACHED
 
 
+def errors(ledger: Ledger, top: Path, seed: int, _jobs: int) -> None:
+    """Each call that fails with EIO."""
+    faults = [fault for fault in eio.FAULTS if ledger.wants(f"eio {fault}")]
+    random.Random(seed).shuffle(faults)
+    for number, some in enumerate(_lists(faults, 10)):
+        bench = eio.Bench(top / f"bench-{number}")
+        with running(bench.site):
+            for fault in some:
+                ledger.record(f"eio {fault}", partial(_fail_calls, bench, fault))
+
+
+def _fail_calls(bench: eio.Bench, fault: eio.Fault) -> str:
+    bench.run(fault)
+    return _PASSED
+
+
 def cuts(ledger: Ledger, top: Path, seed: int, _jobs: int) -> None:
     """A power cut at each moment, on each filesystem."""
     for kind in FILESYSTEMS:
@@ -155,7 +174,10 @@ def _cut(bench: power.Bench, moment: str) -> str:
     return _PASSED
 
 
-def _lists(items: list[str], size: int) -> Iterator[list[str]]:
+_T = TypeVar("_T")
+
+
+def _lists(items: list[_T], size: int) -> Iterator[list[_T]]:
     """A disk holds so many snapshots; then there is a new one."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
@@ -165,6 +187,7 @@ def _lists(items: list[str], size: int) -> Iterator[list[str]]:
 PARTS: dict[str, Callable[[Ledger, Path, int, int], None]] = {
     "points": points,
     "store": store,
+    "eio": errors,
     "power": cuts,
 }
 

@@ -86,6 +86,7 @@ class Site:
         self.agent: Daemon | None = None
         # While this file exists, nothing is waited for any more: a daemon stands at a failpoint.
         self.halt: Path | None = None
+        self._channel: grpc.Channel | None = None
         self._port = free_port()
         self._starts = 0
         directory.mkdir(parents=True, exist_ok=True)
@@ -139,6 +140,7 @@ class Site:
             *("--data", str(self.data), "--repository", str(self.repository)),
             *("--listen", f"127.0.0.1:{self._port}", "--http", "127.0.0.1:0", "--every", "off"),
         ]
+        self._close_channel()
         self.coordinator = self._start("coordinator", arguments, failpoints, through)
         return self.coordinator
 
@@ -246,6 +248,7 @@ class Site:
 
     def end(self) -> None:
         """End both."""
+        self._close_channel()
         for each in (self.agent, self.coordinator):
             if each is not None:
                 each.end()
@@ -253,6 +256,7 @@ class Site:
 
     def kill(self) -> None:
         """End both at once, without a word."""
+        self._close_channel()
         for each in (self.agent, self.coordinator):
             if each is not None:
                 each.kill()
@@ -261,25 +265,39 @@ class Site:
     # ---- what an administrator does -------------------------------------------------------------
 
     def ask(self, method: str, request: Any) -> Any:
-        """One call; DiedError where nobody answers it, AssertionError where it is refused."""
+        """One call; DiedError where nobody answers it, or it is refused."""
+        channel = self._channel or self._open_channel()
+        call = getattr(admin_pb2_grpc.AdminServiceStub(channel), method).future(
+            request, timeout=_CALL_SECONDS
+        )
+        try:
+            while self.halt is not None and not call.done():
+                if self.halt.exists():
+                    call.cancel()
+                    raise DiedError
+                pause(_POLL_SECONDS / 3)
+            answer = call.result()
+        except grpc.RpcError as error:
+            # A channel whose coordinator has died waits before it looks for the next one.
+            self._channel = None
+            channel.close()
+            raise DiedError(str(error)) from error
+        self._channel = channel
+        return answer
+
+    def _open_channel(self) -> grpc.Channel:
         try:
             context = json.loads((self.data / "admin.context").read_text())
         except (OSError, ValueError) as error:
             raise DiedError from error
         ca, certificate, key = (context[name].encode() for name in ("ca", "certificate", "key"))
         credentials = grpc.ssl_channel_credentials(ca, key, certificate)
-        with grpc.secure_channel(f"127.0.0.1:{self._port}", credentials) as channel:
-            stub = admin_pb2_grpc.AdminServiceStub(channel)
-            call = getattr(stub, method).future(request, timeout=_CALL_SECONDS)
-            try:
-                while self.halt is not None and not call.done():
-                    if self.halt.exists():
-                        call.cancel()
-                        raise DiedError
-                    pause(_POLL_SECONDS / 3)
-                return call.result()
-            except grpc.RpcError as error:
-                raise DiedError(str(error)) from error
+        return grpc.secure_channel(f"127.0.0.1:{self._port}", credentials)
+
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     def order_backup(self) -> str:
         """Ask for a backup; the job's id."""
