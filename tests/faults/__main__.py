@@ -2,7 +2,8 @@
 
 points   every failpoint with every action, at its first hits and its last, in all that passes it
 store    every call of the store in a backup, failing in every manner
-eio      every input/output error of a volume, a target, the store and either database (strace)
+eio      input/output errors of a volume, a target, the store and either database (strace), and
+         disks that die as a whole (needs root, loop devices)
 power    a power cut at every moment of a backup, on every filesystem (needs root, loop devices)
 
 Prints its seed, which decides the order of the runs, each run with its result, what did not hold,
@@ -29,7 +30,7 @@ from typing import TypeVar
 
 import structlog
 
-from tests.faults import campaign, cases, eio, power, store_calls
+from tests.faults import campaign, cases, dead_disks, eio, power, store_calls
 from tests.faults.disks import FILESYSTEMS, loop_disk
 from tests.faults.site import running
 
@@ -143,10 +144,18 @@ def errors(ledger: Ledger, top: Path, seed: int, _jobs: int) -> None:
         with running(bench.site):
             for fault in some:
                 ledger.record(f"eio {fault}", partial(_fail_calls, bench, fault))
+    for number, death in enumerate(dead_disks.DEATHS):
+        if ledger.wants(name := f"eio dead disk, {death}"):
+            ledger.record(name, partial(_kill_disk, death, top / f"disk-{number}"))
 
 
 def _fail_calls(bench: eio.Bench, fault: eio.Fault) -> str:
     bench.run(fault)
+    return _PASSED
+
+
+def _kill_disk(death: dead_disks.Death, directory: Path) -> str:
+    dead_disks.run(death, directory)
     return _PASSED
 
 

@@ -1,8 +1,14 @@
-"""The short form of tests/faults/eio.py: what was wrong once, and some more, drawn anew."""
+"""The short form of tests/faults/eio.py and dead_disks.py: some of them, drawn anew each time."""
 
 import random
 from pathlib import Path
 
+import pytest
+
+from repository.errors import StoreUnavailableError
+from repository.store.local import LocalStore
+from tests.faults import dead_disks
+from tests.faults.disks import FILESYSTEMS, loop_disk
 from tests.faults.eio import FAULTS, Bench, Fault
 from tests.faults.site import running
 
@@ -30,3 +36,22 @@ def drawn(seed: int) -> list[Fault]:
     assert len(always) == len(_ONCE_WRONG)
     others = [fault for fault in FAULTS if fault not in always]
     return always + random.Random(seed).sample(others, _RUNS)
+
+
+def test_a_disk_that_dies_during_a_backup_loses_nothing(seed: int, tmp_path: Path) -> None:
+    # With the repository's, the backup waits for its lease: that is for the campaign.
+    quick = [death for death in dead_disks.DEATHS if death.place != "repository"]
+    dead_disks.run(random.Random(seed).choice(quick), tmp_path / "run")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", sorted(FILESYSTEMS))
+async def test_what_lies_on_a_dead_disk_is_away_and_not_damaged(kind: str, tmp_path: Path) -> None:
+    with loop_disk(kind, tmp_path) as disk:
+        (disk.path / "config").write_bytes(b"beside the objects")
+        store = LocalStore(disk.path)
+        await store.put("packs/a", b"content")
+        disk.cut()
+
+        with pytest.raises(StoreUnavailableError):
+            await store.get_range("packs/a", 0, 7)
