@@ -66,39 +66,50 @@ def run(death: Death, directory: Path) -> None:
             go.touch()
             with suppress(DiedError, AssertionError):
                 site.ended(job_id, seconds=_LEASE_SECONDS * (0.2 if death.place == "data" else 2))
-            shown = _shown(site, job_id, death)
+            shown, is_whole = _shown(site, job_id, death)
             site.kill()
             disk.again()
             site.bring_up()
             wait_until(lambda: not site.unfinished_jobs(), 2 * _LEASE_SECONDS, site.logs)
             assert [each.snapshot_id for each in site.snapshots()] == shown
+            if is_whole:
+                _restored(site, shown[0], directory / "restored")
             _check(site, directory / "restored")
 
 
-def _shown(site: Site, job_id: str, death: Death) -> list[str]:
-    """The snapshots that there are: none, unless it names what it lacks."""
+def _shown(site: Site, job_id: str, death: Death) -> tuple[list[str], bool]:
+    """The snapshots that there are, and whether it is whole: none, unless it names what it lacks.
+
+    Of a volume everything may have been read before its disk died.
+    """
     told = _PLACES[death.place]
     if not told:
-        return []
+        return [], False
     job = site.job(job_id)
     if death.place == "volume" and job.phase == common_pb2.PHASE_PARTIALLY_FAILED:
         (made,) = job.snapshots
         assert made.errors_total == len(made.errors) > 0, job
         assert all("could not read" in error.message for error in made.errors), job
-        return [made.snapshot_id]
+        return [made.snapshot_id], False
+    if death.place == "volume" and job.phase == common_pb2.PHASE_COMPLETED:
+        return [job.snapshots[0].snapshot_id], True
     assert job.phase == common_pb2.PHASE_FAILED, (job, site.logs())
     assert told in job.message.lower(), job
     assert job.hint, job
     assert site.snapshots() == []
-    return []
+    return [], False
+
+
+def _restored(site: Site, snapshot_id: str, target: Path) -> None:
+    site.restore(snapshot_id, target)
+    trees.assert_same(trees.snapshot_of(site.tree), trees.snapshot_of(target))
+    shutil.rmtree(target)
 
 
 def _check(site: Site, target: Path) -> None:
     """Everything works again."""
     (site.tree / "grown").write_bytes(os.urandom(100_000))
     made = site.backup()
-    site.restore(made.snapshot_id, target)
-    trees.assert_same(trees.snapshot_of(site.tree), trees.snapshot_of(target))
+    _restored(site, made.snapshot_id, target)
     site.verify()
-    shutil.rmtree(target)
     site.end()
