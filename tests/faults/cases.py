@@ -15,8 +15,6 @@ _ELSEWHERE: Final = ("kill", "error")
 # Between two steps in memory: there a process can die, and no call can fail.
 NOTHING_FAILS: Final = frozenset(
     {
-        "agent.commit.half_sent",
-        "agent.pack.half_sent",
         "coordinator.job.created",
         "coordinator.job.closed",
         "coordinator.task.sent",
