@@ -155,7 +155,7 @@ class Ground:
             raise
         except TargetError as error:
             raise TargetError(
-                f"{os.fsdecode(self._path)} {error.message}",
+                f"{os.fsdecode(self.path)} {error.message}",
                 hint="check the disk that it lies on, then restore again over it, or elsewhere",
             ) from error
 
