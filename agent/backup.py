@@ -127,8 +127,10 @@ class _Backup:
         chunks = 0
         try:
             async for stored in services.coordinator.read_base(session):
+                failpoint("agent.base.told", UnreachableError)
                 borrower = self._task.volume.volume_id if stored.borrowed else None
                 await services.state.remember_chunks(stored.chunks, borrower=borrower)
+                failpoint("agent.base.kept", StateError)
                 chunks += len(stored.chunks)
         except TidemarkError as error:
             if isinstance(error, CanceledError | FencedError):

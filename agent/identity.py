@@ -122,6 +122,7 @@ def save_renewed(state: Path, membership: Membership) -> None:
     directory = state / _DIRECTORY
     try:
         write_private(directory / _NODE, msgspec.json.encode(membership))
+        failpoint("agent.renewal.written")
     except OSError as error:
         raise _unusable(directory, error) from error
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from agent.config import Address
+from agent.errors import StateError, UnreachableError
 from agent.identity import Identity, save_renewed
 from agent.logs import get_logger
 from agent.services import Clock
 from agent.session import renew_certificates
 from agent.validity import Validity, read_validity, retry_seconds, wait_seconds
 from repository.errors import TidemarkError
+from repository.failpoints import failpoint
 
 _random: Final = random.SystemRandom()
 _log = get_logger()
@@ -73,7 +75,9 @@ class Renewal:
         """Ask once; whether there was an answer, and it was kept."""
         try:
             membership = await renew_certificates(self._address, self._identity)
+            failpoint("agent.renewal.answered", UnreachableError)
             await asyncio.to_thread(save_renewed, self._state, membership)
+            failpoint("agent.renewal.kept", StateError)
         except TidemarkError as error:
             _log.warning(
                 "certificate not renewed",

@@ -145,6 +145,20 @@ class Ground:
         except OSError as error:
             raise self.meaning(error) from error
 
+    @contextlib.contextmanager
+    def translated_top(self) -> Iterator[None]:
+        """The same where no path of it is meant but all of it: the message says so."""
+        try:
+            with self.translated():
+                yield
+        except TargetFullError:
+            raise
+        except TargetError as error:
+            raise TargetError(
+                f"{os.fsdecode(self.path)} {error.message}",
+                hint="check the disk that it lies on, then restore again over it, or elsewhere",
+            ) from error
+
     def meaning(self, error: OSError) -> TargetError:
         """What an OSError means for the target."""
         reason = (error.strerror or str(error)).lower()

@@ -8,6 +8,7 @@ call may be repeated: an upload by its name, a commit by its session.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -52,6 +53,7 @@ from repository.ids import CHUNK_ID_BYTES, ChunkId, PackNonce
 
 Channel = grpc.aio.Channel
 _T = TypeVar("_T")
+_Answer = TypeVar("_Answer")
 
 _ERROR_METADATA: Final = "tidemark-error-bin"
 _SERVICE: Final = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
@@ -252,7 +254,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
                 self.uploads_running += 1
                 try:
                     await self._persist(
-                        lambda line: line.upload(_each(requests()), timeout=seconds),
+                        lambda line: _streamed(partial(line.upload, timeout=seconds), requests()),
                         session.lease_seconds,
                     )
                 finally:
@@ -283,7 +285,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
 
         failpoint("agent.commit.asked", UnreachableError)
         answer = await self._persist(
-            lambda line: line.stub.Commit(_each(requests()), timeout=_COMMIT_SECONDS),
+            lambda line: _streamed(partial(line.stub.Commit, timeout=_COMMIT_SECONDS), requests()),
             session.lease_seconds,
         )
         return Committed(answer.snapshot_id, answer.sequence, Phase(answer.phase), answer.root)
@@ -373,9 +375,32 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             shortest = min(shortest * 2, longest)
 
 
-async def _each(items: Iterable[_T]) -> AsyncIterator[_T]:
-    for item in items:
-        yield item
+async def _streamed(
+    call: Callable[[AsyncIterator[_T]], Awaitable[_Answer]], requests: Iterable[_T]
+) -> _Answer:
+    """Make a call with a stream of requests; an error while one is made is the call's error.
+
+    gRPC would take it for a cancellation, which nobody asked for, or wait for the deadline. So the
+    stream ends there; cut short, neither a pack nor a commit is accepted.
+    """
+    failures: list[Exception] = []
+
+    async def each() -> AsyncIterator[_T]:
+        try:
+            for request in requests:
+                yield request
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failures.append(error)
+
+    try:
+        answer = await call(each())
+    except grpc.RpcError:
+        if failures:
+            raise failures[0] from None
+        raise
+    if failures:
+        raise failures[0]
+    return answer
 
 
 def _chunks_of(frame: agent_pb2.StoredFrame) -> Iterator[tuple[ChunkId, Location]]:

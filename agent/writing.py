@@ -167,7 +167,7 @@ class Target(Ground):
 
     def mark(self, job_id: str) -> None:
         """Mark the target as unfinished, before anything else is done to it."""
-        with self.translated():
+        with self.translated_top():
             mode = stat.S_IMODE(os.fstat(self.tree.root).st_mode)
             if not self._is_root and mode & 0o700 != 0o700:
                 os.fchmod(self.tree.root, mode | 0o700)
@@ -183,14 +183,14 @@ class Target(Ground):
 
     def unmark(self) -> None:
         """Take the mark away, once everything is on the disk."""
-        with self.translated():
+        with self.translated_top():
             sync_filesystem(self.tree.root)
             os.unlink(self.marker, dir_fd=self.tree.root)
             os.fsync(self.tree.root)
 
     def sync_top(self) -> None:
         """Bring the metadata of the top to the disk."""
-        with self.translated():
+        with self.translated_top():
             os.fsync(self.tree.root)
 
     # Everything but regular files.

@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from coordinator.catalog import Catalog
-from coordinator.errors import DamagedError, KeyMaterialError, ObjectMissingError
+from coordinator.errors import (
+    CatalogError,
+    DamagedError,
+    KeyMaterialError,
+    ObjectMissingError,
+    StoreUnavailableError,
+)
 from coordinator.founding import Repository
 from coordinator.logs import get_logger
 from coordinator.model import Node
 from coordinator.sessions import Sessions
+from repository.failpoints import failpoint
 from repository.footers import read_signed_index
 from repository.frames import FrameIdentity
 from repository.ids import ChunkId, PackNonce, SessionId
@@ -53,6 +60,7 @@ class Bases:
         A pack that cannot be read is left out: what it held is then stored anew.
         """
         session = await self._sessions.writing(session_id, fencing_token, node)
+        failpoint("coordinator.base.begun", CatalogError)
         head = await self._catalog.ledger.head(session.volume_id)
         needed = {} if head is None else await self._catalog.ledger.references(head)
         nonces = list(needed)
@@ -68,6 +76,7 @@ class Bases:
             for name, frames in wanted.items():
                 self._sessions.still_writing(session)
                 if found := await self._stored(name, frames, signers, borrowed):
+                    failpoint("coordinator.base.read", StoreUnavailableError)
                     yield found
 
     async def _signers(self) -> Signers:

@@ -1,9 +1,9 @@
 """Who does what, when: jobs queue here, tasks go to agents, and their ends come back.
 
 All state of running work is in memory and mirrored to the catalog at each transition; the tables
-of coordinator/life.py say which transitions there are. One backup per volume at a time: a second
-one waits its turn and is never refused. What a task did is believed from the catalog, not from the
-agent that says so.
+of coordinator/life.py say which transitions there are. One task at a time backs a volume up or
+restores it in place: the next one waits its turn and is never refused. What a task did is believed
+from the catalog, not from the agent that says so.
 """
 
 import asyncio
@@ -460,6 +460,9 @@ class Dispatcher:
         """State first, then the catalog, then the effects."""
         if self._ending or not life.can(live.state, event):
             return
+        # Looked at again in one go with the step: another task may have begun in between.
+        if event is Event.HANDED_OVER and not self._may_start(live):
+            return
         now = self._clock()
         effects = live.step(event, now, failure=failure, result=result, snapshot=snapshot)
         job = self._jobs[live.task.job_id]
@@ -565,12 +568,14 @@ class Dispatcher:
         for live in waiting:
             if node_id is not None and node_id not in self._links:
                 await self._await_agent(live)
-            elif live.state is State.QUEUED and self._may_start(live, node_id):
+            elif live.state is State.QUEUED and self._may_start(live):
                 await self._happen(live, Event.HANDED_OVER)
 
-    def _may_start(self, live: LiveTask, node_id: NodeId | None) -> bool:
+    def _may_start(self, live: LiveTask) -> bool:
         at_work = [
-            other.task.order for other in self._of_node(node_id) if other.state is not State.QUEUED
+            other.task.order
+            for other in self._of_node(live.task.node_id)
+            if other.state is not State.QUEUED
         ]
         return may_start(live.task.order, at_work, self.limits)
 

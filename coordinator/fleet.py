@@ -180,7 +180,9 @@ class Fleet:
                 hint="revoke the node if its certificate may be in other hands",
             ) from error
         certificates = self._authority.node(node.node_id, certificate_request, self._clock())
+        failpoint("coordinator.renewal.signed", CatalogError)
         await self._catalog.fleet.certificate_renewed(node.node_id, certificates.expires_at)
+        failpoint("coordinator.renewal.recorded", CatalogError)
         log.info("certificate renewed", node=node.name)
         return certificates
 

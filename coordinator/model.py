@@ -268,6 +268,8 @@ class RestoreOrder:
     dry_run: bool = False
     # What the node calls the volume; only in place.
     local_id: VolumeId | None = None
+    # The volume whose files it changes; None for a restore elsewhere, and for a dry run.
+    volume_id: VolumeId | None = None
 
 
 @dataclass(frozen=True, slots=True)

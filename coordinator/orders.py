@@ -89,6 +89,7 @@ class Orders:
             delete_extra=delete_extra,
             dry_run=dry_run,
             local_id=volume.local_id,
+            volume_id=snapshot.volume_id if in_place and not dry_run else None,
         )
         return await self._dispatcher.create_restore(order, where)
 

@@ -23,6 +23,7 @@ from coordinator.model import (
     TaskId,
     VerifyOrder,
 )
+from repository.ids import VolumeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +111,24 @@ class LiveJob:
         self.changed = asyncio.Event()
 
 
+def volume_of(order: Order) -> VolumeId | None:
+    """The volume that an order must have for itself; None if any other may run beside it.
+
+    A backup reads its volume, and a restore in place changes it: what one of them would make of
+    the other's half-done work is nobody's wish.
+    """
+    return None if isinstance(order, VerifyOrder) else order.volume_id
+
+
 def may_start(order: Order, at_work: Sequence[Order], limits: Limits) -> bool:
     """Whether this may begin beside what is at work in the same place."""
+    volume_id = volume_of(order)
+    if volume_id is not None and volume_id in map(volume_of, at_work):
+        return False
     match order:
-        case BackupOrder(volume_id):
-            backups = [other for other in at_work if isinstance(other, BackupOrder)]
-            return len(backups) < limits.backups_per_node and all(
-                other.volume_id != volume_id for other in backups
-            )
+        case BackupOrder():
+            backups = sum(isinstance(other, BackupOrder) for other in at_work)
+            return backups < limits.backups_per_node
         case RestoreOrder():
             restores = sum(isinstance(other, RestoreOrder) for other in at_work)
             return restores < limits.restores_per_node

@@ -12,6 +12,12 @@ Each acts once: at the n-th time that the place is passed, the first if there is
 that is not listed here is refused at start: a misspelt one would prove nothing. The list stands in
 the order in which a backup and a restore pass the places; tests hold it against the source.
 
+With `TIDEMARK_FAILPOINTS=@FILE` a file says the same, at any time: it is looked at whenever a place
+is passed, and passes are counted from its last change. Where an action is taken, FILE.acted first
+gets a line with the place's name. One more action is of use there:
+
+    note          nothing but that line, every time
+
 The one module of this package that touches the process it runs in.
 """
 
@@ -34,6 +40,9 @@ AGENT: Final = (
     "agent.join.answered",
     "agent.join.written",
     "agent.join.joined",
+    "agent.renewal.answered",
+    "agent.renewal.written",
+    "agent.renewal.kept",
     "agent.connect.hello",
     "agent.connect.welcomed",
     "agent.connect.received",
@@ -42,6 +51,8 @@ AGENT: Final = (
     "agent.backup.begun",
     "agent.session.asked",
     "agent.session.opened",
+    "agent.base.told",
+    "agent.base.kept",
     "agent.batch.read",
     "agent.batch.stored",
     "agent.large.read",
@@ -99,6 +110,9 @@ COORDINATOR: Final = (
     "coordinator.node.enrolling",
     "coordinator.node.enrolled",
     "coordinator.node.certified",
+    "coordinator.renewal.challenged",
+    "coordinator.renewal.signed",
+    "coordinator.renewal.recorded",
     "coordinator.node.hello",
     "coordinator.node.welcomed",
     # Jobs.
@@ -113,6 +127,8 @@ COORDINATOR: Final = (
     "coordinator.session.asked",
     "coordinator.session.written",
     "coordinator.session.opened",
+    "coordinator.base.begun",
+    "coordinator.base.read",
     "coordinator.pack.begun",
     "coordinator.pack.batch_written",
     "coordinator.pack.checked",
@@ -152,7 +168,7 @@ STORE: Final = (
 )
 NAMES: Final = frozenset(AGENT + COORDINATOR + STORE)
 
-_ACTIONS: Final = frozenset({"kill", "error", "pause"})
+_ACTIONS: Final = frozenset({"kill", "error", "pause", "note"})
 _POLL_SECONDS: Final = 0.05
 
 
@@ -166,13 +182,25 @@ class Action(NamedTuple):
     """What a pause waits for; empty for the other kinds."""
 
 
+class _Script:
+    """A file that says what to do, if there is one, and what it said last."""
+
+    def __init__(self) -> None:
+        self.path = ""
+        self.seen: tuple[int, int] | None = None
+
+
 _armed: dict[str, Action] = {}
 _passed: dict[str, int] = {}
+_script = _Script()
 _lock = threading.Lock()
 
 
 def failpoint(name: str, error: type[Exception] | None = None) -> None:
     """Pass a place. `error`: what it fails with where that is asked for; else OSError, EIO."""
+    if _script.path:
+        with _lock:
+            _look()
     if name in _armed:
         _act(name, error)
 
@@ -182,12 +210,34 @@ def arm(environment: Mapping[str, str]) -> dict[str, Action]:
 
     Call it once, when a daemon starts, and log what it returns: such a daemon is no sound one.
     """
-    wanted = parse(environment.get(VARIABLE, ""))
+    text = environment.get(VARIABLE, "")
     with _lock:
-        _armed.clear()
-        _passed.clear()
-        _armed.update(wanted)
-    return wanted
+        _script.path, _script.seen = text[1:] if text.startswith("@") else "", None
+        _take({} if _script.path else parse(text))
+        if _script.path:
+            _look()
+            return {text: Action("note", 1, "")}
+        return dict(_armed)
+
+
+def _take(wanted: Mapping[str, Action]) -> None:
+    _armed.clear()
+    _passed.clear()
+    _armed.update(wanted)
+
+
+def _look() -> None:
+    """Take what the file says, if it is another one than before; it is replaced, not rewritten."""
+    try:
+        found = os.stat(_script.path)
+    except FileNotFoundError:
+        seen, text = None, ""
+    else:
+        seen = (found.st_ino, found.st_mtime_ns)
+        text = Path(_script.path).read_text() if seen != _script.seen else ""
+    if seen != _script.seen:
+        _script.seen = seen
+        _take(parse(text))
 
 
 def parse(text: str) -> dict[str, Action]:
@@ -200,7 +250,9 @@ def parse(text: str) -> dict[str, Action]:
         if name not in NAMES:
             raise UsageError(f"{VARIABLE} names {name!r}, which is no failpoint", hint=_HINT)
         if kind not in _ACTIONS or (kind == "pause") != bool(path):
-            raise UsageError(f"{VARIABLE}: {part!r} is not NAME=kill|error|pause:PATH", hint=_HINT)
+            raise UsageError(
+                f"{VARIABLE}: {part!r} is not NAME=kill|error|note|pause:PATH", hint=_HINT
+            )
         if at and not (at.isascii() and at.isdigit() and int(at) > 0):
             raise UsageError(f"{VARIABLE}: {at!r} in {part!r} is not a number", hint=_HINT)
         found[name] = Action(kind, int(at or 1), path)
@@ -209,9 +261,14 @@ def parse(text: str) -> dict[str, Action]:
 
 def _act(name: str, error: type[Exception] | None) -> None:
     with _lock:
-        action = _armed[name]
+        action = _armed.get(name)
         _passed[name] = passed = _passed.get(name, 0) + 1
-    if passed != action.at:
+        if action is None or (passed != action.at and action.kind != "note"):
+            return
+        if _script.path:
+            with open(_script.path + ".acted", "a", encoding="ascii") as acted:
+                acted.write(f"{name}\n")
+    if action.kind == "note":
         return
     if action.kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -99,6 +99,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         node = await self._node(context)
         challenge = self._parts.fleet.new_challenge()
         yield agent_pb2.RenewCertificateResponse(challenge=challenge)
+        failpoint("coordinator.renewal.challenged", CatalogError)
         request = await anext(_timely(request_iterator, _RENEWAL_SECONDS), None)
         if request is None:
             raise RejectedError("a renewal answers the challenge")

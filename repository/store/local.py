@@ -32,6 +32,8 @@ from repository.store.interface import ObjectInfo, ObjectWriter, Store, check_na
 # Starts with a character that no object's name does.
 _TEMPORARY: Final = ".tmp"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# A sector that cannot be read, and what XFS and ext4 say of wrong checksums.
+_UNREADABLE: Final = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
 
 
 @contextmanager
@@ -55,6 +57,37 @@ def _translated(name: str, top: Path) -> Iterator[None]:
             f"the repository's disk failed at {name}: {error.strerror}",
             hint="check the disk that holds the repository",
         ) from error
+
+
+@contextmanager
+def _reading(name: str, top: Path) -> Iterator[None]:
+    """The same for the bytes of an object: where they alone cannot be read, it is damaged.
+
+    Whoever waits for a disk to come back would wait for a bad sector for ever.
+    """
+    with _translated(name, top):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _UNREADABLE or not _can_be_read(top):
+                raise
+            raise DamagedError(
+                f"{name} cannot be read: {error.strerror}",
+                hint="check the repository's disk; tidemark verify says what it affects",
+            ) from error
+
+
+def _can_be_read(top: Path) -> bool:
+    """Whether a disk still gives the bytes of anything: of the files beside the directories."""
+    try:
+        with os.scandir(top) as found:
+            files = [Path(each) for each in found if each.is_file(follow_symlinks=False)]
+        for path in files:
+            with path.open("rb", buffering=0) as file:
+                file.read(1)
+    except OSError:
+        return False
+    return True
 
 
 def _check_present(top: Path) -> None:
@@ -111,7 +144,7 @@ class LocalStore(Store):
         return data
 
     def _read_range(self, name: str, offset: int, length: int) -> bytes:
-        with _translated(name, self._directory), self.path(name).open("rb", buffering=0) as file:
+        with _reading(name, self._directory), self.path(name).open("rb", buffering=0) as file:
             failpoint("store.read")
             file.seek(offset)
             pieces: list[bytes] = []

@@ -14,18 +14,12 @@ from typing import NamedTuple
 from proto.tidemark.v1 import common_pb2
 from repository.failpoints import AGENT, COORDINATOR, STORE
 from tests.e2e import trees
-from tests.faults.campaign import Scene, scene_of
+from tests.faults.cases import Scene, scene_of
 from tests.faults.disks import FILESYSTEMS, LoopDisk
 from tests.faults.site import DiedError, Site, running, wait_until
 
 # Passed while a backup runs: before that there is nothing to lose yet.
-POINTS = tuple(
-    name
-    for name in AGENT + COORDINATOR + STORE
-    if scene_of(name) is Scene.BACKUP
-    and name not in {"store.read", "coordinator.node.hello", "coordinator.node.welcomed"}
-    and not name.startswith("agent.connect.")
-)
+POINTS = tuple(name for name in AGENT + COORDINATOR + STORE if scene_of(name) is Scene.BACKUP)
 # After the job was told to have ended.
 ACKNOWLEDGED = "acknowledged"
 

@@ -6,7 +6,6 @@ The administrator's calls go over gRPC: a command line for each would cost more 
 
 import json
 import os
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -40,7 +39,7 @@ ENDED = frozenset(
 
 
 class DiedError(Exception):
-    """A daemon ended while something was wanted of it."""
+    """A daemon ended, or was made to wait, while something was wanted of it."""
 
 
 class Daemon:
@@ -85,6 +84,9 @@ class Site:
         self.state = places.get("state", directory / "state")
         self.coordinator: Daemon | None = None
         self.agent: Daemon | None = None
+        # While this file exists, nothing is waited for any more: a daemon stands at a failpoint.
+        self.halt: Path | None = None
+        self._channel: grpc.Channel | None = None
         self._port = free_port()
         self._starts = 0
         directory.mkdir(parents=True, exist_ok=True)
@@ -92,18 +94,53 @@ class Site:
         (directory / "protect.json").write_text(json.dumps(protect))
 
     def copy(self, directory: Path) -> "Site":
-        """The same in another place. Nothing may run in this one."""
-        shutil.copytree(self.directory, directory)
-        return Site(directory, self.tree)
+        """The same in another place, the tree too. Nothing may run in this one."""
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-a", self.directory, directory], check=True)
+        tree = directory / "volume"
+        if not tree.exists():
+            subprocess.run(["cp", "-a", self.tree, tree], check=True)
+        for log in directory.glob("*.log"):
+            log.unlink()
+        return Site(directory, tree)
+
+    # ---- failpoints -----------------------------------------------------------------------------
+
+    def script(self, module: str) -> str:
+        """What a daemon is started with so that `arm` reaches it: the value of the variable."""
+        return f"@{self.directory / module}.failpoints"
+
+    def arm(self, module: str, text: str) -> None:
+        """Tell a daemon, running or yet to be started with its script, where to fail."""
+        path = Path(self.script(module)[1:])
+        Path(f"{path}.acted").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        if text:
+            new = path.with_name("new.failpoints")
+            new.write_text(text)
+            new.rename(path)
+
+    def acted(self, module: str) -> list[str]:
+        """At which places it did so, in their order."""
+        with suppress(FileNotFoundError):
+            return Path(f"{self.script(module)[1:]}.acted").read_text().split()
+        return []
 
     # ---- daemons --------------------------------------------------------------------------------
 
-    def start_coordinator(self, failpoints: str = "", through: tuple[str, ...] = ()) -> Daemon:
-        """Start it without waiting for it."""
+    def start_coordinator(
+        self,
+        failpoints: str = "",
+        through: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+    ) -> Daemon:
+        """Start it without waiting for it. `through`: a command that runs it."""
         arguments = [
+            *options,
             *("--data", str(self.data), "--repository", str(self.repository)),
             *("--listen", f"127.0.0.1:{self._port}", "--http", "127.0.0.1:0", "--every", "off"),
         ]
+        self._close_channel()
         self.coordinator = self._start("coordinator", arguments, failpoints, through)
         return self.coordinator
 
@@ -144,7 +181,7 @@ class Site:
         return Daemon(process, log)
 
     def serving(self) -> bool:
-        """Wait until the coordinator serves; False if it died instead."""
+        """Wait until the coordinator serves; False if it died, or stands still, instead."""
         assert self.coordinator is not None
         daemon = self.coordinator
 
@@ -154,8 +191,11 @@ class Site:
                 return int(where["pid"]) == daemon.pid and self._answers()
             return False
 
-        wait_until(lambda: is_serving() or daemon.died, READY_SECONDS, self.logs)
-        return not daemon.died
+        def is_over() -> bool:
+            return daemon.died or self._is_halted()
+
+        wait_until(lambda: is_serving() or is_over(), READY_SECONDS, self.logs)
+        return not is_over()
 
     def _answers(self) -> bool:
         try:
@@ -175,30 +215,40 @@ class Site:
                 )
             return False
 
-        wait_until(lambda: is_connected() or self.any_died(), READY_SECONDS, self.logs)
-        return not self.any_died()
+        wait_until(lambda: is_connected() or self.is_disturbed(), READY_SECONDS, self.logs)
+        return not self.is_disturbed()
 
-    def any_died(self) -> bool:
-        return any(each is not None and each.died for each in (self.coordinator, self.agent))
+    def is_disturbed(self) -> bool:
+        """Whether a daemon has died, or stands still."""
+        return self._is_halted() or any(
+            each is not None and each.died for each in (self.coordinator, self.agent)
+        )
+
+    def _is_halted(self) -> bool:
+        return self.halt is not None and self.halt.exists()
 
     def make_token(self) -> None:
         """Let the agent join."""
         token = self.ask("CreateNodeToken", admin_pb2.CreateNodeTokenRequest()).token
         (self.directory / "token").write_text(token)
 
-    def bring_up(self) -> None:
-        """Start, as an operator does, what does not run; wait until both work together."""
+    def bring_up(self, coordinator: str = "", agent: str = "") -> None:
+        """Start, as an operator does, what does not run; wait until both work together.
+
+        With failpoints, for what is started.
+        """
         if self.coordinator is None or self.coordinator.died:
-            self.start_coordinator()
+            self.start_coordinator(coordinator)
         assert self.serving(), self.logs()
         if self.agent is None or self.agent.died:
             if not (self.state / "identity").exists() and not (self.directory / "token").exists():
                 self.make_token()
-            self.start_agent()
+            self.start_agent(agent)
         assert self.connected(), self.logs()
 
     def end(self) -> None:
         """End both."""
+        self._close_channel()
         for each in (self.agent, self.coordinator):
             if each is not None:
                 each.end()
@@ -206,6 +256,7 @@ class Site:
 
     def kill(self) -> None:
         """End both at once, without a word."""
+        self._close_channel()
         for each in (self.agent, self.coordinator):
             if each is not None:
                 each.kill()
@@ -214,28 +265,56 @@ class Site:
     # ---- what an administrator does -------------------------------------------------------------
 
     def ask(self, method: str, request: Any) -> Any:
-        """One call; DiedError where nobody answers it, AssertionError where it is refused."""
+        """One call; DiedError where nobody answers it, or it is refused."""
+        channel = self._channel or self._open_channel()
+        call = getattr(admin_pb2_grpc.AdminServiceStub(channel), method).future(
+            request, timeout=_CALL_SECONDS
+        )
+        try:
+            while self.halt is not None and not call.done():
+                if self.halt.exists():
+                    call.cancel()
+                    raise DiedError
+                pause(_POLL_SECONDS / 3)
+            answer = call.result()
+        except grpc.RpcError as error:
+            # A channel whose coordinator has died waits before it looks for the next one.
+            self._channel = None
+            channel.close()
+            raise DiedError(str(error)) from error
+        self._channel = channel
+        return answer
+
+    def _open_channel(self) -> grpc.Channel:
         try:
             context = json.loads((self.data / "admin.context").read_text())
         except (OSError, ValueError) as error:
             raise DiedError from error
         ca, certificate, key = (context[name].encode() for name in ("ca", "certificate", "key"))
         credentials = grpc.ssl_channel_credentials(ca, key, certificate)
-        with grpc.secure_channel(f"127.0.0.1:{self._port}", credentials) as channel:
-            stub = admin_pb2_grpc.AdminServiceStub(channel)
-            try:
-                return getattr(stub, method)(request, timeout=_CALL_SECONDS)
-            except grpc.RpcError as error:
-                raise DiedError(str(error)) from error
+        return grpc.secure_channel(f"127.0.0.1:{self._port}", credentials)
+
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     def order_backup(self) -> str:
         """Ask for a backup; the job's id."""
         request = admin_pb2.CreateBackupRequest(volumes=[VOLUME])
         return str(self.ask("CreateBackup", request).job.job_id)
 
-    def order_restore(self, snapshot_id: str, target: Path) -> str:
-        """Ask for a restore; the job's id."""
-        request = admin_pb2.CreateRestoreRequest(snapshot=snapshot_id, target=os.fsencode(target))
+    def order_restore(
+        self, snapshot_id: str, target: Path | None, *, overwrite: bool = False
+    ) -> str:
+        """Ask for a restore, in place where there is no target; the job's id."""
+        request = admin_pb2.CreateRestoreRequest(
+            snapshot=snapshot_id,
+            target=b"" if target is None else os.fsencode(target),
+            in_place=target is None,
+            overwrite=overwrite,
+            delete_extra=target is None,
+        )
         return str(self.ask("CreateRestore", request).job.job_id)
 
     def order_verify(self) -> str:
@@ -252,7 +331,7 @@ class Site:
         """The job, when it has ended; DiedError if a daemon died before."""
 
         def has_ended() -> bool:
-            if self.any_died():
+            if self.is_disturbed():
                 raise DiedError
             return self.job(job_id).phase in ENDED
 
@@ -275,9 +354,9 @@ class Site:
         assert job.phase == common_pb2.PHASE_COMPLETED, f"{job}\n{self.logs()}"
         return job.snapshots[0]
 
-    def restore(self, snapshot_id: str, target: Path) -> None:
+    def restore(self, snapshot_id: str, target: Path | None, *, overwrite: bool = False) -> None:
         """Restore, and succeed."""
-        job = self.ended(self.order_restore(snapshot_id, target))
+        job = self.ended(self.order_restore(snapshot_id, target, overwrite=overwrite))
         assert job.phase == common_pb2.PHASE_COMPLETED, f"{job}\n{self.logs()}"
 
     def verify(self) -> None:

@@ -1,15 +1,13 @@
 """The right to write is lost with the coordinator that gave it; a disk that fails loses nothing."""
 
-import signal
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from proto.tidemark.v1 import common_pb2
 from tests.e2e import trees
+from tests.faults.injection import failing
 from tests.faults.site import Site, pause, running, wait_until
 
 
@@ -20,26 +18,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
     with running(Site(tmp_path / "site", tmp_path / "volume")) as site:
         yield site
         site.end()
-
-
-@contextmanager
-def failing(daemon: int, call: str, trace: Path) -> Iterator[None]:
-    """Let every such system call of a process fail with EIO, for as long as the block lasts."""
-    command = ("strace", "-f", "-p", str(daemon), "-o", str(trace), "-e", f"trace={call}")
-    strace = subprocess.Popen(
-        [*command, "-e", f"inject={call}:error=EIO"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert strace.stderr is not None
-        assert b"attached" in strace.stderr.readline()
-        yield
-    finally:
-        strace.send_signal(signal.SIGINT)
-        strace.wait(10)
-        assert strace.stderr is not None
-        strace.stderr.close()
 
 
 def test_a_backup_that_outlived_its_coordinator_may_not_commit(site: Site, tmp_path: Path) -> None:

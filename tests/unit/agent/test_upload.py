@@ -1,5 +1,7 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -10,9 +12,9 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from agent.daemon import SystemClock
-from agent.errors import CoordinatorError, UnreachableError
+from agent.errors import CoordinatorError, StateError, UnreachableError
 from agent.line import Line
-from agent.services import BackupStatistics, PathProblem
+from agent.services import BackupStatistics, PathProblem, Session
 from agent.upload import (
     PIECE_BYTES,
     CoordinatorCalls,
@@ -21,7 +23,12 @@ from agent.upload import (
     pieces,
     translated,
 )
-from proto.tidemark.v1.agent_pb2 import ReadPackRequest, ReadPackResponse
+from proto.tidemark.v1.agent_pb2 import (
+    CommitRequest,
+    ReadPackRequest,
+    ReadPackResponse,
+    UploadPackRequest,
+)
 from proto.tidemark.v1.agent_pb2_grpc import (
     AgentServiceServicer,
     add_AgentServiceServicer_to_server,
@@ -37,6 +44,7 @@ from repository.errors import (
     TidemarkError,
     UsageError,
 )
+from repository.failpoints import VARIABLE, arm
 
 
 @given(st.lists(st.sampled_from([0, 1, 100, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 7])))
@@ -139,18 +147,39 @@ class _Reads(AgentServiceServicer):
             yield ReadPackResponse(data=answer)
 
 
-async def _read(answers: list[bytes], ranges: list[tuple[int, int]]) -> list[bytes]:
+class _Refuses(AgentServiceServicer):
+    """Hears what is streamed to it, and refuses it, as what is cut short is."""
+
+    @override
+    async def UploadPack(self, request: AsyncIterator[UploadPackRequest], context: Any) -> Any:
+        await self._hear(request, context)
+
+    @override
+    async def Commit(self, request: AsyncIterator[CommitRequest], context: Any) -> Any:
+        await self._hear(request, context)
+
+    async def _hear(self, requests: AsyncIterator[Any], context: Any) -> None:
+        async for _ in requests:
+            pass
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "cut short")
+
+
+@asynccontextmanager
+async def _calls(servicer: AgentServiceServicer) -> AsyncIterator[CoordinatorCalls]:
     server = grpc.aio.server()
-    servicer = _Reads(answers)  # type: ignore[abstract]  # it answers one call
     add_AgentServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         async with asyncio.timeout(8), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            calls = CoordinatorCalls(Line(NodeChannel(channel)), SystemClock())
-            return [bytes(part) for part in await calls.read_pack("task", "packs/x", ranges)]
+            yield CoordinatorCalls(Line(NodeChannel(channel)), SystemClock())
     finally:
         await server.stop(None)
+
+
+async def _read(answers: list[bytes], ranges: list[tuple[int, int]]) -> list[bytes]:
+    async with _calls(_Reads(answers)) as calls:  # type: ignore[abstract]  # it answers one call
+        return [bytes(part) for part in await calls.read_pack("task", "packs/x", ranges)]
 
 
 @pytest.mark.asyncio
@@ -163,3 +192,35 @@ async def test_ranges_come_back_each_for_itself_however_they_were_cut() -> None:
 async def test_an_answer_of_another_length_is_no_answer(answers: list[bytes]) -> None:
     with pytest.raises(CoordinatorError, match=f"sent {len(b''.join(answers))} bytes"):
         await _read(answers, [(0, 2), (5, 2)])
+
+
+SESSION = Session(b"s" * 16, 1, b"", b"", 0, 30)
+
+
+@pytest.mark.asyncio
+async def test_an_error_while_a_commit_is_streamed_is_its_error() -> None:
+    def refs() -> Iterator[bytes]:
+        yield b"some"
+        raise StateError("the state failed")
+
+    async with _calls(_Refuses()) as calls:  # type: ignore[abstract]  # two calls are enough
+        with pytest.raises(StateError, match="the state failed"):
+            await calls.commit(SESSION, b"root", refs(), BackupStatistics())
+
+
+@pytest.mark.asyncio
+async def test_an_error_while_a_pack_is_streamed_is_its_error() -> None:
+    arm({VARIABLE: "agent.pack.half_sent=error"})
+    try:
+        async with _calls(_Refuses()) as calls:  # type: ignore[abstract]
+            with pytest.raises(UnreachableError, match="half_sent"):
+                await calls.upload_pack(SESSION, "packs/x", [b"content"], 7)
+    finally:
+        arm({})
+
+
+@pytest.mark.asyncio
+async def test_a_refused_commit_says_so() -> None:
+    async with _calls(_Refuses()) as calls:  # type: ignore[abstract]
+        with pytest.raises(CoordinatorError, match="cut short"):
+            await calls.commit(SESSION, b"root", [b"refs"], BackupStatistics())

@@ -23,6 +23,7 @@ from repository.ids import NodeId, VolumeId
 BACKUP = BackupOrder(VolumeId(b"v" * 16))
 OTHER_BACKUP = BackupOrder(VolumeId(b"w" * 16))
 RESTORE = RestoreOrder(SnapshotHex("5" * 32))
+IN_PLACE = RestoreOrder(SnapshotHex("5" * 32), in_place=True, volume_id=BACKUP.volume_id)
 VERIFY = VerifyOrder(VerifyDepth.DATA, ())
 LOST = Failure("lost")
 
@@ -45,6 +46,13 @@ def stepped(live: LiveTask, event: Event, now: int, failure: Failure | None = No
         (BACKUP, [BACKUP], 2, False),
         (RESTORE, [BACKUP, RESTORE], 1, True),
         (RESTORE, [RESTORE, RESTORE], 1, False),
+        (RESTORE, [IN_PLACE], 1, True),
+        (IN_PLACE, [OTHER_BACKUP, RESTORE], 1, True),
+        (IN_PLACE, [BACKUP], 1, False),
+        (IN_PLACE, [IN_PLACE], 1, False),
+        (IN_PLACE, [RESTORE, RESTORE], 1, False),
+        (BACKUP, [IN_PLACE], 1, False),
+        (OTHER_BACKUP, [IN_PLACE], 1, True),
         (VERIFY, [], 1, True),
         (VERIFY, [VERIFY], 1, False),
     ],

@@ -113,6 +113,40 @@ def test_a_pause_lasts_until_its_file_appears(tmp_path: Path) -> None:
     assert (tmp_path / "go.reached").exists()
 
 
+def test_a_file_says_what_to_do_and_may_be_replaced(tmp_path: Path) -> None:
+    script, acted = tmp_path / "script", tmp_path / "script.acted"
+    armed = arm({VARIABLE: f"@{script}"})
+    failpoint("store.linked")
+
+    write(script, "store.linked=error@2;store.read=note")
+    failpoint("store.linked")
+    failpoint("store.read")
+    failpoint("store.read")
+    with pytest.raises(OSError, match="Input/output"):
+        failpoint("store.linked")
+    write(script, "store.linked=error@2")
+    failpoint("store.linked")
+    script.unlink()
+    failpoint("store.linked")
+
+    # A daemon that may be told later to fail is no sound one, and says so.
+    assert armed
+    assert acted.read_text().split() == ["store.read", "store.read", "store.linked"]
+
+
+def test_without_a_file_nothing_is_looked_at(tmp_path: Path) -> None:
+    write(tmp_path / "script", "store.linked=error")
+    arm({VARIABLE: f"@{tmp_path}/script"})
+    arm({})
+
+    failpoint("store.linked")
+
+
+def write(path: Path, text: str) -> None:
+    path.with_name("new").write_text(text)
+    path.with_name("new").rename(path)
+
+
 def test_a_kill_is_sigkill() -> None:
     program = (
         "from repository.failpoints import *\n"
