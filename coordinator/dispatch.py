@@ -253,13 +253,22 @@ class Dispatcher:
         known = {live.task.task_id for live in mine}
         for live in mine:
             if live.task.task_id not in told:
-                await self._lost(live, _RESTARTED)
+                await self._not_at_work(live)
             elif live.state is State.ORPHANED:
                 await self._happen(live, Event.AGENT_BACK)
         for live in self._of_node(node.node_id):
             if live.state is State.QUEUED:
                 live.stop_timer()
         return sorted(told - known)
+
+    async def _not_at_work(self, live: LiveTask) -> None:
+        """An agent does not know of a task that it was given."""
+        if live.has_arrived or not life.can(live.state, Event.NEVER_ARRIVED):
+            await self._lost(live, _RESTARTED)
+            return
+        # A connection may end, as with a certificate, just as a task is handed over.
+        live.has_arrived = True
+        await self._happen(live, Event.NEVER_ARRIVED)
 
     async def welcomed(self, link: AgentLink) -> None:
         """The agent was answered; it may be given work."""
@@ -323,12 +332,14 @@ class Dispatcher:
                 f"task {task_id} is not running on this node",
                 hint="it was canceled, or the coordinator was restarted",
             )
+        live.has_arrived = True
         return live.task
 
     def progress(self, task_id: TaskId, node_id: NodeId, progress: Progress) -> None:
         """How far a task is; of an unknown one, nothing."""
         live = self._live.get(task_id)
         if live is not None and live.task.node_id == node_id:
+            live.has_arrived = True
             live.task = replace(live.task, progress=progress)
             self._jobs[live.task.job_id].notify()
 

@@ -35,6 +35,7 @@ class Event(StrEnum):
     CANCEL_ASKED = "cancel asked"
     AGENT_GONE = "agent gone"
     AGENT_BACK = "agent back"
+    NEVER_ARRIVED = "never arrived"
     GRACE_OVER = "grace over"
     DONE = "done"
     DONE_PARTLY = "done partly"
@@ -71,11 +72,14 @@ TRANSITIONS: Final[dict[State, dict[Event, tuple[State, tuple[Effect, ...]]]]] =
         **_ENDINGS,
         Event.CANCEL_ASKED: (State.STOPPING, (Effect.SEND_CANCEL,)),
         Event.AGENT_GONE: (State.ORPHANED, (Effect.BEGIN_GRACE,)),
+        # It was on a connection that ended.
+        Event.NEVER_ARRIVED: (State.RUNNING, (Effect.SEND_TASK,)),
     },
     State.ORPHANED: {
         # A commit that was under way when the connection broke may still be acknowledged.
         **_ENDINGS,
         Event.AGENT_BACK: (State.RUNNING, (Effect.END_GRACE,)),
+        Event.NEVER_ARRIVED: (State.RUNNING, (Effect.END_GRACE, Effect.SEND_TASK)),
         Event.GRACE_OVER: (State.FAILED, (Effect.CONCLUDE,)),
         Event.CANCEL_ASKED: (State.CANCELED, (Effect.CONCLUDE,)),
     },

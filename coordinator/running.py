@@ -47,6 +47,8 @@ class LiveTask:
     state: State = State.QUEUED
     timer: asyncio.TimerHandle | None = None
     worker: asyncio.Task[None] | None = None
+    has_arrived: bool = False
+    """Whether its agent has been heard of at it, or was told of it twice."""
 
     def step(
         self,

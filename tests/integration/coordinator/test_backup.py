@@ -144,6 +144,43 @@ async def test_an_agent_that_comes_back_in_time_goes_on_with_its_task(config: Co
     assert ended.phase == common_pb2.PHASE_COMPLETED
 
 
+async def test_a_task_that_an_ending_connection_swallowed_is_handed_over_again(
+    config: Config,
+) -> None:
+    async with serving(config) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        async with agent.connected() as connection:
+            job = await coordinator.order_backup("data")
+            swallowed = (await connection.next_message()).run_backup
+        async with agent.connected(running=[]) as connection:
+            task = (await connection.next_message()).run_backup
+            await connection.back_up(task, FILES)
+            await connection.finish_backup(task.task_id)
+            ended = await coordinator.ended(job.job_id)
+    assert task.task_id == swallowed.task_id
+    assert ended.phase == common_pb2.PHASE_COMPLETED
+
+
+async def test_a_task_that_an_agent_forgets_twice_or_had_begun_is_lost(config: Config) -> None:
+    async with serving(config) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        async with agent.connected() as connection:
+            forgotten = await coordinator.order_backup("data")
+            await connection.next_message()
+        async with agent.connected(running=[]) as connection:
+            await connection.next_message()
+        async with agent.connected(running=[]) as connection:
+            ended = [await coordinator.ended(forgotten.job_id)]
+            begun = await coordinator.order_backup("data")
+            await connection.open_session((await connection.next_message()).run_backup)
+        async with agent.connected(running=[]):
+            ended.append(await coordinator.ended(begun.job_id))
+    assert [job.phase for job in ended] == [common_pb2.PHASE_FAILED] * 2
+    assert all("agent was restarted" in job.snapshots[0].errors[0].message for job in ended)
+
+
 async def test_a_canceled_backup_is_canceled_when_its_agent_says_so(config: Config) -> None:
     async with serving(config) as coordinator:
         agent = await coordinator.agent()

@@ -57,6 +57,12 @@ def test_an_agent_that_comes_back_in_time_goes_on() -> None:
     assert life.step(state, Event.AGENT_BACK) == (State.RUNNING, (Effect.END_GRACE,))
 
 
+def test_a_task_that_never_arrived_is_sent_again() -> None:
+    assert life.step(State.RUNNING, Event.NEVER_ARRIVED) == (State.RUNNING, (Effect.SEND_TASK,))
+    state, effects = life.step(State.ORPHANED, Event.NEVER_ARRIVED)
+    assert (state, effects) == (State.RUNNING, (Effect.END_GRACE, Effect.SEND_TASK))
+
+
 @pytest.mark.parametrize(
     ("phases", "expected"),
     [
