@@ -326,8 +326,12 @@ class Maker:
 
 
 def is_equal(old: Entry, new: Entry) -> bool:
-    """Whether a restore of either would give the same: inode and change time are not restored."""
-    return structs.replace(old, inode=0, ctime_ns=0) == structs.replace(new, inode=0, ctime_ns=0)
+    """Whether a restore of either would give the same: what only tells inodes is not restored."""
+    return _restored(old) == _restored(new)
+
+
+def _restored(entry: Entry) -> Entry:
+    return structs.replace(entry, inode=0, ctime_ns=0, generation=0)
 
 
 def _call_off(futures: "list[Future[list[Saved | Found]] | None]") -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from agent.errors import TargetError
+from agent.linking import Inode, Inodes, Name, has_several_names
 from agent.rehearsing import Rehearsal
 from agent.removing import Extras, remove
 from agent.replacing import Standing, Way, decide, has_metadata, is_one_inode
@@ -47,11 +48,10 @@ class Placing:
         self._selection = selection
         self._is_empty = is_empty
         self._extras = extras
-        # Names of directories, of links to make, and of files that have several names.
+        # Names of directories, what has several names, and the further ones, as links to make.
         self._directories: list[tuple[bytes, Entry]] = []
-        self._links: list[tuple[bytes, File, Standing | None]] = []
-        self._firsts: dict[int, File] = {}
-        self._deferred: list[File] = []
+        self._inodes = Inodes()
+        self._links: list[tuple[Name, File]] = []
         # Inodes with several names of which one at least is to be a file of its own.
         self._shared: set[tuple[int, int]] = set()
         self._closed: bytes | None = None
@@ -82,13 +82,23 @@ class Placing:
         way = decide(entry, standing)
         if way is Way.CLEAR and standing is not None and standing.type is EntryType.DIRECTORY:
             self._check_clear(key)
-        match entry.type:
-            case EntryType.DIRECTORY:
-                self._place_directory(key, entry, standing, way)
-            case EntryType.FILE:
-                return self._place_file(File(key, entry, standing))
-            case _:
-                self._place_special(File(key, entry, standing), way)
+        if entry.type is EntryType.DIRECTORY:
+            self._place_directory(key, entry, standing, way)
+            return None
+        if entry.type is EntryType.FILE and entry.size and entry.content is None:
+            raise DamagedError("its content was not stored")
+        if has_several_names(entry):
+            # What it is to be, and whether what stands there may become it, shows once all its
+            # names were seen.
+            self._inodes.add(key, entry, standing)
+            return None
+        file = File(key, entry, standing)
+        if standing is not None and (standing.links > 1 or standing.identity in self._shared):
+            self._shared.add(standing.identity)
+            file.is_shared = True
+        if entry.type is EntryType.FILE:
+            return self._begin(file)
+        self._place_special(file)
         return None
 
     def _check_clear(self, key: bytes) -> None:
@@ -154,11 +164,9 @@ class Placing:
 
     # Symbolic links, FIFOs and devices.
 
-    def _place_special(self, file: File, way: Way) -> None:
-        if self._is_further_name(file):
-            return
+    def _place_special(self, file: File) -> None:
         standing = file.standing
-        if way is Way.KEEP and standing is not None:
+        if standing is not None and file.stays and decide(file.entry, standing) is Way.KEEP:
             file.identity = standing.identity
             if file.is_changed:
                 self._target.retouch(file)
@@ -170,45 +178,25 @@ class Placing:
 
     # Files.
 
-    def _place_file(self, file: File) -> File | None:
-        entry = file.entry
-        if entry.size and entry.content is None:
-            raise DamagedError("its content was not stored")
-        if self._is_further_name(file):
-            return None
-        if entry.links > 1 and entry.inode and file.standing is not None:
-            # Whether it may be written in place shows once all its names were looked at.
-            self._deferred.append(file)
-            return None
-        standing = file.standing
-        if standing is not None and (standing.links > 1 or standing.identity in self._shared):
-            self._shared.add(standing.identity)
-            file.is_shared = True
-        return self._begin(file)
-
-    def _is_further_name(self, file: File) -> bool:
-        """Whether the file is another name of one that is restored already."""
-        entry = file.entry
-        if entry.links <= 1 or not entry.inode:
-            return False
-        first = self._firsts.setdefault(entry.inode, file)
-        if first is file or not _is_same_file(first.entry, entry):
-            return False
-        standing = None if self._is_empty else self._target.look(file.key)
-        self._links.append((file.key, first, standing))
-        return True
-
     def deferred(self) -> Iterator[list[File]]:
-        """Batches of files with several names, to be begun with `begin` once all were seen."""
-        further: dict[int, list[Standing | None]] = {}
-        for _, first, standing in self._links:
-            further.setdefault(id(first), []).append(standing)
-        for file in self._deferred:
-            assert file.standing is not None
-            file.is_shared = not is_one_inode(file.standing, further.get(id(file), []))
-        files = iter(self._deferred)
-        while batch := list(itertools.islice(files, _BATCH)):
-            yield batch
+        """Batches of what has several names, to be begun with `begin` once all were seen."""
+        inodes = iter(self._inodes)
+        while batch := list(itertools.islice(inodes, _BATCH)):
+            yield [self._first_of(inode) for inode in batch]
+
+    def _first_of(self, inode: Inode) -> File:
+        """An inode as a file that is made by its first name; its others become links."""
+        (key, standing), *others = inode.names
+        file = File(key, inode.entry, standing)
+        if file.standing is not None:
+            file.is_shared = not is_one_inode(file.standing, [each.standing for each in others])
+            # Of what is not restored with it, no name needs to be parted from what is equal.
+            file.may_share = bool(self._selection)
+        self._links += [(name, file) for name in others]
+        if inode.is_torn:
+            message = "its names were read at different moments; all are restored as the newest"
+            self._tally.warn(key, message)
+        return file
 
     def begin(self, files: Iterable[File]) -> list[File]:
         """Compare files with what stands there, and return those that need content."""
@@ -216,12 +204,14 @@ class Placing:
 
     def _begin(self, file: File) -> File | None:
         try:
-            return self._compare_whole(file)
+            if file.entry.type is EntryType.FILE:
+                return self._compare_whole(file)
+            self._place_special(file)
         except TargetFullError:
             raise
         except TargetError as error:
             self.give_up(file, error)
-            return None
+        return None
 
     def give_up(self, file: File, error: TidemarkError) -> None:
         """Leave a file that cannot be restored, and say so once."""
@@ -278,7 +268,7 @@ class Placing:
 
     def make_links(self) -> None:
         """Give files their further names."""
-        for key, first, standing in self._links:
+        for (key, standing), first in self._links:
             with self._guarded(key):
                 if first.error is not None:
                     message = "the file that it is another name of could not be restored"
@@ -302,23 +292,3 @@ class Placing:
         rehearse = isinstance(self._target, Rehearsal)
         for key in self._extras.all():
             remove(self._target, key, self._tally.problem, self._tally.removed, rehearse=rehearse)
-
-
-def _is_same_file(one: Entry, other: Entry) -> bool:
-    """Whether two names with one inode number were names of one file, and not of two in turn."""
-    if (one.type, one.ctime_ns, one.mtime_ns, one.size, one.target, one.device) != (
-        other.type,
-        other.ctime_ns,
-        other.mtime_ns,
-        other.size,
-        other.target,
-        other.device,
-    ):
-        return False
-    # Content that was read twice may lie in two places; what it is stands in the ids.
-    return _ids(one) == _ids(other)
-
-
-def _ids(entry: Entry) -> list[tuple[bytes, int, int]]:
-    extents = entry.content.extents if entry.content is not None else []
-    return [(extent.id, extent.skip, extent.length) for extent in extents]

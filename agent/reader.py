@@ -55,6 +55,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     settled: bool = False
     bytes_read: int = 0
     attributes: Attributes | None = None
+    generation: int = 0
     chunk_ids: list[ChunkId] = []
     message: str = ""
     hint: str = ""
@@ -107,6 +108,7 @@ def _taken_apart(results: Sequence[Result], room: memoryview) -> list[Read]:
                 result.settled,
                 result.bytes_read,
                 result.attributes,
+                result.generation,
             )
             found.append(SmallFile(content, result.chunk_ids))
         elif result.outcome is Outcome.VANISHED:

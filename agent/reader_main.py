@@ -67,6 +67,7 @@ def _read(
         content.settled,
         content.bytes_read,
         content.attributes,
+        content.generation,
         [ids.chunk_id(ObjectType.DATA, piece) for piece in small_pieces(content.data, paged=paged)],
     )
 

@@ -8,6 +8,7 @@ Nothing here blocks on a FIFO or a device, since nothing but a regular file is e
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
 import time
@@ -19,6 +20,7 @@ import msgspec
 from agent.attributes import attributes_of
 from agent.beneath import Tree, TreeCursor
 from agent.errors import SourceError
+from agent.syscalls import file_handle
 from repository.entries import Attributes
 
 # At 1 kHz a writer always leaves a gap within so many tries; at 5 kHz it never does.
@@ -26,6 +28,7 @@ TRIES = 20
 # Kernels before 6.13 stamp files with a clock that moves every 1 to 10 ms: what changes twice
 # within a tick has the same stamp. So a stamp younger than this proves nothing yet.
 _TICK_NS = 20_000_000
+_GENERATION_BYTES = 8
 _VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EINVAL})
 
 
@@ -72,6 +75,8 @@ class Content(msgspec.Struct, frozen=True, gc=False):
     bytes_read: int
     """Retries included."""
     attributes: Attributes | None
+    generation: int
+    """As `generation_of` says."""
 
 
 class Other(msgspec.Struct, frozen=True, gc=False):
@@ -81,6 +86,7 @@ class Other(msgspec.Struct, frozen=True, gc=False):
     target: bytes | None
     attributes: Attributes | None
     settled: bool
+    generation: int
 
 
 def read_small(
@@ -127,12 +133,19 @@ def _read_stable(
                 settled=is_settled(after, read_at),
                 bytes_read=bytes_read,
                 attributes=attributes,
+                generation=generation_of(descriptor, after),
             )
         before = after
     if len(data) > size_bytes_max:
         return None
     return Content(
-        data, before, fuzzy=True, settled=False, bytes_read=bytes_read, attributes=attributes
+        data,
+        before,
+        fuzzy=True,
+        settled=False,
+        bytes_read=bytes_read,
+        attributes=attributes,
+        generation=generation_of(descriptor, before),
     )
 
 
@@ -164,6 +177,19 @@ def is_settled(found: os.stat_result, now_ns: int) -> bool:
     return not 0 <= now_ns - found.st_ctime_ns < _TICK_NS
 
 
+def generation_of(descriptor: int, found: os.stat_result) -> int:
+    """A number that only names of one inode share: inode numbers are given away again.
+
+    0 for what has one name, or lies where the filesystem has no such thing.
+    """
+    if found.st_nlink <= 1 or stat.S_ISDIR(found.st_mode):
+        return 0
+    handle = file_handle(descriptor)
+    if handle is None:
+        return 0
+    return int.from_bytes(hashlib.blake2b(handle, digest_size=_GENERATION_BYTES).digest(), "big")
+
+
 class LargeFile:
     """A file read in windows. After the last one, `is_stable` says whether they fit together."""
 
@@ -173,7 +199,8 @@ class LargeFile:
             self._descriptor, self.stat = tree.open_regular(key)
         self.bytes_read = 0
         self.attributes: Attributes | None = None
-        """As they were when the last pass began."""
+        """As they were when the last pass began; so with the generation."""
+        self.generation = 0
         self.size = 0
         """Where the last complete pass over the file met its end."""
 
@@ -196,6 +223,7 @@ class LargeFile:
         with _translated():
             self.stat = os.fstat(self._descriptor)
             self.attributes = attributes_of(self._descriptor)
+            self.generation = generation_of(self._descriptor, self.stat)
         self.size = 0
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
@@ -272,8 +300,9 @@ def read_other(tree: Tree, key: bytes, now_ns: Callable[[], int] = time.time_ns)
             attributes = attributes_of(held, opened=False)
             after = os.fstat(held)
             tries += 1
+        generation = generation_of(held, after)
     settled = is_same(before, after) and is_settled(after, now_ns())
-    return Other(after, target, attributes, settled)
+    return Other(after, target, attributes, settled, generation)
 
 
 @contextlib.contextmanager

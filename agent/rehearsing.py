@@ -96,7 +96,7 @@ class Rehearsal(Ground):
         if not file.settle(count):
             return False
         standing = file.standing
-        if standing is None or file.is_shared or standing.size != file.entry.size:
+        if standing is None or not file.stays or standing.size != file.entry.size:
             file.begun = True
         if file.stays and standing is not None:
             file.identity = standing.identity

@@ -60,9 +60,7 @@ def decide(wanted: Entry, standing: Standing | None) -> Way:
     if wanted.type in {EntryType.DIRECTORY, EntryType.FILE}:
         return Way.KEEP
     same = standing.target == wanted.target and standing.device == wanted.device
-    # Another name of it, elsewhere, must not change with this one.
-    changes_others = standing.links > 1 and not has_metadata(standing, wanted)
-    return Way.KEEP if same and not changes_others else Way.REPLACE
+    return Way.KEEP if same else Way.REPLACE
 
 
 def has_metadata(standing: Standing, wanted: Entry, *, times: bool = True) -> bool:

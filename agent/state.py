@@ -30,9 +30,10 @@ from repository.ids import PackNonce
 
 _T = TypeVar("_T")
 
-# Raised with every change of the tables below. A database of another version is begun anew, whether
-# older or newer: a re-read is all that it costs, and going back to an older agent needs nobody.
-_SCHEMA_VERSION = 4
+# Raised with every change of the tables below, and of entries, which lie in them. A database of
+# another version is begun anew, whether older or newer: a re-read is all that it costs, and going
+# back to an older agent needs nobody.
+_SCHEMA_VERSION = 5
 _SCHEMA = """
 CREATE TABLE volumes (
     volume    INTEGER PRIMARY KEY,

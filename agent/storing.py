@@ -159,7 +159,13 @@ class Storer:
             reported = None if isinstance(error, VanishedError) else error
             return Saved(found.key, found.old, entry, reported)
         size = 0 if other.target is None else len(other.target)
-        entry = entry_of(other.stat, size=size, settled=other.settled, attributes=other.attributes)
+        entry = entry_of(
+            other.stat,
+            size=size,
+            settled=other.settled,
+            attributes=other.attributes,
+            generation=other.generation,
+        )
         if other.target is not None:
             entry = structs.replace(entry, target=other.target)
         return Saved(found.key, found.old, entry)
@@ -211,6 +217,7 @@ class Storer:
                 fuzzy=not stable,
                 settled=is_settled(file.stat, self._now_ns()),
                 attributes=file.attributes,
+                generation=file.generation,
             )
             return PendingFile(Saved(found.key, found.old, entry), chunking, groups, put_list)
 
@@ -329,7 +336,7 @@ class PendingFile:
         return structs.replace(self._saved, entry=entry)
 
 
-def entry_of(
+def entry_of(  # noqa: PLR0913 - what there is to say of a name
     found: os.stat_result | Stat,
     *,
     size: int,
@@ -337,6 +344,7 @@ def entry_of(
     settled: bool = True,
     content: Content | None = None,
     attributes: Attributes | None = None,
+    generation: int = 0,
 ) -> Entry:
     """The entry of a name with this stat. Its attributes all stand in it, however long they are."""
     return Entry(
@@ -356,6 +364,7 @@ def entry_of(
         xattrs=attributes,
         long_xattrs=None,
         content=content,
+        generation=generation,
     )
 
 
@@ -383,6 +392,7 @@ def _saved(found: Found, read: Read, places: Mapping[bytes, Location]) -> Saved 
         settled=content.settled,
         content=Content(chunking, extents, None) if extents else None,
         attributes=content.attributes,
+        generation=content.generation,
     )
     return Saved(found.key, found.old, entry)
 

@@ -1,4 +1,4 @@
-"""System calls that restores need and Python does not have."""
+"""System calls that the agent needs and Python does not have."""
 
 import ctypes
 import errno
@@ -20,6 +20,34 @@ _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _syncfs = _libc.syncfs
 _syncfs.argtypes = (ctypes.c_int,)
+# From <linux/fcntl.h>: the descriptor itself, not a name in it.
+_EMPTY_PATH: Final = 0x1000
+_HANDLE_BYTES_MAX: Final = 128
+_name_to_handle_at = _libc.name_to_handle_at
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("handle", ctypes.c_ubyte * _HANDLE_BYTES_MAX),
+    )
+
+
+def file_handle(descriptor: int) -> bytes | None:
+    """What the filesystem itself calls the thing that a descriptor (of O_PATH, too) holds.
+
+    It has the inode's number in it, and what tells it from others that had that number before.
+    None where the filesystem has no such name.
+    """
+    handle, mount = _FileHandle(_HANDLE_BYTES_MAX, 0), ctypes.c_int()
+    done = _name_to_handle_at(
+        descriptor, b"", ctypes.byref(handle), ctypes.byref(mount), _EMPTY_PATH
+    )
+    if done != 0:
+        return None
+    # All of it but the room: how many bytes, of which type, and the bytes.
+    return bytes(handle)[: 2 * ctypes.sizeof(ctypes.c_uint) + handle.handle_bytes]
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> bool:

@@ -66,6 +66,7 @@ class File:
         "is_shared",
         "key",
         "lock",
+        "may_share",
         "remaining",
         "same",
         "standing",
@@ -84,6 +85,8 @@ class File:
         """What has its name now and is of its type: of a file it may have some of the content."""
         self.is_shared = False
         """Whether that has other names, which must not change."""
+        self.may_share = False
+        """Whether it may keep them if it is just as it is wanted."""
         self.same: list[bool] | None = None
         """Which of its few extents stand there already, once compared."""
         self.begun = False
@@ -113,7 +116,9 @@ class File:
     @property
     def stays(self) -> bool:
         """Whether what stands there may become it, as the one inode that it is."""
-        return self.standing is not None and not self.is_shared
+        if self.standing is None or not self.is_shared:
+            return self.standing is not None
+        return self.may_share and has_metadata(self.standing, self.entry)
 
     def settle(self, count: int) -> bool:
         """Take note that so many bytes are as they should be; True if those were the last."""

@@ -24,6 +24,7 @@ KEY_BYTES_MAX: Final = 1024 * 1024
 # All ones, as of uid -1, means "unchanged" to the kernel, and nobody.
 _OWNERS_END: Final = (1 << 32) - 1
 _TIMES_END: Final = 1 << 63
+_GENERATIONS_END: Final = 1 << 64
 # Extended attributes that stand in the entry itself; longer ones would bloat the manifest's leaves.
 INLINE_ATTRIBUTES_BYTES_MAX: Final = 1024
 # Names and values of all attributes of one entry together.
@@ -113,7 +114,10 @@ class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One name. Times in nanoseconds since the epoch, sizes in bytes; inode 0 means unknown."""
+    """One name. Times in nanoseconds since the epoch, sizes in bytes; inode 0 means unknown.
+
+    Names with more than one link, one inode and one generation are names of one thing.
+    """
 
     type: EntryType
     mode: int
@@ -130,6 +134,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     xattrs: Attributes | None
     long_xattrs: Pointer | None
     content: Content | None
+    generation: int = 0
 
 
 class EntryStat(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -197,6 +202,8 @@ def _check_metadata(entry: Entry) -> None:
         raise FormatError("an entry has an impossible owner")
     if not -_TIMES_END <= entry.mtime_ns < _TIMES_END:
         raise FormatError("an entry has an impossible time")
+    if not 0 <= entry.generation < _GENERATIONS_END:
+        raise FormatError("an entry has an impossible generation")
     if (entry.type is EntryType.SYMLINK) != (entry.target is not None):
         raise FormatError("an entry is a symbolic link without a target, or the reverse")
     if entry.target is not None and (not entry.target or b"\0" in entry.target):

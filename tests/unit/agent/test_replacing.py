@@ -72,11 +72,6 @@ def test_a_link_is_kept_only_if_it_points_where_it_should() -> None:
     assert decide(entry(L, target=b"a"), standing(L, target=b"b")) is Way.REPLACE
 
 
-def test_what_has_another_name_is_not_changed_through_this_one() -> None:
-    assert decide(entry(P), standing(P, links=2)) is Way.KEEP
-    assert decide(entry(P), standing(P, links=2, uid=7)) is Way.REPLACE
-
-
 def test_metadata_is_owner_mode_time_and_attributes() -> None:
     wanted = entry(F, xattrs=[(b"user.a", b"1")])
     same = standing(F, attributes=[(b"user.a", b"1")])

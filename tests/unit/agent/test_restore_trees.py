@@ -74,7 +74,7 @@ class Pipe:
 
 @dataclass(frozen=True)
 class Link:
-    """Another name of the file made that many files before, if there is one."""
+    """Another name of what was made that many steps before, if that many were."""
 
     before: int
 
@@ -137,12 +137,10 @@ def content(seed: int, length: int) -> bytes:
 
 
 def build(path: bytes, thing: object, files: list[bytes]) -> None:
-    # How a file is cut may depend on its name; names of one file that are cut alike stay one file.
-    may_link = not path.endswith(b".db")
     match thing:
         case Link(before):
-            if len(files) >= before and may_link:
-                os.link(files[-before], path)
+            if len(files) >= before:
+                os.link(files[-before], path, follow_symlinks=False)
             return
         case Directory(_, names):
             os.makedirs(path, exist_ok=True)
@@ -150,12 +148,12 @@ def build(path: bytes, thing: object, files: list[bytes]) -> None:
                 build(path + b"/" + name, lower, files)
         case File(_, segments):
             write(path, segments)
-            if may_link:
-                files.append(path)
         case Symlink(_, target):
             os.symlink(target, path)
         case _:
             os.mkfifo(path)
+    if not isinstance(thing, Directory):
+        files.append(path)
     assert isinstance(thing, Directory | File | Symlink | Pipe)
     set_meta(path, thing)
 

@@ -125,13 +125,14 @@ def test_an_altered_encoding_is_another_entry_or_the_declared_error(
 
 def test_an_entry_that_is_encoded_otherwise_is_refused() -> None:
     encoded = encode_entry(FILE)
-    assert encoded[:2] == b"\x9f\x02"
+    assert encoded[:4] == b"\xdc\x00\x10\x02"
 
     for other in (
-        b"\xdc\x00\x0f" + encoded[1:],  # a longer header of the same array
-        b"\x9f\xcc\x02" + encoded[2:],  # a longer form of the same number
-        b"\x9f\xcb\x40\x00\x00\x00\x00\x00\x00\x00" + encoded[2:],  # as a float
-        b"\xdc\x00\x10" + encoded[1:] + b"\x00",  # one field more
+        b"\xdd\x00\x00\x00\x10" + encoded[3:],  # a longer header of the same array
+        b"\xdc\x00\x10\xcc\x02" + encoded[4:],  # a longer form of the same number
+        b"\xdc\x00\x10\xcb\x40\x00\x00\x00\x00\x00\x00\x00" + encoded[4:],  # as a float
+        b"\xdc\x00\x11" + encoded[3:] + b"\x00",  # one field more
+        b"\x9f" + encoded[3:-1],  # one field less
     ):
         with pytest.raises(FormatError):
             decode_entry(other)

@@ -209,6 +209,13 @@ def extents_in(load: Load, content: Any) -> Iterator[Any]:
             pending = items + pending
 
 
+def are_one(entry: Any, other: Any) -> bool:
+    """Whether two names are names of one thing, generations being known."""
+    if entry[0] == 1 or min(entry[8], other[8]) < 2 or not entry[6]:
+        return False
+    return bool((entry[0], entry[6], entry[15]) == (other[0], other[6], other[15]) and entry[15])
+
+
 def file_bytes(load: Load, entry: Any) -> bytes:
     pieces = []
     for nonce, frame, chunk, skip, length, chunk_id in extents_in(load, entry[14]):
@@ -277,6 +284,9 @@ class Written:
             b"long": [(b"trusted.x", b"2" * 2000), (b"user.a", b"\0\xff")],
         }
         short, long = self.attributes.values()
+        pipe = msgspec.structs.replace(ENTRY, type=EntryType.FIFO, links=2, generation=1 << 63)
+        entries |= {b"name": pipe, b"other": msgspec.structs.replace(pipe, ctime_ns=9)}
+        entries[b"reused"] = msgspec.structs.replace(pipe, generation=7)
         entries[b"short"] = msgspec.structs.replace(ENTRY, xattrs=short)
         at = lists.put(encode_attributes(long))
         entries[b"long"] = msgspec.structs.replace(ENTRY, long_xattrs=at)
@@ -413,6 +423,17 @@ def test_files_are_read(written: Written, load: Load) -> None:
         entry = look_up(load, root, key)
         assert file_bytes(load, entry) == expected
         assert len(expected) == entry[5]
+
+
+def test_names_of_one_thing_are_told(written: Written, load: Load) -> None:
+    root = unpack(msgspec.msgpack.encode(written.root))
+    one, other, later = (look_up(load, root, key) for key in (b"name", b"other", b"reused"))
+
+    assert len(one) == 16
+    assert are_one(one, other)
+    assert one[6] == later[6]
+    assert not are_one(one, later)
+    assert not are_one(look_up(load, root, b"dir"), look_up(load, root, b""))
 
 
 def test_the_manifest_is_cut_where_the_document_says(written: Written, load: Load) -> None:
