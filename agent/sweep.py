@@ -328,6 +328,10 @@ class _Walk:
         if (found.st_dev, found.st_ino) in self._excludes:
             self._compare(key, found)
             return False
+        if found.st_dev != self._device and self._is_subvolume(level, name):
+            self._compare(key, found)
+            self._warn(key, "this is a subvolume of its own; it is not read")
+            return False
         try:
             descriptor = open_directory(level.descriptor, name, same_filesystem=True)
         except OSError as error:
@@ -352,6 +356,14 @@ class _Walk:
             if upper.descriptor >= 0:
                 os.close(upper.descriptor)
                 upper.descriptor = -1
+        return True
+
+    def _is_subvolume(self, level: _Level, name: bytes) -> bool:
+        """Whether another device's directory is one of this filesystem, and no mount: in btrfs."""
+        try:
+            os.close(open_directory(level.descriptor, name, same_filesystem=True))
+        except OSError:
+            return False
         return True
 
     def _return_to(self, level: _Level) -> bool:

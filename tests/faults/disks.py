@@ -15,7 +15,13 @@ _SHUTDOWN: Final = 0x8004587D
 NO_LOG_FLUSH: Final = 2
 # Less is refused by mkfs.xfs.
 _IMAGE_BYTES: Final = 320 * 1024 * 1024
-FILESYSTEMS: Final = {"ext4": ("mkfs.ext4", "-q", "-F"), "xfs": ("mkfs.xfs", "-q", "-f")}
+_MAKERS: Final = {
+    "ext4": ("mkfs.ext4", "-q", "-F"),
+    "xfs": ("mkfs.xfs", "-q", "-f"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f"),
+}
+# Those whose power can be cut.
+FILESYSTEMS: Final = ("ext4", "xfs")
 
 
 class LoopDisk:
@@ -26,7 +32,7 @@ class LoopDisk:
         self._image = image
         with image.open("wb") as file:
             file.truncate(_IMAGE_BYTES)
-        _run(*FILESYSTEMS[kind], str(image))
+        _run(*_MAKERS[kind], str(image))
         path.mkdir()
         self._mount()
 
@@ -53,7 +59,7 @@ class LoopDisk:
 
 @contextmanager
 def loop_disk(kind: str, directory: Path) -> Iterator[LoopDisk]:
-    """A disk of one of FILESYSTEMS, for as long as the block lasts. Needs root and loop devices."""
+    """A disk with ext4, xfs or btrfs, as long as the block lasts. Needs root and loop devices."""
     image = directory / f"{kind}.img"
     disk = LoopDisk(kind, image, directory / kind)
     try:
