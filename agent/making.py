@@ -22,7 +22,7 @@ from msgspec import structs
 from agent.beneath import Tree
 from agent.errors import SourceError
 from agent.manifest import MetadataWriter, Usage
-from agent.services import BackupStatistics, PathProblem
+from agent.services import BackupStatistics, PathProblem, added_up
 from agent.state import FrameChange, Head, State
 from agent.storing import PendingFile, Saved, Storer
 from agent.sweep import Batch, Found, Removed, sweep
@@ -127,7 +127,14 @@ class Maker:
         root = None if head is None else decode_pointer(head.manifest)
         old = () if root is None else drive_batches(own_leaves(root), self._load_all)
         walk = sweep(tree, old, excludes=excludes, is_canceled=is_canceled)
-        self._on_progress = on_progress
+
+        def go_on() -> None:
+            # Where all chunks of a huge file are known, nothing else would notice.
+            if is_canceled():
+                raise CanceledError("the backup was canceled")
+            on_progress()
+
+        self._on_progress = go_on
         edits = self._edits(walk, is_canceled)
         try:
             with self._turn.taken():
@@ -153,7 +160,7 @@ class Maker:
             refs=refs,
             base=base,
             total_files=statistics.total_files_processed + self._kept_files,
-            total_bytes=statistics.total_bytes_processed + self._kept_bytes,
+            total_bytes=added_up(statistics.total_bytes_processed, self._kept_bytes),
             node_uses=uses,
             frame_changes=counts,
         )
@@ -257,6 +264,8 @@ class Maker:
             if saved.old is not None and saved.error is None:
                 return self._remove(saved.key, saved.old)
             return None
+        if saved.lacks is not None:
+            self._count_error(saved.key, saved.lacks)
         entry, old = self._without_long_attributes(saved.entry), saved.old
         if saved.error is None:
             self._count_file(old, entry)
@@ -292,7 +301,9 @@ class Maker:
         statistics = self._statistics
         statistics.files_unmodified += batch.unchanged_files
         statistics.total_files_processed += batch.unchanged_files
-        statistics.total_bytes_processed += batch.unchanged_bytes
+        statistics.total_bytes_processed = added_up(
+            statistics.total_bytes_processed, batch.unchanged_bytes
+        )
         self._kept_files += batch.kept_files
         self._kept_bytes += batch.kept_bytes
         for problem in batch.errors:
@@ -305,7 +316,10 @@ class Maker:
             return
         statistics = self._statistics
         statistics.total_files_processed += 1
-        statistics.total_bytes_processed += entry.size if entry.type is EntryType.FILE else 0
+        if entry.type is EntryType.FILE:
+            statistics.total_bytes_processed = added_up(
+                statistics.total_bytes_processed, entry.size
+            )
         statistics.fuzzy_files += bool(entry.flags & Flag.FUZZY)
         if old is None or old.type is EntryType.DIRECTORY:
             statistics.files_new += 1

@@ -11,6 +11,7 @@ from enum import IntEnum
 
 import msgspec
 
+from agent.attributes import Had
 from agent.errors import SourceError
 from agent.reading import Content, Stat, VanishedError
 from agent.side import SideProcess
@@ -55,6 +56,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     settled: bool = False
     bytes_read: int = 0
     attributes: Attributes | None = None
+    refused: list[bytes] = []
     generation: int = 0
     chunk_ids: list[ChunkId] = []
     message: str = ""
@@ -107,7 +109,7 @@ def _taken_apart(results: Sequence[Result], room: memoryview) -> list[Read]:
                 result.fuzzy,
                 result.settled,
                 result.bytes_read,
-                result.attributes,
+                Had(result.attributes, result.refused),
                 result.generation,
             )
             found.append(SmallFile(content, result.chunk_ids))

@@ -66,7 +66,8 @@ def _read(
         content.fuzzy,
         content.settled,
         content.bytes_read,
-        content.attributes,
+        content.had.attributes,
+        list(content.had.refused),
         content.generation,
         [ids.chunk_id(ObjectType.DATA, piece) for piece in small_pieces(content.data, paged=paged)],
     )

@@ -17,11 +17,10 @@ from typing import Self
 
 import msgspec
 
-from agent.attributes import attributes_of
+from agent.attributes import NO_ATTRIBUTES, Had, attributes_of
 from agent.beneath import Tree, TreeCursor
 from agent.errors import SourceError
 from agent.syscalls import file_handle
-from repository.entries import Attributes
 
 # At 1 kHz a writer always leaves a gap within so many tries; at 5 kHz it never does.
 TRIES = 20
@@ -29,6 +28,8 @@ TRIES = 20
 # within a tick has the same stamp. So a stamp younger than this proves nothing yet.
 _TICK_NS = 20_000_000
 _GENERATION_BYTES = 8
+# No file is larger, and no read may begin there.
+_SIZE_MAX = (1 << 63) - 1
 _VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EINVAL})
 
 
@@ -74,7 +75,7 @@ class Content(msgspec.Struct, frozen=True, gc=False):
     """Later changes will show in its times. If not, its entry must make the next sweep read it."""
     bytes_read: int
     """Retries included."""
-    attributes: Attributes | None
+    had: Had
     generation: int
     """As `generation_of` says."""
 
@@ -84,7 +85,7 @@ class Other(msgspec.Struct, frozen=True, gc=False):
 
     stat: os.stat_result
     target: bytes | None
-    attributes: Attributes | None
+    had: Had
     settled: bool
     generation: int
 
@@ -114,14 +115,14 @@ def _read_stable(
 ) -> Content | None:
     bytes_read = 0
     data = b""
-    attributes: Attributes | None = None
+    had = NO_ATTRIBUTES
     for attempt in range(TRIES):
         if before.st_size > size_bytes_max:
             return None
         if attempt:
             os.lseek(descriptor, 0, os.SEEK_SET)
         data = _read_whole(descriptor, before.st_size, size_bytes_max)
-        attributes = attributes_of(descriptor)
+        had = attributes_of(descriptor)
         bytes_read += len(data)
         read_at = now_ns()
         after = os.fstat(descriptor)
@@ -132,7 +133,7 @@ def _read_stable(
                 fuzzy=False,
                 settled=is_settled(after, read_at),
                 bytes_read=bytes_read,
-                attributes=attributes,
+                had=had,
                 generation=generation_of(descriptor, after),
             )
         before = after
@@ -144,7 +145,7 @@ def _read_stable(
         fuzzy=True,
         settled=False,
         bytes_read=bytes_read,
-        attributes=attributes,
+        had=had,
         generation=generation_of(descriptor, before),
     )
 
@@ -198,8 +199,8 @@ class LargeFile:
         with _translated():
             self._descriptor, self.stat = tree.open_regular(key)
         self.bytes_read = 0
-        self.attributes: Attributes | None = None
-        """As they were when the last pass began; so with the generation."""
+        self.had = NO_ATTRIBUTES
+        """Its attributes as they were when the last pass began; so with the generation."""
         self.generation = 0
         self.size = 0
         """Where the last complete pass over the file met its end."""
@@ -222,7 +223,7 @@ class LargeFile:
         """Begin a pass over the file: from now on it must not change."""
         with _translated():
             self.stat = os.fstat(self._descriptor)
-            self.attributes = attributes_of(self._descriptor)
+            self.had = attributes_of(self._descriptor)
             self.generation = generation_of(self._descriptor, self.stat)
         self.size = 0
 
@@ -257,10 +258,23 @@ class LargeFile:
         self.size = offset
 
     def is_stable(self) -> bool:
-        """Tell whether the file is what it was when the pass began, and was read completely."""
+        """Tell whether the file is what it was when the pass began, and was read completely.
+
+        Raises SourceError for one that holds more than its size says, as those that a kernel makes
+        up may: where it ends, if it does, cannot be known.
+        """
         with _translated():
+            end = self.stat.st_size
+            beyond = end < _SIZE_MAX and os.pread(self._descriptor, 1, end)
             after = os.fstat(self._descriptor)
-        return self.size == self.stat.st_size and is_same(self.stat, after)
+        if not is_same(self.stat, after):
+            return False
+        if beyond:
+            raise SourceError(
+                f"it holds more than the {end} bytes that its size says",
+                hint="exclude it: it is no file that could be restored",
+            )
+        return self.size == self.stat.st_size
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (offset, end) of what is no hole, so that a sparse giant costs what it holds."""
@@ -292,17 +306,17 @@ def read_other(tree: Tree, key: bytes, now_ns: Callable[[], int] = time.time_ns)
         before = os.fstat(held)
         # Of a link itself, whose target never changes: an empty name means the descriptor's own.
         target = os.readlink(b"", dir_fd=held) if stat.S_ISLNK(before.st_mode) else None
-        attributes = attributes_of(held, opened=False)
+        had = attributes_of(held, opened=False)
         after = os.fstat(held)
         tries = 1
         while not is_same(before, after) and tries < TRIES:
             before = after
-            attributes = attributes_of(held, opened=False)
+            had = attributes_of(held, opened=False)
             after = os.fstat(held)
             tries += 1
         generation = generation_of(held, after)
     settled = is_same(before, after) and is_settled(after, now_ns())
-    return Other(after, target, attributes, settled, generation)
+    return Other(after, target, had, settled, generation)
 
 
 @contextlib.contextmanager

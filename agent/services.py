@@ -18,6 +18,7 @@ from repository.errors import TidemarkError
 from repository.frames import Location
 from repository.ids import ChunkId
 from repository.keys import SigningKey
+from repository.snapshot import BYTES_MAX
 
 
 class Phase(enum.IntEnum):
@@ -137,6 +138,11 @@ class RestorePlaces:
     """The path of a volume by its id, None for what is no volume of this node."""
     closed: frozenset[tuple[int, int]] = frozenset()
     """Device and inode of directories that restores never enter."""
+
+
+def added_up(*counts: int) -> int:
+    """The sum of counts of bytes, or the most that is told of."""
+    return min(sum(counts), BYTES_MAX)
 
 
 @dataclass

@@ -84,7 +84,7 @@ class Ground:
                 found = os.fstat(held)
                 target = os.readlink(b"", dir_fd=held) if stat.S_ISLNK(found.st_mode) else None
                 try:
-                    attributes = attributes_of(held, opened=False)
+                    attributes = attributes_of(held, opened=False).attributes
                 except SourceError:
                     attributes = None  # more than any snapshot has: all is set anew
                 return _standing(found, target, attributes)

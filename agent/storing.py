@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 from msgspec import structs
 
+from agent.attributes import NO_ATTRIBUTES, Had, lacking
 from agent.cutting import FileCutter, Hole, small_pieces
 from agent.errors import SourceError
 from agent.known import KnownChunks
@@ -31,7 +32,6 @@ from repository.chunking import (
 )
 from repository.content import ContentWriter
 from repository.entries import (
-    Attributes,
     ChunkClass,
     Content,
     Entry,
@@ -74,6 +74,9 @@ class Saved(msgspec.Struct, frozen=True, gc=False):
     old: Entry | None
     entry: Entry | None
     error: SourceError | None = None
+    """Why it was not read; the entry, if there is one, is what is kept."""
+    lacks: SourceError | None = None
+    """What the entry lacks, though it was read."""
 
 
 class Counters:
@@ -163,12 +166,12 @@ class Storer:
             other.stat,
             size=size,
             settled=other.settled,
-            attributes=other.attributes,
+            had=other.had,
             generation=other.generation,
         )
         if other.target is not None:
             entry = structs.replace(entry, target=other.target)
-        return Saved(found.key, found.old, entry)
+        return Saved(found.key, found.old, entry, lacks=lacking(other.had.refused))
 
     def _store_small(self, read: Sequence[Read]) -> dict[bytes, Location]:
         """Store what was read; where each chunk lies."""
@@ -216,10 +219,11 @@ class Storer:
                 size=file.size,
                 fuzzy=not stable,
                 settled=is_settled(file.stat, self._now_ns()),
-                attributes=file.attributes,
+                had=file.had,
                 generation=file.generation,
             )
-            return PendingFile(Saved(found.key, found.old, entry), chunking, groups, put_list)
+            saved = Saved(found.key, found.old, entry, lacks=lacking(file.had.refused))
+            return PendingFile(saved, chunking, groups, put_list)
 
     def _read_large(
         self, found: Found, file: LargeFile, on_progress: Callable[[], None]
@@ -343,7 +347,7 @@ def entry_of(  # noqa: PLR0913 - what there is to say of a name
     fuzzy: bool = False,
     settled: bool = True,
     content: Content | None = None,
-    attributes: Attributes | None = None,
+    had: Had = NO_ATTRIBUTES,
     generation: int = 0,
 ) -> Entry:
     """The entry of a name with this stat. Its attributes all stand in it, however long they are."""
@@ -355,13 +359,14 @@ def entry_of(  # noqa: PLR0913 - what there is to say of a name
         mtime_ns=found.st_mtime_ns,
         size=size,
         inode=found.st_ino,
-        # A time that a later change might share proves nothing: the next sweep must look again.
-        ctime_ns=found.st_ctime_ns if settled else 0,
+        # A time that a later change might share proves nothing: the next sweep must look again. So
+        # it must where attributes are lacking, or the next snapshot would lack them silently.
+        ctime_ns=found.st_ctime_ns if settled and not had.refused else 0,
         links=found.st_nlink,
         flags=Flag.FUZZY if fuzzy else 0,
         device=found.st_rdev,
         target=None,
-        xattrs=attributes,
+        xattrs=had.attributes,
         long_xattrs=None,
         content=content,
         generation=generation,
@@ -391,10 +396,10 @@ def _saved(found: Found, read: Read, places: Mapping[bytes, Location]) -> Saved 
         fuzzy=content.fuzzy,
         settled=content.settled,
         content=Content(chunking, extents, None) if extents else None,
-        attributes=content.attributes,
+        had=content.had,
         generation=content.generation,
     )
-    return Saved(found.key, found.old, entry)
+    return Saved(found.key, found.old, entry, lacks=lacking(content.had.refused))
 
 
 def _unsaved(found: Found, error: SourceError) -> Saved:

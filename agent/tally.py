@@ -9,6 +9,7 @@ from agent.services import (
     Progress,
     RestoreStatistics,
     Services,
+    added_up,
 )
 from repository.errors import TidemarkError
 
@@ -37,7 +38,7 @@ class Tally:
         """A file is as it should be; `change` says what that took, None for nothing."""
         with self._lock:
             self.statistics.files_restored += 1
-            self.statistics.bytes_restored += size
+            self.statistics.bytes_restored = added_up(self.statistics.bytes_restored, size)
             self.statistics.files_unchanged += change is None
         self.change(key, change)
 
@@ -45,12 +46,12 @@ class Tally:
         """So many bytes were written."""
         with self._lock:
             self.statistics.bytes_written += count
-            self._bytes_done += count
+            self._bytes_done = added_up(self._bytes_done, count)
 
     def found(self, count: int) -> None:
         """So many bytes need not be written."""
         with self._lock:
-            self._bytes_done += count
+            self._bytes_done = added_up(self._bytes_done, count)
 
     def removed(self, key: bytes, is_directory: bool) -> None:  # noqa: FBT001 - a callback
         """A name was removed."""

@@ -524,7 +524,7 @@ class Target(Ground):
         What was just made may have some already: a directory may hand down an ACL.
         """
         try:
-            there = attributes_of(descriptor, opened=opened)
+            there = attributes_of(descriptor, opened=opened).attributes
         except SourceError as error:
             raise TargetError(error.message, hint=error.hint) from error
         removed, wanted = attribute_edits(there, entry.xattrs)

@@ -50,6 +50,7 @@ from repository.keys import seal
 from repository.layout import REFS_INFO, refs_name, root_name
 from repository.refs import REFS_BYTES_MAX, Refs, decode_refs, refs_hash
 from repository.snapshot import (
+    BYTES_MAX,
     Countersigning,
     RootBody,
     Verdict,
@@ -227,7 +228,7 @@ class Sessions:
             references=references,
             statistics=statistics,
             total_files=body.total_files,
-            total_bytes=body.total_bytes,
+            total_bytes=min(body.total_bytes, BYTES_MAX),
             now=self._clock(),
         )
         return plan, refs

@@ -19,6 +19,8 @@ from repository.ids import ID_BYTES, NodeId, RepositoryId, SessionId, SnapshotId
 from repository.keys import SIGNATURE_BYTES, SigningKey, verify
 
 FORMAT: Final = 0
+# Files may claim more, together, than a database or a message holds; then this is told.
+BYTES_MAX: Final = (1 << 63) - 1
 
 _NODE_DOMAIN: Final = b"tidemark root"
 _COORDINATOR_DOMAIN: Final = b"tidemark root countersigned"

@@ -38,6 +38,7 @@ from proto.tidemark.v1 import admin_pb2, agent_pb2, common_pb2
 from repository.entries import EntryType
 from repository.ids import NodeId, VolumeId
 from repository.layout import RepositoryConfig
+from repository.snapshot import BYTES_MAX
 
 PHASES: Final = {
     Phase.NEW: common_pb2.PHASE_NEW,
@@ -271,8 +272,8 @@ def _sum(tasks: tuple[Task, ...]) -> Progress:
     return Progress(
         files_done=sum(part.files_done for part in parts),
         files_total=None if None in files else sum(each or 0 for each in files),
-        bytes_done=sum(part.bytes_done for part in parts),
-        bytes_total=None if None in sizes else sum(each or 0 for each in sizes),
+        bytes_done=min(BYTES_MAX, sum(part.bytes_done for part in parts)),
+        bytes_total=None if None in sizes else min(BYTES_MAX, sum(each or 0 for each in sizes)),
         activity=active[-1] if active else "",
     )
 

@@ -126,6 +126,12 @@ class Up:
             int(line.split()[0]) for line in listing.splitlines() if f" -m {module} " in line
         )
 
+    def peak_bytes(self, module: str) -> int:
+        """The most memory that one of its children has had."""
+        status = Path(f"/proc/{self.child(module)}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+
     def logs(self) -> str:
         """What the children logged, for an assertion's message."""
         return "\n".join(

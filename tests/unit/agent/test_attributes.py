@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent import attributes as module
-from agent.attributes import attributes_of
+from agent.attributes import attributes_of, lacking
 from agent.errors import SourceError
 from repository.entries import ATTRIBUTES_BYTES_MAX
 
@@ -19,7 +19,9 @@ ACL = bytes.fromhex(
 def of(path: Path, flags: int = os.O_RDONLY) -> object:
     descriptor = os.open(path, flags)
     try:
-        return attributes_of(descriptor, opened=not flags & os.O_PATH)
+        had = attributes_of(descriptor, opened=not flags & os.O_PATH)
+        assert not had.refused
+        return had.attributes
     finally:
         os.close(descriptor)
 
@@ -65,6 +67,28 @@ def test_links_fifos_and_directories_have_their_own(tmp_path: Path) -> None:
 
 def test_a_filesystem_without_attributes_has_none() -> None:
     assert of(Path("/proc/self/status")) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become nobody")
+def test_what_may_not_be_read_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    os.chown(path, 0, 4321)  # root's group is ours, though we are nobody
+    os.setxattr(path, "user.one", b"1")
+    os.setxattr(path, "system.posix_acl_access", ACL)
+    descriptor = os.open(path, os.O_PATH)
+    try:
+        os.seteuid(65534)
+        had = attributes_of(descriptor, opened=False)
+    finally:
+        os.seteuid(0)
+        os.close(descriptor)
+
+    assert had.attributes == [(b"system.posix_acl_access", ACL)]
+    assert had.refused == [b"user.one"]
+    assert "not saved: user.one" in str(lacking(had.refused))
+    assert lacking([]) is None
+    assert "c, d, e, ..." in str(lacking([b"a", b"b", b"c", b"d", b"e", b"f"]))
 
 
 def test_more_than_an_entry_holds_is_an_error_for_the_path(
