@@ -23,7 +23,7 @@ Argument = str | os.PathLike[str]
 COMMAND = os.environ.get("TIDEMARK_TEST_COMMAND", str(Path(sys.executable).with_name("tidemark")))
 # Two cores that run the rest of the suite too.
 READY_SECONDS = 60.0
-COMMAND_SECONDS = 120.0
+COMMAND_SECONDS = float(os.environ.get("TIDEMARK_TEST_COMMAND_SECONDS", "120"))
 STOP_SECONDS = 30.0
 _READY = re.compile(r"ready coordinator=(\S+:\d+) context=(\S+) metrics=(http://\S+)\n")
 
