@@ -137,7 +137,7 @@ faults: bytecode ## only the tests that break something half-way
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 .PHONY: campaign-core
-campaign-core: bytecode ## every failpoint with every action, every failing store call, every power cut
+campaign-core: bytecode ## every failpoint, failing store call and power cut; a million flips and entries
 	$(BIN)/python -m tests.faults $(CAMPAIGN_ARGS)
 
 .PHONY: bench

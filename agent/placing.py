@@ -286,9 +286,18 @@ class Placing:
         """Remove what the snapshot does not have, if everything that it has is there."""
         if self._extras is None:
             return
+        leftovers_only = self._extras.leftovers_only
         if self._tally.statistics.errors_total:
-            self._tally.warn(ROOT_KEY, "nothing extra was removed, since not all was restored")
+            if not leftovers_only:
+                message = "nothing extra was removed, since not all was restored"
+                self._tally.warn(ROOT_KEY, message)
             return
         rehearse = isinstance(self._target, Rehearsal)
         for key in self._extras.all():
+            if leftovers_only and self._is_directory(key):
+                continue  # a restore makes none under such a name
             remove(self._target, key, self._tally.problem, self._tally.removed, rehearse=rehearse)
+
+    def _is_directory(self, key: bytes) -> bool:
+        standing = self._target.look(key)
+        return standing is not None and standing.type is EntryType.DIRECTORY

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from agent.errors import TargetError
 from agent.listing import sorted_names
-from agent.standing import Ground
+from agent.standing import Ground, is_beside
 
 # Extra names are kept here until everything is restored; more of them go to disk.
 _SPOOL_BYTES: Final = 1024 * 1024
@@ -139,10 +139,14 @@ class Extras:
     in it later is not among them.
     """
 
-    def __init__(self, ground: Ground, *spared: bytes) -> None:
-        """`spared` are keys that are never extra."""
+    def __init__(self, ground: Ground, *spared: bytes, leftovers_only: bool = False) -> None:
+        """`spared` are keys that are never extra.
+
+        `leftovers_only`: nothing is, but what a restore that was killed had made beside names.
+        """
         self._ground = ground
         self._spared = frozenset(spared)
+        self.leftovers_only = leftovers_only
         self._levels: list[tuple[bytes, Iterator[bytes]]] = []
         self._next: list[bytes | None] = []
         self._found = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - closed
@@ -195,5 +199,7 @@ class Extras:
             following = next(names, None)
 
     def _add(self, key: bytes) -> None:
+        if self.leftovers_only and not is_beside(key.rpartition(b"\0")[2]):
+            return
         if key not in self._spared:
             self._found.write(len(key).to_bytes(4, "big") + key)

@@ -167,8 +167,9 @@ class _Restore:
             target.may_clear = self._task.delete_extra
             is_empty, was_marked = await self._in_worker(lambda: self._claim(target))
             extras = None
-            if self._task.delete_extra and not is_empty:
-                extras = stack.enter_context(Extras(target, target.marker))
+            if (self._task.delete_extra and not is_empty) or was_marked:
+                only = not self._task.delete_extra
+                extras = stack.enter_context(Extras(target, target.marker, leftovers_only=only))
             placing = self._begin(target, selection, is_empty=is_empty, extras=extras)
             failpoint("agent.target.opened", TargetError)
             await self._in_worker(lambda: target.mark(self._task.job_id))

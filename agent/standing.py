@@ -8,6 +8,8 @@ import contextlib
 import errno
 import itertools
 import os
+import re
+import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Self
@@ -24,8 +26,21 @@ from repository.ids import IdKeys, ObjectType
 
 # What says that a filesystem, or what one may have of it, is used up.
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Of what is made beside the name that it will take. Short, so that it fits beside any name.
+_BESIDE: Final = b".tidemark-"
+_BESIDE_HEX: Final = re.compile(rb"[0-9a-f]{16}")
 _EXCHANGED: Final = "the file was exchanged during the restore"
 _NOTHING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
+
+def name_beside() -> bytes:
+    """A name that nobody has, for what is made and takes its own name later."""
+    return _BESIDE + secrets.token_hex(8).encode()
+
+
+def is_beside(name: bytes) -> bool:
+    """Whether a name is one of those; a restore that is killed leaves what it was making."""
+    return name.startswith(_BESIDE) and bool(_BESIDE_HEX.fullmatch(name, len(_BESIDE)))
 
 
 class TargetFullError(TargetError):

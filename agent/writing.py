@@ -14,7 +14,6 @@ that runs as a program just now, is copied and the copy is patched.
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from agent.errors import SourceError, TargetError
 from agent.reading import data_ranges
 from agent.removing import remove
 from agent.replacing import Standing, Way, attribute_edits, has_metadata
-from agent.standing import FULL, Block, Ground, read_at
+from agent.standing import FULL, Block, Ground, name_beside, read_at
 from agent.syscalls import begin_writeback, punch_hole, sync_filesystem
 from repository.entries import Entry, EntryType
 from repository.errors import TidemarkError
@@ -40,8 +39,6 @@ _MARKER_TEXT: Final = (
     b"everything. Job %s says what is missing. Restore again with --overwrite to finish it, or\n"
     b"remove this file to keep what is here.\n"
 )
-# Of what is made beside the name that it will take. Short, so that it fits beside any name.
-_BESIDE: Final = b".tidemark-%s"
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _AGAIN: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # A file that cannot be opened to be written may be copied all the same.
@@ -286,7 +283,7 @@ class Target(Ground):
         What fails is removed, as far as it was made here.
         """
         with self.translated(), self.tree.parent(key) as (directory, name):
-            beside = _BESIDE % secrets.token_hex(8).encode() if takes_name else name
+            beside = name_beside() if takes_name else name
             made = False
             try:
                 yield directory, beside
@@ -452,7 +449,7 @@ class Target(Ground):
         """Create a file with its size: under its own name, or beside what has that."""
         if file.takes_name:
             above, separator, _ = file.key.rpartition(b"\0")
-            file.at = above + separator + _BESIDE % secrets.token_hex(8).encode()
+            file.at = above + separator + name_beside()
             self._beside.add(file.at)
         with self.tree.parent(file.at) as (directory, name):
             descriptor = os.open(name, _NEW, _PRIVATE_FILE, dir_fd=directory)

@@ -5,6 +5,8 @@ store    every call of the store in a backup, failing in every manner
 eio      input/output errors of a volume, a target, the store and either database (strace), and
          disks that die as a whole (needs root, loop devices)
 power    a power cut at every moment of a backup, on every filesystem (needs root, loop devices)
+flips    a million exchanges of names in volumes and targets, by a process of its own, in each test
+entries  a directory of a million entries
 
 Prints its seed, which decides the order of the runs, each run with its result, what did not hold,
 and a table. Exit code 1 if anything did not hold. What it printed is also where it can go on:
@@ -14,9 +16,11 @@ and a table. Exit code 1 if anything did not hold. What it printed is also where
 import argparse
 import asyncio
 import logging
+import os
 import random
 import re
 import secrets
+import subprocess
 import sys
 import tempfile
 import threading
@@ -183,6 +187,32 @@ def _cut(bench: power.Bench, moment: str) -> str:
     return _PASSED
 
 
+def suite(ledger: Ledger, top: Path, name: str, path: str, environment: dict[str, str]) -> None:
+    """Tests that have a short form in the suite, in their long one."""
+    if ledger.wants(name):
+        ledger.record(name, partial(_tests, top / "log", path, os.environ | environment))
+
+
+def _tests(log: Path, path: str, environment: dict[str, str]) -> str:
+    command = [sys.executable, "-m", "pytest", path, "--quiet", "--timeout=7200"]
+    command += [f"--basetemp={log.parent}/tests", "--log-cli-level=INFO"]
+    with log.open("wb") as file:
+        done = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False)
+    return _PASSED if done.returncode == 0 else f"FAILED\n{log.read_text()}"
+
+
+def flips(ledger: Ledger, top: Path, _seed: int, _jobs: int) -> None:
+    """A million exchanges in each test of them."""
+    for path in ("tests/hostile/test_flips.py", "tests/hostile/test_flips_daemons.py"):
+        suite(ledger, top, f"flips {path}", path, {"TIDEMARK_FLIPS": "1000000"})
+
+
+def entries(ledger: Ledger, top: Path, _seed: int, _jobs: int) -> None:
+    """A million entries in a directory."""
+    environment = {"TIDEMARK_ENTRIES": "1000000", "TIDEMARK_TEST_COMMAND_SECONDS": "3600"}
+    suite(ledger, top, "entries", "tests/e2e/test_wide.py", environment)
+
+
 _T = TypeVar("_T")
 
 
@@ -198,6 +228,8 @@ PARTS: dict[str, Callable[[Ledger, Path, int, int], None]] = {
     "store": store,
     "eio": errors,
     "power": cuts,
+    "flips": flips,
+    "entries": entries,
 }
 
 

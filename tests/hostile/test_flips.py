@@ -18,7 +18,7 @@ from agent.state import State
 from tests.hostile.conftest import Flipper
 from tests.unit.agent.test_restore import Node
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(3600)]
 
 FLIPS = int(os.environ.get("TIDEMARK_FLIPS", "50000"))
 NAMES = [f"d{number % 3}/f{number:03d}" for number in range(150)]

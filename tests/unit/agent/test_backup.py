@@ -17,6 +17,7 @@ from agent.backup import run_backup
 from agent.errors import VolumeError
 from agent.services import BackupOutcome, BackupTask, Progress, Services, Volume
 from agent.state import State
+from repository.chunking import SMALL_BYTES_MAX
 from repository.entries import EntryType, Flag
 from repository.errors import FencedError, StoreFullError, StoreUnavailableError
 from tests.fakes.coordinator import NODE, REPOSITORY, MemoryCoordinator
@@ -122,6 +123,18 @@ async def test_a_snapshot_holds_what_the_volume_holds(agent: Agent) -> None:
     assert statistics.files_new == statistics.total_files_processed == files
     assert statistics.bytes_read == statistics.total_bytes_processed > 3_000_000
     assert agent.coordinator.body().total_files == files
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("size", [SMALL_BYTES_MAX - 1, SMALL_BYTES_MAX, 2 * SMALL_BYTES_MAX])
+async def test_files_between_small_ones_come_in_their_place(agent: Agent, size: int) -> None:
+    for number in range(9):
+        (agent.volume / f"{number}").write_bytes(os.urandom(size if number % 3 else 10))
+
+    assert (await agent.backup()).error is None
+
+    assert list(await agent.coordinator.tree()) == [b"", *(b"%d" % each for each in range(9))]
+    await agent.check()
 
 
 @pytest.mark.asyncio

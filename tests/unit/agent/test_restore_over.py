@@ -764,3 +764,35 @@ async def test_a_device_that_may_not_be_made_is_an_error_of_its_own(
     assert outcome.phase is Phase.PARTIALLY_FAILED
     assert [error.path for error in outcome.statistics.errors] == [b"device"]
     assert (node.target / "pipe").is_fifo()
+
+
+LEFT = "dir/.tidemark-0123456789abcdef"
+
+
+async def test_what_a_killed_restore_had_made_goes_with_the_next_one(node: Node) -> None:
+    (node.source / "dir").mkdir()
+    (node.source / "dir" / "file").write_bytes(b"content")
+    (node.source / "dir" / ".tidemark-00000000000000aa").write_bytes(b"of the snapshot")
+    await node.back_up()
+    await node.restore()
+    others = ["dir/.tidemark-0123456789abcdef0", "dir/.tidemark-note", "dir/own"]
+    for name in (LEFT, *others):
+        (node.target / name).write_bytes(b"x")
+    directory = node.target / "dir/.tidemark-00000000000000bb"
+    directory.mkdir()
+
+    # Where nothing says that a restore was not finished, nothing of it can be left.
+    await node.restore(overwrite=True)
+    assert (node.target / LEFT).exists()
+
+    (node.target / ".tidemark-incomplete").touch()
+    rehearsed = await node.restore(overwrite=True, dry_run=True)
+    outcome = await node.restore(overwrite=True)
+
+    assert rehearsed.statistics.files_removed == outcome.statistics.files_removed == 1
+    assert not (node.target / LEFT).exists()
+    assert not (node.target / ".tidemark-incomplete").exists()
+    assert all((node.target / name).exists() for name in others)
+    assert directory.is_dir()
+    kept = (node.target / "dir" / ".tidemark-00000000000000aa").read_bytes()
+    assert kept == b"of the snapshot"
