@@ -46,7 +46,7 @@ class Placing:
         self._tally = tally
         self._ids = ids
         self._selection = selection
-        self._is_empty = is_empty
+        self.is_empty = is_empty
         self._extras = extras
         # Names of directories, what has several names, and the further ones, as links to make.
         self._directories: list[tuple[bytes, Entry]] = []
@@ -78,7 +78,7 @@ class Placing:
         if entry.type is EntryType.SOCKET:
             self._tally.warn(key, "a socket is not restored: its server makes it anew")
             return None
-        standing = None if self._is_empty else self._target.look(key)
+        standing = None if self.is_empty else self._target.look(key)
         way = decide(entry, standing)
         if way is Way.CLEAR and standing is not None and standing.type is EntryType.DIRECTORY:
             self._check_clear(key)

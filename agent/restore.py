@@ -52,10 +52,13 @@ from repository.reader import Chunks, SnapshotReader, slice_extent
 
 _T = TypeVar("_T")
 
-# Extents planned at once: 16 GiB of a general file, 30,000 small files, some 20 MiB of memory.
-_WINDOW_EXTENTS: Final = 32_768
+# Extents planned at once: 8 GiB of a general file, 16,000 small files, some 10 MiB of memory. One
+# window is written while another is planned.
+_WINDOW_EXTENTS: Final = 16_384
 # Fetches in flight, each of at most FETCH_BYTES: one on the line, one arrived, one being opened.
 _FETCHES: Final = 3
+# Frames that a worker spreads over files at a time, so that no worker has none.
+_FRAMES_SPREAD: Final = 4
 # Descriptors that a worker holds while it spreads one fetch over files.
 _OPEN_FILES: Final = 32
 
@@ -266,7 +269,11 @@ class _Restore:
     ) -> AsyncIterator[list[File]]:
         """The files that need content, in the order of keys but for those with several names."""
         async for batch in entries:
-            yield await self._in_worker(partial(self._placing.lay_out, batch))
+            # Not behind the windows that the workers write.
+            laying = asyncio.get_running_loop().run_in_executor(
+                None, partial(self._placing.lay_out, batch)
+            )
+            yield await to_its_end(laying)
             self._tally.tell()
         for files in self._placing.deferred():
             yield await self._in_worker(partial(self._placing.begin, files))
@@ -285,22 +292,35 @@ class _Restore:
     async def _fill_windows(
         self, target: Target | Rehearsal, batches: AsyncIterator[list[File]]
     ) -> None:
-        window: _Window = {}
-        planned = 0
-        async for files in batches:
-            for file in files:
-                if _is_planned_at_once(file, window):
-                    planned += 1
-                else:
-                    async for count in self._plan(target, file, window):
-                        planned += count
-                        if planned >= _WINDOW_EXTENTS:
-                            await self._write(target, window)
-                            window, planned = {}, 0
-                if planned >= _WINDOW_EXTENTS:
-                    await self._write(target, window)
-                    window, planned = {}, 0
-        await self._write(target, window)
+        async with asyncio.TaskGroup() as group:
+            written = group.create_task(asyncio.sleep(0), name=f"restore {self._task.task_id}")
+
+            async def hand_over(window: _Window) -> None:
+                """Have a window written while the next one is planned."""
+                nonlocal written
+                await written
+                name = f"restore {self._task.task_id} window"
+                written = group.create_task(self._write(target, window), name=name)
+                if not self._placing.is_empty:
+                    # What stands in the target is compared only when nothing is written.
+                    await written
+
+            window: _Window = {}
+            planned = 0
+            async for files in batches:
+                for file in files:
+                    if _is_planned_at_once(file, window):
+                        planned += 1
+                    else:
+                        async for count in self._plan(target, file, window):
+                            planned += count
+                            if planned >= _WINDOW_EXTENTS:
+                                await hand_over(window)
+                                window, planned = {}, 0
+                    if planned >= _WINDOW_EXTENTS:
+                        await hand_over(window)
+                        window, planned = {}, 0
+            await hand_over(window)
 
     async def _plan(
         self, target: Target | Rehearsal, file: File, window: _Window
@@ -386,7 +406,12 @@ class _Restore:
         for group in groups:
             fetched = await self._fetcher.fetch_each(group)
             failpoint("agent.restore.fetched", UnreachableError)
-            await self._in_worker(partial(self._spread, target, wholes, window, fetched))
+            async with asyncio.TaskGroup() as spreading:
+                for start in range(0, len(fetched), _FRAMES_SPREAD):
+                    part = fetched[start : start + _FRAMES_SPREAD]
+                    work = partial(self._spread, target, wholes, window, part)
+                    name = f"restore {self._task.task_id} spread"
+                    spreading.create_task(self._in_worker(work), name=name)
             self._tally.tell()
 
     def _spread(

@@ -67,7 +67,9 @@ class SideProcess:
 
         `module` calls `serve`. Raises SideGoneError where the system does not allow it.
         """
-        self._orders = threading.Lock()
+        self._sending = threading.Lock()
+        self._receiving = threading.Condition()
+        self._sent = self._received = 0
         self._ready = False
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(SLOTS):
@@ -109,7 +111,7 @@ class SideProcess:
     def is_ready(self, wait_seconds: float = 0) -> bool:
         """Whether it has come up; until then its work is better done here."""
         if not self._ready:
-            with self._orders:
+            with self._sending:
                 readable, _, _ = select.select([self._socket], [], [], wait_seconds)
                 # An end that came instead of the greeting shows with the first batch.
                 if readable and not self._ready:
@@ -127,17 +129,32 @@ class SideProcess:
             self._free.put(number)
 
     def ask(self, order: Order, kind: type[list[_T]], count: int) -> list[_T]:
-        """Its answers to a batch, one for each of so many. Raises SideGoneError."""
-        try:
-            with self._orders:
+        """Its answers to a batch, one for each of so many. Raises SideGoneError.
+
+        The next batch is sent while this one is worked on, so that it need not wait for us.
+        """
+        with self._sending:
+            number = self._sent
+            self._sent += 1
+            with contextlib.suppress(OSError):  # whoever does not listen does not answer
                 _send(self._socket, order)
-                answers = _receive(self._socket, kind)
-        except OSError as error:
-            raise SideGoneError(f"the process beside the agent is silent: {error}") from error
+        answers = self._take_turn(number, lambda: _receive(self._socket, kind))
         if answers is None or len(answers) != count:
             code = self._process.poll()
             raise SideGoneError(f"the process beside the agent ended with code {code}")
         return answers
+
+    def _take_turn(self, number: int, receive: Callable[[], _T | None]) -> _T | None:
+        """Receive once all answers before this one were: they come in the order of the batches."""
+        with self._receiving:
+            self._receiving.wait_for(lambda: self._received == number)
+            try:
+                return receive()
+            except OSError:
+                return None
+            finally:
+                self._received += 1
+                self._receiving.notify_all()
 
 
 def serve(
