@@ -110,11 +110,13 @@ class SideProcess:
 
     def is_ready(self, wait_seconds: float = 0) -> bool:
         """Whether it has come up; until then its work is better done here."""
-        if not self._ready:
-            with self._sending:
+        if self._ready:
+            return True
+        with self._sending:
+            if not self._ready:  # another thread may have met it meanwhile
                 readable, _, _ = select.select([self._socket], [], [], wait_seconds)
                 # An end that came instead of the greeting shows with the first batch.
-                if readable and not self._ready:
+                if readable:
                     _receive(self._socket, Greeting)
                     self._ready = True
         return self._ready
