@@ -55,6 +55,8 @@ class Placing:
         # Inodes with several names of which one at least is to be a file of its own.
         self._shared: set[tuple[int, int]] = set()
         self._closed: bytes | None = None
+        # What was handed on to be filled, and is neither done nor given up.
+        self._unfinished: set[File] = set()
 
     def lay_out(self, batch: Sequence[tuple[bytes, Entry]]) -> list[File]:
         """Place what has no content, and return the files that need some."""
@@ -66,6 +68,7 @@ class Placing:
             with self._guarded(key):
                 if (file := self._place(key, entry)) is not None:
                     files.append(file)
+        self._unfinished.update(files)
         return files
 
     def _place(self, key: bytes, entry: Entry) -> File | None:
@@ -200,7 +203,9 @@ class Placing:
 
     def begin(self, files: Iterable[File]) -> list[File]:
         """Compare files with what stands there, and return those that need content."""
-        return [file for file in files if self._begin(file) is not None]
+        begun = [file for file in files if self._begin(file) is not None]
+        self._unfinished.update(begun)
+        return begun
 
     def _begin(self, file: File) -> File | None:
         try:
@@ -215,8 +220,15 @@ class Placing:
 
     def give_up(self, file: File, error: TidemarkError) -> None:
         """Leave a file that cannot be restored, and say so once."""
+        self._unfinished.discard(file)
         if self._target.give_up(file, error):
             self._tally.problem(file.key, error)
+
+    def give_up_unfinished(self) -> None:
+        """Name what nobody has finished: it must not pass for restored, whoever is to blame."""
+        for file in list(self._unfinished):
+            hint = "this is a defect of tidemark; restore the path again, and report it"
+            self.give_up(file, TargetError("its content was not written whole", hint=hint))
 
     def _compare_whole(self, file: File) -> File | None:
         """Finish a file that is there already, or is empty; return any other one."""
@@ -263,6 +275,7 @@ class Placing:
 
     def done(self, file: File) -> None:
         """Count a file that is as it should be."""
+        self._unfinished.discard(file)
         change = (ADDED if file.is_new else MODIFIED) if file.is_changed else None
         self._tally.file(file.key, change, size=file.content_bytes)
 

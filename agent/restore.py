@@ -118,7 +118,6 @@ class _Restore:
         self._client = client
         self._places = places
         self._local = threading.local()
-        self._wholes: WholeFiles | None = None
         self._grant: OpenedGrant
         self._fetcher: Fetcher
         self._reader: SnapshotReader
@@ -278,54 +277,39 @@ class _Restore:
         for files in self._placing.deferred():
             yield await self._in_worker(partial(self._placing.begin, files))
 
-    async def _fill(self, target: Target | Rehearsal, batches: AsyncIterator[list[File]]) -> None:
-        if isinstance(target, Rehearsal):
-            await self._fill_windows(target, batches)
-            return
-        wholes = WholeFiles(target, Turn(), self._services.log)
-        self._wholes = wholes
-        try:
-            await self._fill_windows(target, batches)
-        finally:
-            await self._in_worker(wholes.close)
-
-    async def _fill_windows(
+    async def _windows(
         self, target: Target | Rehearsal, batches: AsyncIterator[list[File]]
-    ) -> None:
-        async with asyncio.TaskGroup() as group:
-            written = group.create_task(asyncio.sleep(0), name=f"restore {self._task.task_id}")
+    ) -> AsyncIterator[_Window]:
+        """What files lack, in portions of a bounded size."""
+        window: _Window = {}
+        planned = 0
+        async for pieces in self._lacking(target, batches):
+            for piece in pieces:
+                identity = FrameIdentity(piece.extent.nonce, piece.extent.frame)
+                window.setdefault(identity, []).append(piece)
+            planned += len(pieces)
+            if planned >= _WINDOW_EXTENTS:
+                yield window
+                window, planned = {}, 0
+        yield window
 
-            async def hand_over(window: _Window) -> None:
-                """Have a window written while the next one is planned."""
-                nonlocal written
-                await written
-                name = f"restore {self._task.task_id} window"
-                written = group.create_task(self._write(target, window), name=name)
-                if not self._placing.is_empty:
-                    # What stands in the target is compared only when nothing is written.
-                    await written
+    async def _lacking(
+        self, target: Target | Rehearsal, batches: AsyncIterator[list[File]]
+    ) -> AsyncIterator[list[_Piece]]:
+        """What files lack, in steps."""
+        async for files in batches:
+            # Most small files are new and in one piece: no call for each of them.
+            alone: list[_Piece] = []
+            for file in files:
+                if (piece := _only_piece(file)) is not None:
+                    alone.append(piece)
+                    continue
+                async for pieces in self._plan(target, file):
+                    yield pieces
+            yield alone
 
-            window: _Window = {}
-            planned = 0
-            async for files in batches:
-                for file in files:
-                    if _is_planned_at_once(file, window):
-                        planned += 1
-                    else:
-                        async for count in self._plan(target, file, window):
-                            planned += count
-                            if planned >= _WINDOW_EXTENTS:
-                                await hand_over(window)
-                                window, planned = {}, 0
-                    if planned >= _WINDOW_EXTENTS:
-                        await hand_over(window)
-                        window, planned = {}, 0
-            await hand_over(window)
-
-    async def _plan(
-        self, target: Target | Rehearsal, file: File, window: _Window
-    ) -> AsyncIterator[int]:
-        """Add what a file lacks to the window, in steps, so that it may be written in between."""
+    async def _plan(self, target: Target | Rehearsal, file: File) -> AsyncIterator[list[_Piece]]:
+        """What a file lacks, in steps."""
         content = file.entry.content
         assert content is not None
         offset = there = 0
@@ -335,13 +319,17 @@ class _Restore:
                 offset = blocks[-1].offset + blocks[-1].extent.length
                 if offset > file.entry.size:
                     raise FormatError("its content is longer than its entry says")
-                for block, is_there in zip(blocks, await self._compared(file, blocks), strict=True):
-                    if is_there:
-                        there += block.extent.length
-                    else:
-                        identity = FrameIdentity(block.extent.nonce, block.extent.frame)
-                        window.setdefault(identity, []).append(_Piece(file, *block))
-                yield len(extents)
+                same = await self._compared(file, blocks)
+                there += sum(
+                    block.extent.length
+                    for block, is_there in zip(blocks, same, strict=True)
+                    if is_there
+                )
+                yield [
+                    _Piece(file, *block)
+                    for block, is_there in zip(blocks, same, strict=True)
+                    if not is_there
+                ]
             if offset != file.entry.size:
                 raise FormatError("its content is shorter than its entry says")
             self._tally.found(there)
@@ -362,39 +350,62 @@ class _Restore:
 
     # From frames to files.
 
-    async def _write(self, target: Target | Rehearsal, window: _Window) -> None:
-        """Fetch the frames of a window in the order of packs, and write what is in them."""
+    async def _fill(self, target: Target | Rehearsal, batches: AsyncIterator[list[File]]) -> None:
+        windows = self._windows(target, batches)
+        if isinstance(target, Rehearsal):
+            async for window in windows:
+                self._rehearse(target, window)
+        else:
+            wholes = WholeFiles(target, Turn(), self._services.log)
+            try:
+                await self._write_all(target, wholes, windows)
+            finally:
+                await self._in_worker(wholes.close)
+        await self._in_worker(self._placing.give_up_unfinished)
+
+    async def _write_all(
+        self, target: Target, wholes: WholeFiles, windows: AsyncIterator[_Window]
+    ) -> None:
+        """Write each window while the next one is planned."""
+        name = f"restore {self._task.task_id} window"
+        async with asyncio.TaskGroup() as group:
+            writing: asyncio.Task[None] | None = None
+            async for window in windows:
+                if writing is not None:
+                    await writing
+                writing = group.create_task(self._write(target, wholes, window), name=name)
+                if not self._placing.is_empty:
+                    # What stands in the target is compared only when nothing is written.
+                    await writing
+
+    def _groups(self, window: _Window) -> Iterator[list[Wanted]]:
+        """The frames of a window in the order of packs, each group for one fetch."""
         wanted = []
         for identity, pieces in window.items():
             try:
                 wanted.append(Wanted(self._grant.place(identity), identity))
             except DamagedError as error:
                 self._give_up_all(pieces, error)
-        groups = in_pack_order(wanted)
-        if isinstance(target, Rehearsal):
-            self._rehearse(target, window, groups)
-            return
-        assert self._wholes is not None
-        async with asyncio.TaskGroup() as group:
-            for number in range(_FETCHES):
-                name = f"restore {self._task.task_id} fetch {number}"
-                fetching = self._fetch_and_write(target, self._wholes, window, groups)
-                group.create_task(fetching, name=name)
+        return in_pack_order(wanted)
 
-    def _rehearse(
-        self,
-        target: Rehearsal,
-        window: _Window,
-        groups: Iterator[list[Wanted]],
-    ) -> None:
+    def _rehearse(self, target: Rehearsal, window: _Window) -> None:
         """Count what would be fetched and written."""
-        for group in groups:
+        for group in self._groups(window):
             self._fetcher.bytes_fetched += bytes_of(group)
             for wanted in group:
                 for piece in window[wanted.identity]:
                     self._tally.wrote(piece.extent.length)
                     if target.write(piece.file, piece.extent.length):
                         self._placing.done(piece.file)
+
+    async def _write(self, target: Target, wholes: WholeFiles, window: _Window) -> None:
+        """Fetch the frames of a window, and write what is in them."""
+        groups = self._groups(window)
+        async with asyncio.TaskGroup() as group:
+            for number in range(_FETCHES):
+                name = f"restore {self._task.task_id} fetch {number}"
+                fetching = self._fetch_and_write(target, wholes, window, groups)
+                group.create_task(fetching, name=name)
 
     async def _fetch_and_write(
         self,
@@ -491,17 +502,15 @@ class _Restore:
         return await to_its_end(loop.run_in_executor(self._services.workers, work))
 
 
-def _is_planned_at_once(file: File, window: _Window) -> bool:
-    """Add a file to the window if it is new and in one piece, as most small ones are."""
+def _only_piece(file: File) -> _Piece | None:
+    """All of a file that is new and in one piece; None for any other one."""
     content = file.entry.content
     if file.standing is not None or content is None or len(content.extents) != 1:
-        return False
+        return None
     [extent] = content.extents
     if content.list is not None or extent.is_hole or extent.length != file.entry.size:
-        return False
-    identity = FrameIdentity(extent.nonce, extent.frame)
-    window.setdefault(identity, []).append(_Piece(file, 0, extent))
-    return True
+        return None
+    return _Piece(file, 0, extent)
 
 
 class _OpenFiles:

@@ -29,6 +29,7 @@ from agent.side import SideProcess
 from agent.state import State
 from agent.targets import Place, open_target
 from agent.writing import File
+from repository.chunking import BLOCK_BYTES
 from repository.errors import UsageError
 from repository.failpoints import VARIABLE, arm
 from repository.frames import FrameIdentity
@@ -220,6 +221,42 @@ async def test_small_windows_lead_to_the_same_files(
 
     assert (await node.restore()).phase is Phase.COMPLETED
     assert picture(node.target) == picture(node.source)
+
+
+@pytest.mark.parametrize("over", [None, b"shorter, and of other bytes"])
+async def test_a_file_of_more_than_a_window_comes_back_whole(
+    node: Node, monkeypatch: pytest.MonkeyPatch, over: bytes | None
+) -> None:
+    (node.source / "pages.ibd").write_bytes(os.urandom(900 * BLOCK_BYTES + 7))
+    (node.source / "small").write_bytes(b"after it")
+    await node.back_up()
+    monkeypatch.setattr(module, "_WINDOW_EXTENTS", 100)
+    if over is not None:
+        node.target.mkdir(parents=True)
+        (node.target / "pages.ibd").write_bytes(over)
+
+    outcome = await node.restore(overwrite=over is not None)
+
+    assert (outcome.phase, outcome.statistics.files_restored) == (Phase.COMPLETED, 2)
+    assert picture(node.target) == picture(node.source)
+
+
+async def test_a_file_that_nobody_finishes_is_an_error(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forget(*_: object) -> None:
+        pass
+
+    (node.source / "empty").touch()
+    (node.source / "full").write_bytes(b"content")
+    await node.back_up()
+    monkeypatch.setattr(module._Restore, "_write", forget)
+
+    outcome = await node.restore()
+
+    assert outcome.phase is Phase.PARTIALLY_FAILED
+    assert [each.path for each in outcome.statistics.errors] == [b"full"]
+    assert (node.target / ".tidemark-incomplete").exists()
 
 
 async def test_every_frame_is_fetched_once_and_neighbours_together(node: Node) -> None:
