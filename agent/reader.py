@@ -74,26 +74,20 @@ class SmallFile(msgspec.Struct, frozen=True, gc=False):
 Read = SmallFile | SourceError | Outcome
 
 
-class ReaderProcess:
-    """A reader, from its start to its end. Used from many threads; batches wait their turn."""
+def start_reader(root: int, setup: Setup) -> SideProcess:
+    """A reader that comes up meanwhile. `root`: the volume's open directory. SideGoneError."""
+    return SideProcess("agent.reader_main", root, setup)
 
-    def __init__(self, root: int, setup: Setup) -> None:
-        """Start it, without waiting until it is ready. `root`: the volume's open directory.
 
-        Raises SideGoneError where the system does not allow it.
-        """
-        self.side = SideProcess("agent.reader_main", root, setup)
+@contextlib.contextmanager
+def read_by(reader: SideProcess, files: Sequence[tuple[bytes, bool]]) -> Iterator[list[Read]]:
+    """Read a batch of (key, whether it is cut as a paged file), once the reader is ready.
 
-    @contextlib.contextmanager
-    def read(self, files: Sequence[tuple[bytes, bool]]) -> Iterator[list[Read]]:
-        """Read a batch of (key, whether it is cut as a paged file), once the reader is ready.
-
-        Within the context the contents are views of shared memory. Raises SideGoneError.
-        """
-        with self.side.slot() as slot:
-            order = Order(slot.number, list(files))
-            results = self.side.ask(order, list[Result], len(files))
-            yield _taken_apart(results, slot.room)
+    Within the context the contents are views of shared memory. Raises SideGoneError.
+    """
+    with reader.slot() as slot:
+        order = Order(slot.number, list(files))
+        yield _taken_apart(reader.ask(order, list[Result], len(files)), slot.room)
 
 
 def _taken_apart(results: Sequence[Result], room: memoryview) -> list[Read]:

@@ -159,6 +159,66 @@ class SideProcess:
                 self._receiving.notify_all()
 
 
+class SideOnDemand:
+    """Such a process, once there is enough for it to do. Used from many threads."""
+
+    def __init__(
+        self,
+        start: Callable[[], SideProcess],
+        log: Callable[[str, str], None],
+        loss: str,
+        *,
+        worth_at: int,
+        begins_at: int | None = None,
+    ) -> None:
+        """`worth_at`: how much is done here before it is worth its start, if there are two cores.
+
+        `begins_at` is the same whatever the machine. `loss`: what it is to be without, for the log.
+        """
+        if begins_at is None and len(os.sched_getaffinity(0)) > 1:  # else nothing is to be won
+            begins_at = worth_at
+        self._start = start
+        self._log = log
+        self._loss = loss
+        self._lock = threading.Lock()
+        self._until = begins_at
+        self.process: SideProcess | None = None
+        """It, once it was worth its start."""
+
+    def close(self) -> None:
+        """End it, if there is one."""
+        with self._lock:
+            self._until = None
+            process, self.process = self.process, None
+        if process is not None:
+            process.close()
+
+    def at_hand(self, wanted: int) -> SideProcess | None:
+        """It, if it is ready to do so much; starts it when it has become worth it."""
+        with self._lock:
+            if self.process is None and self._until is not None:
+                self._until -= wanted
+                if self._until <= 0:
+                    self._until = None
+                    try:
+                        self.process = self._start()
+                    except SideGoneError as error:
+                        self._warn(error)
+            process = self.process
+        return process if process is not None and process.is_ready() else None
+
+    def do_without(self, error: SideGoneError) -> None:
+        """Go on without it, since it has gone; says so once."""
+        with self._lock:
+            process, self.process = self.process, None
+        if process is not None:
+            self._warn(error)
+            process.close()
+
+    def _warn(self, error: SideGoneError) -> None:
+        self._log("warning", f"{error.message}; {self._loss}")
+
+
 def serve(
     setup_kind: type[_T],
     order_kind: type[_Order],

@@ -1,8 +1,6 @@
 """Small files, read whole: here while there are few, by a reader process once there are many."""
 
 import contextlib
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Self
@@ -10,9 +8,9 @@ from typing import Final, Self
 from agent.beneath import Tree, TreeCursor
 from agent.cutting import small_pieces
 from agent.errors import SourceError
-from agent.reader import Outcome, Read, ReaderProcess, Setup, SmallFile
+from agent.reader import Outcome, Read, Setup, SmallFile, read_by, start_reader
 from agent.reading import read_small
-from agent.side import SideGoneError
+from agent.side import SideGoneError, SideOnDemand
 from agent.turn import Turn
 from repository.chunking import SMALL_BYTES_MAX
 from repository.ids import IdKeys, ObjectType
@@ -35,17 +33,18 @@ class SmallFiles:
         reader_from: int | None = None,
     ) -> None:
         """`reader_from`: how many files are read here before a reader is worth its start."""
-        if reader_from is None and len(os.sched_getaffinity(0)) > 1:  # else nothing is to be won
-            reader_from = _READER_FROM
         self.tree = tree
         self._ids = ids
         self.turn = turn
-        self._log = log
         self._now_ns = now_ns
-        self._lock = threading.Lock()
-        self.reader: ReaderProcess | None = None
-        """The reader, once it was worth its start."""
-        self._until_reader = reader_from
+        setup = Setup(ids.data, SMALL_BYTES_MAX - 1)
+        self.reader = SideOnDemand(
+            lambda: start_reader(tree.root, setup),
+            log,
+            "files are read without it, more slowly",
+            worth_at=_READER_FROM,
+            begins_at=reader_from,
+        )
 
     def __enter__(self) -> Self:
         """Return itself; leaving ends the reader, if there is one."""
@@ -53,11 +52,7 @@ class SmallFiles:
 
     def __exit__(self, *_: object) -> None:
         """End the reader."""
-        with self._lock:
-            self._until_reader = None
-            reader, self.reader = self.reader, None
-        if reader is not None:
-            reader.side.close()
+        self.reader.close()
 
     @contextlib.contextmanager
     def read(self, files: Sequence[tuple[bytes, bool]]) -> Iterator[list[Read]]:
@@ -76,13 +71,13 @@ class SmallFiles:
     def _by_reader(
         self, files: Sequence[tuple[bytes, bool]], lent: contextlib.ExitStack
     ) -> list[Read] | None:
-        reader = self._reader_at_hand(len(files))
+        reader = self.reader.at_hand(len(files))
         if reader is None:
             return None
         try:
-            found = lent.enter_context(reader.read(files))
+            found = lent.enter_context(read_by(reader, files))
         except SideGoneError as error:
-            self._do_without(error)
+            self.reader.do_without(error)
             return None
         left = [index for index, each in enumerate(found) if each is Outcome.NO_ROOM]
         if left:
@@ -90,31 +85,6 @@ class SmallFiles:
                 for index, each in zip(left, self._here([files[i] for i in left]), strict=True):
                     found[index] = each
         return found
-
-    def _reader_at_hand(self, wanted: int) -> ReaderProcess | None:
-        """A reader that is ready; starts one when it has become worth it."""
-        with self._lock:
-            if self.reader is None and self._until_reader is not None:
-                self._until_reader -= wanted
-                if self._until_reader <= 0:
-                    self._until_reader = None
-                    setup = Setup(self._ids.data, SMALL_BYTES_MAX - 1)
-                    try:
-                        self.reader = ReaderProcess(self.tree.root, setup)
-                    except SideGoneError as error:
-                        self._warn(error)
-            reader = self.reader
-        return reader if reader is not None and reader.side.is_ready() else None
-
-    def _do_without(self, error: SideGoneError) -> None:
-        with self._lock:
-            reader, self.reader = self.reader, None
-        if reader is not None:
-            self._warn(error)
-            reader.side.close()
-
-    def _warn(self, error: SideGoneError) -> None:
-        self._log("warning", f"{error.message}; files are read without it, more slowly")
 
     def _here(self, files: Sequence[tuple[bytes, bool]]) -> list[Read]:
         with TreeCursor(self.tree) as cursor:

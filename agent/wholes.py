@@ -1,15 +1,13 @@
 """Files restored whole, in one piece: here while there are few, by a writer once there are many."""
 
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from agent.errors import TargetError
-from agent.side import SLOT_BYTES, SideGoneError
+from agent.side import SLOT_BYTES, SideGoneError, SideOnDemand
 from agent.standing import TargetFullError
 from agent.turn import Turn
-from agent.writer import Made, NewFile, Setup, WriterProcess
+from agent.writer import Made, NewFile, Setup, start_writer, write_by
 from agent.writing import File, Target
 
 # A writer takes as long to start as so many files take to be made.
@@ -37,23 +35,20 @@ class WholeFiles:
         writer_from: int | None = None,
     ) -> None:
         """`writer_from`: how many files are made here before a writer is worth its start."""
-        if writer_from is None and len(os.sched_getaffinity(0)) > 1:  # else nothing is to be won
-            writer_from = _WRITER_FROM
         self._target = target
         self._turn = turn
-        self._log = log
-        self._lock = threading.Lock()
-        self.writer: WriterProcess | None = None
-        """The writer, once it was worth its start."""
-        self._until_writer = writer_from
+        setup = Setup(target.path)
+        self.writer = SideOnDemand(
+            lambda: start_writer(target.tree.root, setup),
+            log,
+            "files are made without it, more slowly",
+            worth_at=_WRITER_FROM,
+            begins_at=writer_from,
+        )
 
     def close(self) -> None:
         """End the writer, if there is one."""
-        with self._lock:
-            self._until_writer = None
-            writer, self.writer = self.writer, None
-        if writer is not None:
-            writer.side.close()
+        self.writer.close()
 
     def write(self, wholes: Iterable[Whole]) -> Iterator[tuple[Whole, TargetError | None]]:
         """Make files, or what takes the place of what stands there; each with its error, if any.
@@ -85,13 +80,13 @@ class WholeFiles:
         return None
 
     def _by_writer(self, wholes: Sequence[Whole]) -> list[tuple[Whole, TargetError | None]] | None:
-        writer = self._writer_at_hand(len(wholes))
+        writer = self.writer.at_hand(len(wholes))
         if writer is None:
             return None
         try:
-            made = writer.write([(_new_file(whole.file), whole.data) for whole in wholes])
+            made = write_by(writer, [(_new_file(whole.file), whole.data) for whole in wholes])
         except SideGoneError as error:
-            self._do_without(error)
+            self.writer.do_without(error)
             # Some may have been made, and half made, before it ended: they make place.
             for file, _ in wholes:
                 file.takes_name = self._target.look(file.key) is not None
@@ -109,31 +104,6 @@ class WholeFiles:
         file.begun = True
         file.identity = made.identity
         return None
-
-    def _writer_at_hand(self, wanted: int) -> WriterProcess | None:
-        """A writer that is ready; starts one when it has become worth it."""
-        with self._lock:
-            if self.writer is None and self._until_writer is not None:
-                self._until_writer -= wanted
-                if self._until_writer <= 0:
-                    self._until_writer = None
-                    try:
-                        setup = Setup(self._target.path)
-                        self.writer = WriterProcess(self._target.tree.root, setup)
-                    except SideGoneError as error:
-                        self._warn(error)
-            writer = self.writer
-        return writer if writer is not None and writer.side.is_ready() else None
-
-    def _do_without(self, error: SideGoneError) -> None:
-        with self._lock:
-            writer, self.writer = self.writer, None
-        if writer is not None:
-            self._warn(error)
-            writer.side.close()
-
-    def _warn(self, error: SideGoneError) -> None:
-        self._log("warning", f"{error.message}; files are made without it, more slowly")
 
 
 def _that_fit(wholes: Sequence[Whole]) -> Iterator[list[Whole]]:

@@ -55,23 +55,18 @@ class Made(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Whether the error is that the target takes no more."""
 
 
-class WriterProcess:
-    """A writer, from its start to its end. Used from many threads; batches wait their turn."""
+def start_writer(root: int, setup: Setup) -> SideProcess:
+    """A writer that comes up meanwhile. `root`: the target's open directory. SideGoneError."""
+    return SideProcess("agent.writer_main", root, setup)
 
-    def __init__(self, root: int, setup: Setup) -> None:
-        """Start it, without waiting until it is ready. `root`: the target's open directory.
 
-        Raises SideGoneError where the system does not allow it.
-        """
-        self.side = SideProcess("agent.writer_main", root, setup)
-
-    def write(self, files: Sequence[tuple[NewFile, memoryview]]) -> list[Made]:
-        """Make a batch of files with their contents, which fit a slot. Raises SideGoneError."""
-        with self.side.slot() as slot:
-            position = 0
-            for _, data in files:
-                end = position + len(data)
-                slot.room[position:end] = data
-                position = end
-            order = Order(slot.number, [file for file, _ in files])
-            return self.side.ask(order, list[Made], len(files))
+def write_by(writer: SideProcess, files: Sequence[tuple[NewFile, memoryview]]) -> list[Made]:
+    """Make a batch of files with their contents, which fit a slot. Raises SideGoneError."""
+    with writer.slot() as slot:
+        position = 0
+        for _, data in files:
+            end = position + len(data)
+            slot.room[position:end] = data
+            position = end
+        order = Order(slot.number, [file for file, _ in files])
+        return writer.ask(order, list[Made], len(files))

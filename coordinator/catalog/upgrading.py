@@ -19,6 +19,7 @@ from typing import Final
 
 from coordinator.errors import CatalogError, UnsupportedFormatError, UpgradeError
 from coordinator.model import NANOSECONDS
+from coordinator.vault import sync_directory
 
 # Every revision there ever was, oldest first; the last one is what tables.py says.
 REVISIONS: Final = ("v0001", "v0002", "v0003")
@@ -116,7 +117,7 @@ def copy_before_upgrade(path: Path, revision: str, now: int) -> Path:
             _check_space(path, reader)
             _write_copy(reader, temporary)
         temporary.rename(copy)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except (OSError, sqlite3.Error) as error:
         temporary.unlink(missing_ok=True)
         raise UpgradeError(
@@ -155,14 +156,6 @@ def _write_copy(reader: sqlite3.Connection, temporary: Path) -> None:
     try:
         with closing(sqlite3.connect(temporary)) as writer:
             reader.backup(writer, pages=_PAGES_AT_ONCE)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

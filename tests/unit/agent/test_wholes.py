@@ -56,9 +56,9 @@ def wholes(
 def wait_for_writer(wholes: WholeFiles) -> int:
     """Let the writer start; its process id."""
     assert outcomes(wholes, whole(b"the-first", b"")) == [None]
-    assert wholes.writer is not None
-    assert wholes.writer.side.is_ready(wait_seconds=30)
-    return wholes.writer.side.process_id
+    assert wholes.writer.process is not None
+    assert wholes.writer.process.is_ready(wait_seconds=30)
+    return wholes.writer.process.process_id
 
 
 def whole(
@@ -231,7 +231,7 @@ def test_few_files_start_no_writer(target: Target) -> None:
     started = []
     for key in (b"a", b"b"):
         assert outcomes(wholes, whole(key, b"x")) == [None]
-        started.append(wholes.writer is not None)
+        started.append(wholes.writer.process is not None)
     wholes.close()
 
     assert started == [False, True]
