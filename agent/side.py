@@ -117,7 +117,8 @@ class SideProcess:
                 readable, _, _ = select.select([self._socket], [], [], wait_seconds)
                 # An end that came instead of the greeting shows with the first batch.
                 if readable:
-                    _receive(self._socket, Greeting)
+                    with contextlib.suppress(OSError):
+                        _receive(self._socket, Greeting)
                     self._ready = True
         return self._ready
 
