@@ -7,7 +7,7 @@ from agent.errors import TargetError
 from agent.side import SLOT_BYTES, SideGoneError, SideOnDemand
 from agent.standing import TargetFullError
 from agent.turn import Turn
-from agent.writer import Made, NewFile, Setup, start_writer, write_by
+from agent.writer import Made, Setup, start_writer, write_by
 from agent.writing import File, Target
 
 # A writer takes as long to start as so many files take to be made.
@@ -84,7 +84,7 @@ class WholeFiles:
         if writer is None:
             return None
         try:
-            made = write_by(writer, [(_new_file(whole.file), whole.data) for whole in wholes])
+            made = write_by(writer, [(file.key, file.entry, data) for file, data in wholes])
         except SideGoneError as error:
             self.writer.do_without(error)
             # Some may have been made, and half made, before it ended: they make place.
@@ -118,17 +118,3 @@ def _that_fit(wholes: Sequence[Whole]) -> Iterator[list[Whole]]:
         room -= len(whole.data)
     if batch:
         yield batch
-
-
-def _new_file(file: File) -> NewFile:
-    entry = file.entry
-    return NewFile(
-        file.key,
-        entry.size,
-        entry.mode,
-        entry.uid,
-        entry.gid,
-        entry.mtime_ns,
-        entry.links,
-        entry.xattrs,
-    )

@@ -10,9 +10,10 @@ there: what takes the place of something is made here.
 from collections.abc import Sequence
 
 import msgspec
+from msgspec import structs
 
 from agent.side import SideProcess
-from repository.entries import Attributes
+from repository.entries import Entry
 
 
 class Setup(msgspec.Struct, frozen=True, array_like=True):
@@ -22,24 +23,12 @@ class Setup(msgspec.Struct, frozen=True, array_like=True):
     """The target, for messages."""
 
 
-class NewFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A file to be made. Contents lie in the slot one after the other, in the batch's order."""
-
-    key: bytes
-    size: int
-    mode: int
-    uid: int
-    gid: int
-    mtime_ns: int
-    links: int
-    attributes: Attributes | None
-
-
 class Order(msgspec.Struct, frozen=True, array_like=True):
-    """A batch to be made from a slot."""
+    """A batch to be made from a slot, in which contents lie one after the other."""
 
     slot: int
-    files: list[NewFile]
+    files: list[tuple[bytes, Entry]]
+    """The key and entry of each, without what tells where its content is stored."""
 
 
 class Made(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -60,13 +49,13 @@ def start_writer(root: int, setup: Setup) -> SideProcess:
     return SideProcess("agent.writer_main", root, setup)
 
 
-def write_by(writer: SideProcess, files: Sequence[tuple[NewFile, memoryview]]) -> list[Made]:
-    """Make a batch of files with their contents, which fit a slot. Raises SideGoneError."""
+def write_by(writer: SideProcess, files: Sequence[tuple[bytes, Entry, memoryview]]) -> list[Made]:
+    """Make files of these keys, entries and contents, which fit a slot. Raises SideGoneError."""
     with writer.slot() as slot:
         position = 0
-        for _, data in files:
+        for _, _, data in files:
             end = position + len(data)
             slot.room[position:end] = data
             position = end
-        order = Order(slot.number, [file for file, _ in files])
-        return writer.ask(order, list[Made], len(files))
+        told = [(key, structs.replace(entry, content=None)) for key, entry, _ in files]
+        return writer.ask(Order(slot.number, told), list[Made], len(files))
