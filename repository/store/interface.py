@@ -54,9 +54,11 @@ class Store(Protocol):
         """Begin an object; used as `async with`."""
         ...
 
-    def put(self, name: str, data: bytes) -> Awaitable[None]:
+    async def put(self, name: str, data: bytes) -> None:
         """Write an object at once."""
-        ...
+        async with self.writer(name) as writer:
+            await writer.write(data)
+            await writer.commit()
 
     def get(self, name: str) -> Awaitable[bytes]:
         """The whole object; ObjectMissingError where there is none."""

@@ -120,12 +120,6 @@ class LocalStore(Store):
         return _LocalWriter(name, temporary, self.path(name), self._directory)
 
     @override
-    async def put(self, name: str, data: bytes) -> None:
-        async with self.writer(name) as writer:
-            await writer.write(data)
-            await writer.commit()
-
-    @override
     async def get(self, name: str) -> bytes:
         def read() -> bytes:
             with _translated(name, self._directory):

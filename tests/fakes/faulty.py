@@ -48,12 +48,6 @@ class FaultyStore(Store):
         return _FaultyWriter(self, self.inner.writer(name))
 
     @override
-    async def put(self, name: str, data: bytes) -> None:
-        async with self.writer(name) as writer:
-            await writer.write(data)
-            await writer.commit()
-
-    @override
     async def get(self, name: str) -> bytes:
         return await self.plan.call(lambda: self.inner.get(name))
 

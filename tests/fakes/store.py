@@ -29,12 +29,6 @@ class MemoryStore(Store):
         return _MemoryWriter(self, check_name(name))
 
     @override
-    async def put(self, name: str, data: bytes) -> None:
-        async with self.writer(name) as writer:
-            await writer.write(data)
-            await writer.commit()
-
-    @override
     async def get(self, name: str) -> bytes:
         return self._found(name)
 

@@ -24,25 +24,12 @@ from repository.snapshot import (
     countersign,
     sign_root,
 )
+from tests.fakes.agent import entry
 from tests.fakes.coordinator import NODE, REPOSITORY, MemoryCoordinator
 
 encode = msgspec.msgpack.encode
-DIRECTORY = Entry(
-    type=EntryType.DIRECTORY,
-    mode=0o755,
-    uid=os.getuid(),
-    gid=os.getgid(),
-    mtime_ns=0,
-    size=0,
-    inode=1,
-    ctime_ns=1,
-    links=1,
-    flags=0,
-    device=0,
-    target=None,
-    xattrs=None,
-    long_xattrs=None,
-    content=None,
+DIRECTORY = msgspec.structs.replace(
+    entry(EntryType.DIRECTORY), uid=os.getuid(), gid=os.getgid(), mtime_ns=0, inode=1, ctime_ns=1
 )
 FILE = msgspec.structs.replace(DIRECTORY, type=EntryType.FILE, mode=0o644)
 

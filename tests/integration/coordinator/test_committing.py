@@ -1,5 +1,6 @@
 """A row that a crash left COMMITTING: the store decides what becomes of it, and only the store."""
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def live(made: MadeSnapshot) -> dict[FrameIdentity, int]:
     }
 
 
+async def commit_stops(step: str, commit: Awaitable[object]) -> None:
+    """The coordinator fails at this step of a commit."""
+    arm({VARIABLE: step})
+    try:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await commit
+    finally:
+        arm({})
+
+
 async def crash(config: Config, step: str, *, delta: bool = True) -> Crashed:
     """The coordinator ends between the two steps of a commit."""
     async with serving(config) as coordinator:
@@ -71,12 +82,7 @@ async def crash(config: Config, step: str, *, delta: bool = True) -> Crashed:
             for pack in made.packs:
                 await connection.upload(writing, pack)
             signed = agent.sign(writing, task.volume_id, made)
-            arm({VARIABLE: step})
-            try:
-                with pytest.raises(grpc.aio.AioRpcError):
-                    await connection.commit(writing, signed, made.refs)
-            finally:
-                arm({})
+            await commit_stops(step, connection.commit(writing, signed, made.refs))
         export = await coordinator.admin.ExportRecoveryKit(admin_pb2.ExportRecoveryKitRequest())
     assert await undecided(config) == [2]
     return Crashed(agent, volume, export.kit)
@@ -231,12 +237,7 @@ async def test_a_commit_that_is_asked_again_without_a_start_is_answered_as_the_s
             for pack in made.packs:
                 await connection.upload(writing, pack)
             signed = agent.sign(writing, task.volume_id, made)
-            arm({VARIABLE: step})
-            try:
-                with pytest.raises(grpc.aio.AioRpcError):
-                    await connection.commit(writing, signed, made.refs)
-            finally:
-                arm({})
+            await commit_stops(step, connection.commit(writing, signed, made.refs))
             answers = [await connection.commit(writing, signed, made.refs) for _ in range(2)]
 
     assert answers[0] == answers[1]

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from agent.side import SLOT_BYTES
 from agent.standing import TargetFullError
 from agent.turn import Turn
 from agent.wholes import Whole, WholeFiles
 from agent.writing import File, Target
-from repository.entries import Attributes, Entry, EntryType
+from repository.entries import Attributes, EntryType
+from tests.fakes.agent import entry
 from tests.faults.disks import memory_disk
 
 NEVER = 1 << 30
@@ -64,24 +66,17 @@ def wait_for_writer(wholes: WholeFiles) -> int:
 def whole(
     key: bytes, data: bytes, *, mode: int = 0o644, links: int = 1, xattrs: Attributes | None = None
 ) -> Whole:
-    entry = Entry(
-        type=EntryType.FILE,
+    wanted = structs.replace(
+        entry(EntryType.FILE, len(data)),
         mode=mode,
         uid=1234,
         gid=4321,
         mtime_ns=TIME,
-        size=len(data),
         inode=7,
-        ctime_ns=0,
         links=links,
-        flags=0,
-        device=0,
-        target=None,
         xattrs=xattrs,
-        long_xattrs=None,
-        content=None,
     )
-    return Whole(File(key, entry), memoryview(data))
+    return Whole(File(key, wanted), memoryview(data))
 
 
 def outcomes(wholes: WholeFiles, *files: Whole) -> list[str | None]:
