@@ -141,7 +141,7 @@ def _open_stepwise(
     same_filesystem: bool,  # noqa: FBT001 - passed through
 ) -> int:
     """Do what openat2 does, one component at a time."""
-    device = os.fstat(directory).st_dev
+    mount = _mount_of(directory) if same_filesystem else ""
     opened = directory
     for number, component in enumerate(components):
         last = number == len(components) - 1
@@ -151,10 +151,16 @@ def _open_stepwise(
             if opened != directory:
                 os.close(opened)
         opened = step
-        if same_filesystem and os.fstat(opened).st_dev != device:
+        if same_filesystem and _mount_of(opened) != mount:
             os.close(opened)
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), component)
     return opened
+
+
+def _mount_of(descriptor: int) -> str:
+    """The mount that a descriptor lies in. A device would not tell: overlays have several."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
+        return next(line for line in lines if line.startswith("mnt_id:"))
 
 
 def open_directory(directory: int, name: bytes, *, same_filesystem: bool = False) -> int:

@@ -7,8 +7,8 @@ zero sorts `x` in `a` before `a-b`.) So one pass over both finds what is new, ch
 
 A name counts as unchanged only if everything that stat says of it equals the manifest, never
 because it is not newer. What cannot be read is an error, and what the manifest held there is kept:
-only a directory that was listed can show that a name is gone. The walk never leaves the volume's
-filesystem, follows no link, and holds few descriptors however deep the volume is.
+only a directory that was listed can show that a name is gone. The walk enters nothing that is
+mounted, follows no link, and holds few descriptors however deep the volume is.
 """
 
 import errno
@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.beneath import Tree, open_beneath, open_directory
+from agent.beneath import HELD, Tree, open_beneath, open_directory
 from agent.errors import SourceError, VolumeError
 from agent.listing import sorted_names
 from agent.reading import source_error
@@ -281,9 +281,10 @@ class _Walk:
                     return name
                 try:
                     found = stat_of(name, dir_fd=descriptor, follow_symlinks=False)
+                    mounted = found.st_dev != device and _is_mounted(descriptor, name)
                 except OSError:
                     return name  # `_visit` says what that means
-                if found.st_dev != device or not is_unchanged(found, old):
+                if mounted or not is_unchanged(found, old):
                     return name
                 files += 1
                 if old.type == _FILE:
@@ -305,14 +306,8 @@ class _Walk:
                 if error.errno not in _GONE:
                     self._keep(key, source_error(error))
                 return False
-            if (found.st_mode & 0o170000) != 0o040000:  # S_IFMT, S_IFDIR: a call would cost
-                if found.st_dev == self._device:
-                    self._compare(key, found)
-                else:
-                    self._warn(key, "another filesystem is mounted here; it is not read")
-                return False
             try:
-                return self._enter(level, name, key, found)
+                return self._settle(level, name, key, found)
             except OSError as error:
                 if error.errno in _GONE:
                     return False
@@ -323,22 +318,31 @@ class _Walk:
         self._keep(key, SourceError("it is exchanged again and again while we look"))
         return False
 
-    def _enter(self, level: _Level, name: bytes, key: bytes, found: os.stat_result) -> bool:
-        """Record a directory and go down into it, unless it is not ours to read."""
+    def _settle(self, level: _Level, name: bytes, key: bytes, found: os.stat_result) -> bool:
+        """Record what a name is, and go down into a directory unless it is not ours to read."""
+        if found.st_dev != self._device and _is_mounted(level.descriptor, name):
+            self._pass_mounted(key, found)
+            return False
+        if (found.st_mode & 0o170000) != 0o040000:  # S_IFMT, S_IFDIR: a call would cost
+            self._compare(key, found)
+            return False
         if (found.st_dev, found.st_ino) in self._excludes:
             self._compare(key, found)
             return False
-        if found.st_dev != self._device and self._is_subvolume(level, name):
+        if found.st_dev != self._device:
             self._compare(key, found)
             self._warn(key, "this is a subvolume of its own; it is not read")
             return False
+        return self._enter(level, name, key, found)
+
+    def _enter(self, level: _Level, name: bytes, key: bytes, found: os.stat_result) -> bool:
+        """Record a directory and go down into it, unless it is a mount point after all."""
         try:
             descriptor = open_directory(level.descriptor, name, same_filesystem=True)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            self._compare(key, found)
-            self._warn(key, "another filesystem is mounted here; it is not read")
+            self._pass_mounted(key, found)
             return False
         try:
             opened = os.fstat(descriptor)
@@ -358,13 +362,11 @@ class _Walk:
                 upper.descriptor = -1
         return True
 
-    def _is_subvolume(self, level: _Level, name: bytes) -> bool:
-        """Whether another device's directory is one of this filesystem, and no mount: in btrfs."""
-        try:
-            os.close(open_directory(level.descriptor, name, same_filesystem=True))
-        except OSError:
-            return False
-        return True
+    def _pass_mounted(self, key: bytes, found: os.stat_result) -> None:
+        """Go past a mount point. Of a directory there is what it is; of a file there is nothing."""
+        if stat.S_ISDIR(found.st_mode):
+            self._compare(key, found)
+        self._warn(key, "another filesystem is mounted here; it is not read")
 
     def _return_to(self, level: _Level) -> bool:
         """Open a directory again whose descriptor was given up on the way down."""
@@ -453,6 +455,21 @@ class _Walk:
             self._batch.kept_files += 1
             self._batch.kept_bytes += self._old_stat.size
         self._advance()
+
+
+def _is_mounted(directory: int, name: bytes) -> bool:
+    """Whether a name that has another st_dev than its directory is a mount point; OSError.
+
+    It need not be: a file in an overlay has that of its layer, where the layers lie on several
+    filesystems, and a subvolume of btrfs has its own.
+    """
+    try:
+        os.close(open_beneath(directory, name, HELD, same_filesystem=True))
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return True
+    return False
 
 
 def _unreadable(error: OSError) -> VolumeError:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Machine
-from tests.faults.disks import loop_disk
+from tests.faults.disks import loop_disk, memory_disk, overlay_disk
 
 GIB = 1 << 30
 
@@ -149,6 +149,35 @@ def test_a_subvolume_in_a_volume_is_said_once_not_to_be_read(
             up.restore(made["snapshot_id"], tmp_path / "target")
 
     assert sorted(os.listdir(tmp_path / "target")) == ["file", "sub"]
+
+
+def test_what_lies_in_layers_on_several_filesystems_is_read_and_what_is_mounted_is_not(
+    machine: Machine, tmp_path: Path
+) -> None:
+    with (
+        memory_disk(tmp_path / "lower", 1 << 24) as lower,
+        memory_disk(tmp_path / "upper", 1 << 24) as upper,
+    ):
+        make_everything(lower / "everything")
+        give_attributes(lower / "everything")
+        (lower / "mount point").write_bytes(b"below")
+        with overlay_disk(lower, upper, tmp_path / "volume") as top:
+            (top / "everything" / "setuid").write_bytes(b"copied up")
+            (top / "everything" / "new").write_bytes(b"in the upper layer")
+            command = ["mount", "--bind", "/etc/hostname", str(top / "mount point")]
+            subprocess.run(command, check=True)
+            try:
+                with machine.up(tmp_path / "data", f"v={top}") as up:
+                    made, again = up.backup("v"), up.backup("v")
+                    up.restore(made["snapshot_id"], tmp_path / "target")
+            finally:
+                subprocess.run(["umount", "--lazy", str(top / "mount point")], check=True)
+            changes = differences(top, tmp_path / "target")
+
+    assert (made["phase"], made["errors_total"]) == ("Completed", 0)
+    assert [warning["path"] for warning in made["warnings"]] == ["mount point"]
+    assert (again["files_unmodified"], again["data_added"]) == (made["files_new"], 0)
+    assert [each.split(maxsplit=1)[1] for each in changes] == ["mount point"]
 
 
 def test_a_socket_is_recorded_and_skipped_with_a_warning(machine: Machine, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small disks for one test: a filesystem in a file, whose power can be cut, and one in memory."""
+"""Small disks for one test: one in a file, whose power can be cut, one in memory, and layers."""
 
 import fcntl
 import os
@@ -75,6 +75,20 @@ def memory_disk(path: Path, size_bytes: int) -> Iterator[Path]:
     """A directory with no more room than that, for as long as the block lasts. Needs root."""
     path.mkdir(exist_ok=True)
     _run("mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(path))
+    try:
+        yield path
+    finally:
+        _run("umount", "--lazy", str(path))
+
+
+@contextmanager
+def overlay_disk(lower: Path, upper: Path, path: Path) -> Iterator[Path]:
+    """One directory over another, as in a container, for as long as the block lasts. Needs root."""
+    layers = [upper / "layer", upper / "work"]
+    for each in (*layers, path):
+        each.mkdir()
+    options = f"lowerdir={lower},upperdir={layers[0]},workdir={layers[1]}"
+    _run("mount", "-t", "overlay", "overlay", "-o", options, str(path))
     try:
         yield path
     finally:

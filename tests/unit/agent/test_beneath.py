@@ -1,5 +1,6 @@
 import errno
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,20 @@ def test_a_mount_point_is_told_apart_where_wanted() -> None:
         open_directory(top, b"proc", same_filesystem=True)
     os.close(open_directory(top, b"proc"))
     os.close(top)
+
+
+def test_a_mount_of_the_same_filesystem_is_told_apart_too(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    done = subprocess.run(["mount", "--bind", tmp_path, tmp_path / "place"], check=False)
+    if done.returncode:
+        pytest.skip("cannot mount")
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="cross-device"):
+            open_directory(root, b"place", same_filesystem=True)
+    finally:
+        os.close(root)
+        subprocess.run(["umount", "--lazy", tmp_path / "place"], check=True)
 
 
 def test_a_path_longer_than_the_kernel_takes_is_opened(tmp_path: Path) -> None:
