@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from typing import Final, NoReturn
 from agent import config, daemon
 from agent.errors import first_error
 from agent.logs import configure_logs, get_logger
+from agent.side import GC_OBJECTS
 from repository.errors import TidemarkError
 from repository.failpoints import arm
 
@@ -33,6 +35,7 @@ def run(arguments: list[str]) -> int:
     """Run the agent; return its exit code."""
     configure_logs()
     _bound_memory()
+    gc.set_threshold(GC_OBJECTS)
     failure: TidemarkError | None = None
     try:
         failpoints = arm(os.environ)

@@ -36,11 +36,12 @@ from agent.services import (
     RestoreTask,
     Services,
 )
+from agent.side import SLOT_BYTES
 from agent.standing import Block, TargetFullError, blocks_of
 from agent.tally import Tally
 from agent.targets import Place, open_rehearsal, open_target, place_of
 from agent.turn import Turn
-from agent.wholes import Whole, WholeFiles
+from agent.wholes import WHOLE_BYTES_MAX, FileFrame, Outcomes, Whole, WholeFiles, that_fit
 from agent.writing import File, Target
 from repository.entries import ROOT_KEY, Entry, EntryType, Extent
 from repository.errors import DamagedError, FormatError, TidemarkError, UsageError
@@ -98,9 +99,12 @@ class _Piece(NamedTuple):
     file: File
     offset: int
     extent: Extent
+    is_small_file: bool = False
+    """Whether it is all of a small file, whose name is free."""
 
 
 _Window = dict[FrameIdentity, list[_Piece]]
+_Fetched = Sequence[tuple[Wanted, memoryview | TidemarkError]]
 
 
 class _Restore:
@@ -278,7 +282,10 @@ class _Restore:
             yield await self._in_worker(partial(self._placing.begin, files))
 
     async def _windows(
-        self, target: Target | Rehearsal, batches: AsyncIterator[list[File]]
+        self,
+        target: Target | Rehearsal,
+        batches: AsyncIterator[list[File]],
+        wholes: WholeFiles | None,
     ) -> AsyncIterator[_Window]:
         """What files lack, in portions of a bounded size."""
         window: _Window = {}
@@ -287,6 +294,8 @@ class _Restore:
             for piece in pieces:
                 identity = FrameIdentity(piece.extent.nonce, piece.extent.frame)
                 window.setdefault(identity, []).append(piece)
+            if wholes is not None:
+                wholes.expect(sum(piece.is_small_file for piece in pieces))
             planned += len(pieces)
             if planned >= _WINDOW_EXTENTS:
                 yield window
@@ -351,14 +360,13 @@ class _Restore:
     # From frames to files.
 
     async def _fill(self, target: Target | Rehearsal, batches: AsyncIterator[list[File]]) -> None:
-        windows = self._windows(target, batches)
         if isinstance(target, Rehearsal):
-            async for window in windows:
+            async for window in self._windows(target, batches, None):
                 self._rehearse(target, window)
         else:
-            wholes = WholeFiles(target, Turn(), self._services.log)
+            wholes = WholeFiles(target, self._grant.reader_keys, Turn(), self._services.log)
             try:
-                await self._write_all(target, wholes, windows)
+                await self._write_all(target, wholes, self._windows(target, batches, wholes))
             finally:
                 await self._in_worker(wholes.close)
         await self._in_worker(self._placing.give_up_unfinished)
@@ -420,17 +428,51 @@ class _Restore:
             async with asyncio.TaskGroup() as spreading:
                 for start in range(0, len(fetched), _FRAMES_SPREAD):
                     part = fetched[start : start + _FRAMES_SPREAD]
-                    work = partial(self._spread, target, wholes, window, part)
                     name = f"restore {self._task.task_id} spread"
-                    spreading.create_task(self._in_worker(work), name=name)
+                    spreading.create_task(self._spread(target, wholes, window, part), name=name)
             self._tally.tell()
 
-    def _spread(
-        self,
-        target: Target,
-        wholes: WholeFiles,
-        window: _Window,
-        fetched: Iterable[tuple[Wanted, memoryview | TidemarkError]],
+    async def _spread(
+        self, target: Target, wholes: WholeFiles, window: _Window, fetched: _Fetched
+    ) -> None:
+        """Write what is in frames: by a writer if that is only small files, or else in a worker."""
+        loop = asyncio.get_running_loop()
+        by_writers, others = self._apart(window, fetched)
+        for batch in that_fit(by_writers):
+            asking = loop.run_in_executor(wholes.asking, partial(self._ask, wholes, batch))
+            if not await to_its_end(asking):
+                asked = {frame.identity for frame in batch}
+                others += [each for each in fetched if each[0].identity in asked]
+        if others:
+            await self._in_worker(partial(self._write_here, target, wholes, window, others))
+
+    def _apart(
+        self, window: _Window, fetched: _Fetched
+    ) -> tuple[list[FileFrame], list[tuple[Wanted, memoryview | TidemarkError]]]:
+        """Frames of which only new small files are wanted, and all others."""
+        by_writers, others = [], []
+        for wanted, sealed in fetched:
+            pieces = window[wanted.identity]
+            if (
+                isinstance(sealed, TidemarkError)
+                or len(sealed) > SLOT_BYTES
+                or not all(piece.is_small_file for piece in pieces)
+            ):
+                others.append((wanted, sealed))
+                continue
+            files = [piece.file for piece in pieces if piece.file.error is None]
+            by_writers.append(FileFrame(sealed, wanted.place.key, wanted.identity, files))
+        return by_writers, others
+
+    def _ask(self, wholes: WholeFiles, frames: Sequence[FileFrame]) -> bool:
+        """Have a writer make files; False where there is none."""
+        made = wholes.write_frames(frames)
+        if made is not None:
+            self._settle(made)
+        return made is not None
+
+    def _write_here(
+        self, target: Target, wholes: WholeFiles, window: _Window, fetched: _Fetched
     ) -> None:
         """Open frames and write their chunks to where they belong. Runs in a worker."""
         opened = _OpenFiles(target)
@@ -469,19 +511,22 @@ class _Restore:
                 if len(data) == file.entry.size:
                     whole.append(Whole(file, data))
                     continue
-                self._count(file, data, done=opened.write(file, data, piece.offset))
+                self._count(file, len(data), done=opened.write(file, data, piece.offset))
             except TargetFullError:
                 raise
             except (DamagedError, TargetError) as error:
                 self._placing.give_up(file, error)
-        for (file, data), problem in wholes.write(whole):
+        self._settle(wholes.write(whole))
+
+    def _settle(self, outcomes: Outcomes) -> None:
+        for file, problem in outcomes:
             if problem is None:
-                self._count(file, data, done=True)
+                self._count(file, file.entry.size, done=True)
             else:
                 self._placing.give_up(file, problem)
 
-    def _count(self, file: File, data: memoryview, *, done: bool) -> None:
-        self._tally.wrote(len(data))
+    def _count(self, file: File, size_bytes: int, *, done: bool) -> None:
+        self._tally.wrote(size_bytes)
         if done:
             self._placing.done(file)
 
@@ -510,7 +555,7 @@ def _only_piece(file: File) -> _Piece | None:
     [extent] = content.extents
     if content.list is not None or extent.is_hole or extent.length != file.entry.size:
         return None
-    return _Piece(file, 0, extent)
+    return _Piece(file, 0, extent, file.is_new and extent.length <= WHOLE_BYTES_MAX)
 
 
 class _OpenFiles:

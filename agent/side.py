@@ -7,6 +7,7 @@ socket. One that ends early costs nothing but speed: its work is done in the age
 """
 
 import contextlib
+import gc
 import mmap
 import os
 import queue
@@ -27,6 +28,9 @@ from repository.errors import TidemarkError
 # A batch's contents lie in one slot. Some are being filled or emptied while one is worked on.
 SLOTS: Final = 3
 SLOT_BYTES: Final = 5 * 512 * 1024
+# What one batch brings lives until it is done, and none of it refers to itself: to look through it
+# for what nobody can reach is a twentieth of a backup, and finds nothing.
+GC_OBJECTS: Final = 100_000
 _LENGTH: Final = struct.Struct(">I")
 _STOP_SECONDS: Final = 5.0
 _T = TypeVar("_T")
@@ -108,6 +112,11 @@ class SideProcess:
         """Its process id."""
         return self._process.pid
 
+    @property
+    def backlog(self) -> int:
+        """Batches that it was sent and has not answered."""
+        return self._sent - self._received
+
     def is_ready(self, wait_seconds: float = 0) -> bool:
         """Whether it has come up; until then its work is better done here."""
         if self._ready:
@@ -161,7 +170,7 @@ class SideProcess:
 
 
 class SideOnDemand:
-    """Such a process, once there is enough for it to do. Used from many threads."""
+    """Such processes, once there is enough for them to do. Used from many threads."""
 
     def __init__(
         self,
@@ -171,48 +180,63 @@ class SideOnDemand:
         *,
         worth_at: int,
         begins_at: int | None = None,
+        count: int = 1,
     ) -> None:
-        """`worth_at`: how much is done here before it is worth its start, if there are two cores.
+        """`worth_at`: how much is done here before one is worth its start, if there are two cores.
 
-        `begins_at` is the same whatever the machine. `loss`: what it is to be without, for the log.
+        `begins_at` is the same whatever the machine. `loss`: what it is to be without one, for the
+        log. `count`: how many there are to be.
         """
         if begins_at is None and len(os.sched_getaffinity(0)) > 1:  # else nothing is to be won
             begins_at = worth_at
         self._start = start
         self._log = log
         self._loss = loss
+        self._count = count
         self._lock = threading.Lock()
         self._until = begins_at
-        self.process: SideProcess | None = None
-        """It, once it was worth its start."""
+        self.processes: list[SideProcess] = []
+        """They, once they were worth their start."""
 
     def close(self) -> None:
-        """End it, if there is one."""
+        """End them, if there are any."""
         with self._lock:
             self._until = None
-            process, self.process = self.process, None
-        if process is not None:
+            processes, self.processes = self.processes, []
+        for process in processes:
             process.close()
 
-    def at_hand(self, wanted: int) -> SideProcess | None:
-        """It, if it is ready to do so much; starts it when it has become worth it."""
+    def expect(self, wanted: int) -> None:
+        """Take note of so much to do; starts them once that is worth it."""
         with self._lock:
-            if self.process is None and self._until is not None:
-                self._until -= wanted
-                if self._until <= 0:
-                    self._until = None
-                    try:
-                        self.process = self._start()
-                    except SideGoneError as error:
-                        self._warn(error)
-            process = self.process
-        return process if process is not None and process.is_ready() else None
+            if self._until is None:
+                return
+            self._until -= wanted
+            if self._until <= 0:
+                self._until = None
+                self._start_all()
 
-    def do_without(self, error: SideGoneError) -> None:
-        """Go on without it, since it has gone; says so once."""
+    def at_hand(self, wait_seconds: float = 0) -> SideProcess | None:
+        """The least busy of those that have come up; waits so long for each, if there are any."""
         with self._lock:
-            process, self.process = self.process, None
-        if process is not None:
+            processes = list(self.processes)
+        ready = [process for process in processes if process.is_ready(wait_seconds)]
+        return min(ready, key=lambda process: process.backlog, default=None)
+
+    def _start_all(self) -> None:
+        try:
+            for _ in range(self._count):
+                self.processes.append(self._start())
+        except SideGoneError as error:
+            self._warn(error)
+
+    def do_without(self, process: SideProcess, error: SideGoneError) -> None:
+        """Go on without one, since it has gone; says so once."""
+        with self._lock:
+            is_news = process in self.processes
+            if is_news:
+                self.processes.remove(process)
+        if is_news:
             self._warn(error)
             process.close()
 
@@ -232,6 +256,7 @@ def serve(
     theirs, root, shared = map(int, sys.argv[1:])
     # A Ctrl-C at a terminal reaches the whole group; the agent says when it is over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.set_threshold(GC_OBJECTS)
     memory = mmap.mmap(shared, SLOTS * SLOT_BYTES)
     with socket.socket(fileno=theirs) as agent, contextlib.suppress(ConnectionError):
         setup = _receive(agent, setup_kind)

@@ -71,13 +71,14 @@ class SmallFiles:
     def _by_reader(
         self, files: Sequence[tuple[bytes, bool]], lent: contextlib.ExitStack
     ) -> list[Read] | None:
-        reader = self.reader.at_hand(len(files))
+        self.reader.expect(len(files))
+        reader = self.reader.at_hand()
         if reader is None:
             return None
         try:
             found = lent.enter_context(read_by(reader, files))
         except SideGoneError as error:
-            self.reader.do_without(error)
+            self.reader.do_without(reader, error)
             return None
         left = [index for index, each in enumerate(found) if each is Outcome.NO_ROOM]
         if left:

@@ -1,19 +1,33 @@
-"""Files restored whole, in one piece: here while there are few, by a writer once there are many."""
+"""Files restored whole, in one piece: here while there are few, by writers once there are many."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from agent.errors import TargetError
 from agent.side import SLOT_BYTES, SideGoneError, SideOnDemand
 from agent.standing import TargetFullError
 from agent.turn import Turn
-from agent.writer import Made, Setup, start_writer, write_by
+from agent.writer import FrameOrder, Made, Outcome, Setup, start_writer, write_by
 from agent.writing import File, Target
+from repository.errors import DamagedError, TidemarkError
+from repository.frames import FrameIdentity
+from repository.keys import FrameKey
+from repository.layout import ReaderKeys
 
 # A writer takes as long to start as so many files take to be made.
-_WRITER_FROM: Final = 2048
+_WRITERS_FROM: Final = 2048
+# They come up while the first files are planned; a machine that needs longer is better off waiting.
+_START_SECONDS: Final = 10.0
+# More would not be kept busy by one agent.
+_WRITERS_MAX: Final = 4
+# Batches for each: one that it works on, and one that it need not wait for.
+_BATCHES: Final = 2
 # A file that is larger costs little beside its content.
-_SIZE_MAX: Final = SLOT_BYTES // 8
+WHOLE_BYTES_MAX: Final = SLOT_BYTES // 8
+
+Outcomes = list[tuple[File, TidemarkError | None]]
 
 
 class Whole(NamedTuple):
@@ -23,54 +37,68 @@ class Whole(NamedTuple):
     data: memoryview
 
 
+class FileFrame(NamedTuple):
+    """A frame as it was fetched, and files whose whole content is in it."""
+
+    sealed: memoryview
+    key: FrameKey
+    identity: FrameIdentity
+    files: list[File]
+
+    def order(self) -> FrameOrder:
+        """What a writer is asked for."""
+        wanted = [(file.key, file.entry) for file in self.files]
+        return FrameOrder(len(self.sealed), self.key, self.identity, wanted)
+
+
 class WholeFiles:
     """Writes the files of one target that come in one piece. Used from many threads."""
 
     def __init__(
         self,
         target: Target,
+        keys: ReaderKeys,
         turn: Turn,
         log: Callable[[str, str], None],
         *,
-        writer_from: int | None = None,
+        writers_from: int | None = None,
     ) -> None:
-        """`writer_from`: how many files are made here before a writer is worth its start."""
+        """`writers_from`: for how many files writers are worth their start."""
         self._target = target
         self._turn = turn
-        setup = Setup(target.path)
-        self.writer = SideOnDemand(
+        setup = Setup(target.path, keys.repository, keys.ids.data)
+        count = min(_WRITERS_MAX, len(os.sched_getaffinity(0)))
+        self.writers = SideOnDemand(
             lambda: start_writer(target.tree.root, setup),
             log,
             "files are made without it, more slowly",
-            worth_at=_WRITER_FROM,
-            begins_at=writer_from,
+            worth_at=_WRITERS_FROM,
+            begins_at=writers_from,
+            count=count,
         )
+        self.asking = ThreadPoolExecutor(_BATCHES * count, thread_name_prefix="restore-asking")
+        """Threads that wait for writers: they need no core of their own."""
 
     def close(self) -> None:
-        """End the writer, if there is one."""
-        self.writer.close()
+        """End the writers, if there are any."""
+        self.asking.shutdown()
+        self.writers.close()
 
-    def write(self, wholes: Iterable[Whole]) -> Iterator[tuple[Whole, TargetError | None]]:
+    def expect(self, files: int) -> None:
+        """Take note that so many small files are going to be made."""
+        self.writers.expect(files)
+
+    def write(self, wholes: Sequence[Whole]) -> Outcomes:
         """Make files, or what takes the place of what stands there; each with its error, if any.
 
         Raises TargetFullError. The caller must not have the turn.
         """
-        new: list[Whole] = []
-        others: list[Whole] = []
-        for whole in wholes:
-            quick = whole.file.is_new and len(whole.data) <= _SIZE_MAX
-            (new if quick else others).append(whole)
-        for batch in _that_fit(new):
-            yield from self._by_writer(batch) or self._here(batch)
-        yield from self._here(others)
-
-    def _here(self, wholes: Sequence[Whole]) -> list[tuple[Whole, TargetError | None]]:
         if not wholes:
             return []
         with self._turn.taken():
-            return [(whole, self._one_here(whole)) for whole in wholes]
+            return [(whole.file, self._written(whole)) for whole in wholes]
 
-    def _one_here(self, whole: Whole) -> TargetError | None:
+    def _written(self, whole: Whole) -> TargetError | None:
         try:
             self._target.write_whole(whole.file, (whole.data,))
         except TargetFullError:
@@ -79,42 +107,51 @@ class WholeFiles:
             return error
         return None
 
-    def _by_writer(self, wholes: Sequence[Whole]) -> list[tuple[Whole, TargetError | None]] | None:
-        writer = self.writer.at_hand(len(wholes))
+    def write_frames(self, frames: Sequence[FileFrame]) -> Outcomes | None:
+        """Make new files, each with its error, if any; None where there is no writer to do it.
+
+        The frames fit a slot together, as `that_fit` says. Blocks for as long as a writer takes.
+        Raises TargetFullError.
+        """
+        writer = self.writers.at_hand(_START_SECONDS)
         if writer is None:
             return None
+        files = [file for frame in frames for file in frame.files]
         try:
-            made = write_by(writer, [(file.key, file.entry, data) for file, data in wholes])
+            made = write_by(writer, [(frame.sealed, frame.order()) for frame in frames])
         except SideGoneError as error:
-            self.writer.do_without(error)
+            self.writers.do_without(writer, error)
             # Some may have been made, and half made, before it ended: they make place.
-            for file, _ in wholes:
+            for file in files:
                 file.takes_name = self._target.look(file.key) is not None
             return None
-        pairs = zip(wholes, made, strict=True)
-        return [(whole, self._outcome(whole.file, each)) for whole, each in pairs]
+        return [(file, self._outcome(file, each)) for file, each in zip(files, made, strict=True)]
 
-    def _outcome(self, file: File, made: Made) -> TargetError | None:
+    def _outcome(self, file: File, made: Made) -> TidemarkError | None:
         for warning in made.warnings:
             self._target.warn(file.key, warning)
-        if made.is_full:
-            raise TargetFullError(made.error, hint=made.hint)
-        if made.error:
-            return TargetError(made.error, hint=made.hint)
-        file.begun = True
-        file.identity = made.identity
-        return None
+        match made.outcome:
+            case Outcome.MADE:
+                file.begun = True
+                file.identity = made.identity
+                return None
+            case Outcome.FULL:
+                raise TargetFullError(made.message, hint=made.hint)
+            case Outcome.FAILED:
+                return TargetError(made.message, hint=made.hint)
+            case Outcome.DAMAGED:
+                return DamagedError(made.message, hint=made.hint)
 
 
-def _that_fit(wholes: Sequence[Whole]) -> Iterator[list[Whole]]:
-    """Batches whose contents fit a slot."""
-    batch: list[Whole] = []
+def that_fit(frames: Iterable[FileFrame]) -> Iterator[list[FileFrame]]:
+    """Batches of frames that fit a slot; each of them does."""
+    batch: list[FileFrame] = []
     room = SLOT_BYTES
-    for whole in wholes:
-        if batch and len(whole.data) > room:
+    for frame in frames:
+        if batch and len(frame.sealed) > room:
             yield batch
             batch, room = [], SLOT_BYTES
-        batch.append(whole)
-        room -= len(whole.data)
+        batch.append(frame)
+        room -= len(frame.sealed)
     if batch:
         yield batch

@@ -1,19 +1,23 @@
-"""Making small files in a process of its own, beside the one that fetches and checks them.
+"""Making small files in processes of their own, beside the one that fetches.
 
-To make a file, to write it and to give it its metadata takes more of the kernel than all that is
-done with its content before, and the interpreter lets nobody else do that meanwhile. So a restore
-that makes many of them starts a writer (`writer_main.py`, side.py), which is given the target's
-open directory and works in it as `writing.py` does everywhere. Only files whose names are free go
-there: what takes the place of something is made here.
+To open a frame, to check what is in it and to make a file of each chunk takes more of the kernel,
+of zstd and of the interpreter than all that is done before, and the interpreter lets nobody else do
+anything meanwhile. So a restore that makes many files starts writers (`writer_main.py`, side.py),
+which are given the target's open directory and the frames as they were fetched, and work as
+`writing.py` does everywhere. Only files whose names are free go there: what takes the place of
+something is made here.
 """
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import msgspec
-from msgspec import structs
 
 from agent.side import SideProcess
 from repository.entries import Entry
+from repository.frames import FrameIdentity
+from repository.ids import RepositoryId
+from repository.keys import FrameKey
 
 
 class Setup(msgspec.Struct, frozen=True, array_like=True):
@@ -21,27 +25,49 @@ class Setup(msgspec.Struct, frozen=True, array_like=True):
 
     path: bytes
     """The target, for messages."""
+    repository: RepositoryId
+    id_key: bytes
+    """The key of data chunks' ids, to check what comes out of a frame."""
+
+
+class FrameOrder(msgspec.Struct, frozen=True, array_like=True):
+    """What is to be made of a frame."""
+
+    length: int
+    """Of the sealed frame, in bytes."""
+    key: FrameKey
+    identity: FrameIdentity
+    files: list[tuple[bytes, Entry]]
+    """The key and entry of each; the entry's one extent says where its content is."""
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True):
-    """A batch to be made from a slot, in which contents lie one after the other."""
+    """A batch to be made from a slot, in which sealed frames lie one after the other."""
 
     slot: int
-    files: list[tuple[bytes, Entry]]
-    """The key and entry of each, without what tells where its content is stored."""
+    frames: list[FrameOrder]
+
+
+class Outcome(IntEnum):
+    """What became of a file."""
+
+    MADE = 0
+    FAILED = 1
+    FULL = 2
+    """The target takes no more."""
+    DAMAGED = 3
+    """What was stored for it is not what it should be."""
 
 
 class Made(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What became of one file of a batch."""
 
+    outcome: Outcome = Outcome.MADE
     identity: tuple[int, int] | None = None
     """Device and inode of a file that has several names."""
     warnings: list[str] = []
-    error: str = ""
-    """Why there is none, or empty."""
+    message: str = ""
     hint: str = ""
-    is_full: bool = False
-    """Whether the error is that the target takes no more."""
 
 
 def start_writer(root: int, setup: Setup) -> SideProcess:
@@ -49,13 +75,14 @@ def start_writer(root: int, setup: Setup) -> SideProcess:
     return SideProcess("agent.writer_main", root, setup)
 
 
-def write_by(writer: SideProcess, files: Sequence[tuple[bytes, Entry, memoryview]]) -> list[Made]:
-    """Make files of these keys, entries and contents, which fit a slot. Raises SideGoneError."""
+def write_by(writer: SideProcess, frames: Sequence[tuple[memoryview, FrameOrder]]) -> list[Made]:
+    """Make the files of these sealed frames, which fit a slot together. Raises SideGoneError."""
     with writer.slot() as slot:
         position = 0
-        for _, _, data in files:
-            end = position + len(data)
-            slot.room[position:end] = data
+        for sealed, frame in frames:
+            end = position + frame.length
+            slot.room[position:end] = sealed
             position = end
-        told = [(key, structs.replace(entry, content=None)) for key, entry, _ in files]
-        return writer.ask(Order(slot.number, told), list[Made], len(files))
+        order = Order(slot.number, [frame for _, frame in frames])
+        count = sum(len(frame.files) for _, frame in frames)
+        return writer.ask(order, list[Made], count)

@@ -1,12 +1,17 @@
-"""The writer process: batches of files in, what became of them out (see `writer.py`)."""
+"""The writer process: batches of frames in, what became of their files out (see `writer.py`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from agent.errors import TargetError
 from agent.side import serve
 from agent.standing import TargetFullError
-from agent.writer import Made, Order, Setup
+from agent.writer import FrameOrder, Made, Order, Outcome, Setup
 from agent.writing import File, Target
+from repository.entries import Entry
+from repository.errors import DamagedError
+from repository.frames import FrameReader
+from repository.ids import IdKeys, ObjectType
+from repository.reader import Chunks, slice_extent
 
 
 def main() -> None:
@@ -15,29 +20,57 @@ def main() -> None:
 
 
 def _begin(setup: Setup, root: int) -> Callable[[Order, memoryview], list[Made]]:
-    warnings: list[str] = []
-    target = Target(root, setup.path, lambda _key, message: warnings.append(message))
+    maker = _Maker(setup, root)
 
     def answer(order: Order, room: memoryview) -> list[Made]:
         made: list[Made] = []
         position = 0
-        for key, entry in order.files:
-            end = position + entry.size
-            made.append(_make(target, File(key, entry), room[position:end], warnings))
-            warnings.clear()
+        for frame in order.frames:
+            end = position + frame.length
+            made += maker.make(frame, room[position:end])
             position = end
         return made
 
     return answer
 
 
-def _make(target: Target, file: File, data: memoryview, warnings: list[str]) -> Made:
-    try:
-        target.write_whole(file, (data,))
-    except TargetError as error:
-        is_full = isinstance(error, TargetFullError)
-        return Made(None, [], error.message, error.hint, is_full)
-    return Made(file.identity, list(warnings))
+class _Maker:
+    """Makes files of what is in frames."""
+
+    def __init__(self, setup: Setup, root: int) -> None:
+        self._warnings: list[str] = []
+        self._target = Target(root, setup.path, lambda _, message: self._warnings.append(message))
+        self._reader = FrameReader(setup.repository, IdKeys(setup.id_key, b"", b""))
+
+    def make(self, frame: FrameOrder, sealed: memoryview) -> Iterator[Made]:
+        try:
+            chunks = self._reader.open(sealed, frame.key, frame.identity, ObjectType.DATA)
+        except DamagedError as error:
+            damaged = Made(Outcome.DAMAGED, message=error.message, hint=error.hint)
+            return iter([damaged] * len(frame.files))
+        return (self._one(key, entry, chunks) for key, entry in frame.files)
+
+    def _one(self, key: bytes, entry: Entry, chunks: Chunks) -> Made:
+        file = File(key, entry)
+        try:
+            self._target.write_whole(file, (_content(entry, chunks),))
+        except TargetFullError as error:
+            return Made(Outcome.FULL, message=error.message, hint=error.hint)
+        except TargetError as error:
+            return Made(Outcome.FAILED, message=error.message, hint=error.hint)
+        except DamagedError as error:
+            return Made(Outcome.DAMAGED, message=error.message, hint=error.hint)
+        if not self._warnings:
+            return Made(identity=file.identity)
+        warnings = self._warnings[:]
+        self._warnings.clear()
+        return Made(identity=file.identity, warnings=warnings)
+
+
+def _content(entry: Entry, chunks: Chunks) -> memoryview:
+    assert entry.content is not None
+    [extent] = entry.content.extents
+    return slice_extent(extent, chunks)
 
 
 if __name__ == "__main__":

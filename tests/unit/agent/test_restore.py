@@ -141,14 +141,14 @@ def picture(root: Path) -> dict[str, object]:
     return found
 
 
-async def test_many_small_files_come_back_by_a_writer(
+async def test_many_small_files_come_back_by_writers(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.wholes._WRITER_FROM", 0)
+    monkeypatch.setattr("agent.wholes._WRITERS_FROM", 0)
     is_ready, used = SideProcess.is_ready, []
 
-    def is_ready_at_once(side: SideProcess) -> bool:
-        used.append(is_ready(side, 30))
+    def is_ready_at_once(side: SideProcess, wait_seconds: float = 0) -> bool:
+        used.append(is_ready(side, max(wait_seconds, 30)))
         return used[-1]
 
     monkeypatch.setattr(SideProcess, "is_ready", is_ready_at_once)

@@ -44,7 +44,9 @@ def test_what_cannot_be_started_is_done_without_and_told_once() -> None:
         start, lambda _, message: logged.append(message), "slowly", worth_at=9, begins_at=2
     )
 
-    assert [side.at_hand(1) for _ in range(4)] == [None] * 4
+    for _ in range(4):
+        side.expect(1)
+        assert side.at_hand() is None
     assert logged == ["it cannot be started; slowly"]
 
 
@@ -52,5 +54,7 @@ def test_a_machine_of_one_core_does_without(root: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     side = SideOnDemand(lambda: broken(root), lambda *_: None, "slowly", worth_at=1)
 
-    assert side.at_hand(1_000_000) is None
-    assert side.process is None
+    side.expect(1_000_000)
+
+    assert side.at_hand() is None
+    assert side.processes == []

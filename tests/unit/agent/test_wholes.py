@@ -1,9 +1,9 @@
-"""Small files come out the same, whether they are made here or by a writer process."""
+"""Small files come out the same, whether they are made here or by writer processes."""
 
 import os
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,22 @@ from msgspec import structs
 from agent.side import SLOT_BYTES
 from agent.standing import TargetFullError
 from agent.turn import Turn
-from agent.wholes import Whole, WholeFiles
+from agent.wholes import FileFrame, Outcomes, Whole, WholeFiles, that_fit
 from agent.writing import File, Target
-from repository.entries import Attributes, EntryType
+from repository.entries import Attributes, ChunkClass, Content, EntryType, Extent
+from repository.errors import DamagedError
+from repository.frames import FrameIdentity
+from repository.ids import ChunkId, IdKeys, ObjectType, PackNonce, RepositoryId
+from repository.layout import ReaderKeys
 from tests.fakes.agent import entry
+from tests.fakes.frames import MemoryFrames
 from tests.faults.disks import memory_disk
 
 NEVER = 1 << 30
 TIME = 1_234_567_890_123_456_789
+IDS = IdKeys(b"d" * 32, b"n" * 32, b"l" * 32)
+KEYS = ReaderKeys(RepositoryId(b"R" * 16), IDS)
+NONCE = PackNonce(b"p" * 16)
 
 
 @pytest.fixture
@@ -42,25 +50,27 @@ def target(tmp_path: Path, warned: list[tuple[bytes, str]]) -> Iterator[Target]:
         yield target
 
 
-@pytest.fixture(params=["here", "by a writer"])
+@pytest.fixture(params=["here", "by writers"])
 def wholes(
     request: pytest.FixtureRequest, target: Target, logged: list[str]
 ) -> Iterator[WholeFiles]:
-    log = lambda _, message: logged.append(message)  # noqa: E731 - shorter
-    wholes = WholeFiles(target, Turn(), log, writer_from=NEVER if request.param == "here" else 0)
-    if request.param != "here":
-        wait_for_writer(wholes)
+    writers_from = NEVER if request.param == "here" else 0
+    wholes = made(target, logged, writers_from=writers_from)
+    wholes.expect(1)
     yield wholes
     wholes.close()
     assert logged == []
 
 
-def wait_for_writer(wholes: WholeFiles) -> int:
-    """Let the writer start; its process id."""
-    assert outcomes(wholes, whole(b"the-first", b"")) == [None]
-    assert wholes.writer.process is not None
-    assert wholes.writer.process.is_ready(wait_seconds=30)
-    return wholes.writer.process.process_id
+def made(target: Target, logged: list[str], *, writers_from: int) -> WholeFiles:
+    log = lambda _, message: logged.append(message)  # noqa: E731 - shorter
+    return WholeFiles(target, KEYS, Turn(), log, writers_from=writers_from)
+
+
+def process_ids(wholes: WholeFiles) -> list[int]:
+    """Those of the writers, once they have come up."""
+    assert all(process.is_ready(wait_seconds=30) for process in wholes.writers.processes)
+    return [process.process_id for process in wholes.writers.processes]
 
 
 def whole(
@@ -81,17 +91,50 @@ def whole(
 
 def outcomes(wholes: WholeFiles, *files: Whole) -> list[str | None]:
     """What became of each file: its error, or none."""
-    found = {id(each.file): error for each, error in wholes.write(files)}
+    found = {id(file): error for file, error in written(wholes, files)}
     assert len(found) == len(files)
     errors = [found[id(each.file)] for each in files]
     return [None if error is None else error.message for error in errors]
+
+
+def written(wholes: WholeFiles, files: Sequence[Whole]) -> Outcomes:
+    """Have them made by writers, if there are any for what takes no place, or else here."""
+    new = [each for each in files if each.file.is_new]
+    others = [each for each in files if not each.file.is_new]
+    found: Outcomes = []
+    for batch in that_fit(in_frames(new)):
+        by_writer = wholes.write_frames(batch)
+        if by_writer is None:
+            among = {id(file) for frame in batch for file in frame.files}
+            others += [each for each in new if id(each.file) in among]
+        else:
+            found += by_writer
+    return [*found, *wholes.write(others)]
+
+
+def in_frames(files: Sequence[Whole]) -> list[FileFrame]:
+    """The files, three to a frame; from now on their entries say where their content is."""
+    source = MemoryFrames(KEYS.repository, IDS, NONCE)
+    frames = []
+    for start in range(0, len(files), 3):
+        some = files[start : start + 3]
+        places = source.add(ObjectType.DATA, *(bytes(each.data) for each in some))
+        for (file, _), (chunk_id, place) in zip(some, places, strict=True):
+            extents = [Extent.at(chunk_id, place)]
+            content = Content(ChunkClass.SMALL, extents, None)
+            file.entry = structs.replace(file.entry, content=content)
+        sealed, key = source.frames[-1]
+        identity = FrameIdentity(NONCE, len(source.frames) - 1)
+        of_these = [each.file for each in some]
+        frames.append(FileFrame(memoryview(sealed), key, identity, of_these))
+    return frames
 
 
 def test_files_have_their_content_and_their_metadata(wholes: WholeFiles, tmp_path: Path) -> None:
     files = [
         whole(b"a", b"first", mode=0o4751),
         whole(b"below\0b", os.urandom(100_000), xattrs=[(b"user.color", b"\x00blue")]),
-        whole(b"c", os.urandom(SLOT_BYTES // 2), mode=0o600),
+        whole(b"c", os.urandom(SLOT_BYTES // 4), mode=0o600),
         whole(b"not \xff utf-8\n", b"odd"),
     ]
 
@@ -167,17 +210,19 @@ def test_what_an_attribute_cannot_be_is_a_warning(
 ) -> None:
     file = whole(b"a", b"content", xattrs=[(b"nonsense", b"x")])
 
-    assert outcomes(wholes, file, whole(b"b", b"")) == [None, None]
+    assert outcomes(wholes, file, whole(b"b", b"x")) == [None, None]
 
     assert [key for key, _ in warned] == [b"a"]
     assert "nonsense" in warned[0][1]
 
 
 def test_a_writer_that_ends_early_costs_a_warning(
-    target: Target, tmp_path: Path, logged: list[str]
+    target: Target, tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wholes = WholeFiles(target, Turn(), lambda _, message: logged.append(message), writer_from=0)
-    process_id = wait_for_writer(wholes)
+    monkeypatch.setattr("agent.wholes._WRITERS_MAX", 1)
+    wholes = made(target, logged, writers_from=0)
+    wholes.expect(1)
+    [process_id] = process_ids(wholes)
     os.kill(process_id, signal.SIGSTOP)
     # As if it had been killed in the middle of this file.
     (tmp_path / "target" / "half").write_bytes(b"ha")
@@ -196,37 +241,88 @@ def test_a_writer_that_ends_early_costs_a_warning(
     assert "more slowly" in logged[0]
 
 
-@pytest.mark.parametrize("writer_from", [NEVER, 0])
-def test_a_full_target_ends_everything(tmp_path: Path, writer_from: int) -> None:
+def test_the_other_writers_go_on_without_one_that_ended(
+    target: Target, logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    wholes = made(target, logged, writers_from=0)
+    wholes.expect(1)
+    first, second = process_ids(wholes)
+    os.kill(first, signal.SIGKILL)
+
+    assert outcomes(wholes, whole(b"a", b"a")) == [None]
+    assert process_ids(wholes) == [second]
+    assert wholes.write_frames(in_frames([whole(b"b", b"b")])) is not None
+    wholes.close()
+
+    assert len(logged) == 1
+
+
+@pytest.mark.parametrize("writers_from", [NEVER, 0])
+def test_a_full_target_ends_everything(
+    tmp_path: Path, logged: list[str], writers_from: int
+) -> None:
     with memory_disk(tmp_path / "small", 64 * 1024) as disk:
         descriptor = os.open(disk, os.O_RDONLY | os.O_DIRECTORY)
         with Target(descriptor, os.fsencode(disk), lambda *_: None) as target:
-            wholes = WholeFiles(target, Turn(), lambda *_: None, writer_from=writer_from)
-            if not writer_from:
-                wait_for_writer(wholes)
+            wholes = made(target, logged, writers_from=writers_from)
+            wholes.expect(1)
             files = [whole(b"%d" % number, bytes(40_000)) for number in range(3)]
             with pytest.raises(TargetFullError, match="no space left"):
                 outcomes(wholes, *files)
             wholes.close()
 
 
-def test_a_writer_ends_with_its_restore(target: Target) -> None:
-    wholes = WholeFiles(target, Turn(), lambda *_: None, writer_from=0)
-    process_id = wait_for_writer(wholes)
+def test_a_damaged_frame_costs_its_own_files(
+    target: Target, tmp_path: Path, logged: list[str]
+) -> None:
+    wholes = made(target, logged, writers_from=0)
+    wholes.expect(1)
+    files = [whole(b"%d" % number, b"content %d" % number) for number in range(9)]
+    frames = in_frames(files)
+    flipped = bytearray(frames[1].sealed)
+    flipped[7] ^= 1
+    frames[1] = frames[1]._replace(sealed=memoryview(flipped))
+    # And one that does not hold what an entry says.
+    strange = files[8].file
+    strange.entry = structs.replace(strange.entry, content=files[7].file.entry.content)
+    assert strange.entry.content is not None
+    [extent] = strange.entry.content.extents
+    wrong = structs.replace(extent, id=ChunkId(b"x" * 32))
+    strange.entry = structs.replace(
+        strange.entry, content=structs.replace(strange.entry.content, extents=[wrong])
+    )
+
+    found = wholes.write_frames(frames)
+    wholes.close()
+
+    assert found is not None
+    bad = {file.key for file, error in found if isinstance(error, DamagedError)}
+    assert bad == {b"3", b"4", b"5", b"8"}
+    assert all(error is not None and error.hint for file, error in found if file.key in bad)
+    left = {path.name for path in (tmp_path / "target").iterdir() if path.is_file()}
+    assert left == {"0", "1", "2", "6", "7"}
+
+
+def test_writers_end_with_their_restore(target: Target, logged: list[str]) -> None:
+    wholes = made(target, logged, writers_from=0)
+    wholes.expect(1)
+    ids = process_ids(wholes)
 
     wholes.close()
 
-    with pytest.raises(ProcessLookupError):
-        os.kill(process_id, 0)
+    for process_id in ids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process_id, 0)
 
 
-def test_few_files_start_no_writer(target: Target) -> None:
-    wholes = WholeFiles(target, Turn(), lambda *_: None, writer_from=2)
+def test_few_files_start_no_writer(target: Target, logged: list[str]) -> None:
+    wholes = made(target, logged, writers_from=2)
 
     started = []
-    for key in (b"a", b"b"):
-        assert outcomes(wholes, whole(key, b"x")) == [None]
-        started.append(wholes.writer.process is not None)
+    for _ in range(2):
+        wholes.expect(1)
+        started.append(bool(wholes.writers.processes))
     wholes.close()
 
     assert started == [False, True]
