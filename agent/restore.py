@@ -460,8 +460,8 @@ class _Restore:
             ):
                 others.append((wanted, sealed))
                 continue
-            files = [piece.file for piece in pieces if piece.file.error is None]
-            by_writers.append(FileFrame(sealed, wanted.place.key, wanted.identity, files))
+            if files := [piece.file for piece in pieces if piece.file.error is None]:
+                by_writers.append(FileFrame(sealed, wanted.place.key, wanted.identity, files))
         return by_writers, others
 
     def _ask(self, wholes: WholeFiles, frames: Sequence[FileFrame]) -> bool:

@@ -122,7 +122,8 @@ class SideProcess:
         if self._ready:
             return True
         with self._sending:
-            if not self._ready:  # another thread may have met it meanwhile
+            # Another thread may have met it meanwhile, or given it up.
+            if not self._ready and self._socket.fileno() >= 0:
                 readable, _, _ = select.select([self._socket], [], [], wait_seconds)
                 # An end that came instead of the greeting shows with the first batch.
                 if readable:
@@ -217,10 +218,18 @@ class SideOnDemand:
                 self._start_all()
 
     def at_hand(self, wait_seconds: float = 0) -> SideProcess | None:
-        """The least busy of those that have come up; waits so long for each, if there are any."""
+        """The least busy of those that have come up, if any has.
+
+        With a wait, what has not come up after so long is done without from now on.
+        """
         with self._lock:
             processes = list(self.processes)
-        ready = [process for process in processes if process.is_ready(wait_seconds)]
+        ready = []
+        for process in processes:
+            if process.is_ready(wait_seconds):
+                ready.append(process)
+            elif wait_seconds:
+                self.do_without(process, SideGoneError("a process beside the agent does not start"))
         return min(ready, key=lambda process: process.backlog, default=None)
 
     def _start_all(self) -> None:

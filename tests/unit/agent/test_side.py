@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -48,6 +49,22 @@ def test_what_cannot_be_started_is_done_without_and_told_once() -> None:
         side.expect(1)
         assert side.at_hand() is None
     assert logged == ["it cannot be started; slowly"]
+
+
+def test_one_that_does_not_start_is_waited_for_once(root: int) -> None:
+    logged: list[str] = []
+    hung = SideProcess("tests.unit.agent.hanging", root, "a setup that nobody reads")
+    side = SideOnDemand(
+        lambda: hung, lambda _, message: logged.append(message), "slowly", worth_at=1, begins_at=1
+    )
+    side.expect(1)
+
+    assert side.at_hand() is None
+    assert side.processes == [hung]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(side.at_hand, [0.1, 0.1])) == [None, None]
+    assert side.processes == []
+    assert logged == ["a process beside the agent does not start; slowly"]
 
 
 def test_a_machine_of_one_core_does_without(root: int, monkeypatch: pytest.MonkeyPatch) -> None:
