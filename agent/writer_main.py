@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def _begin(setup: Setup, root: int) -> Callable[[Order, memoryview], list[Made]]:
-    maker = _Maker(setup, root)
+    maker = Maker(setup, root)
 
     def answer(order: Order, room: memoryview) -> list[Made]:
         made: list[Made] = []
@@ -34,15 +34,18 @@ def _begin(setup: Setup, root: int) -> Callable[[Order, memoryview], list[Made]]
     return answer
 
 
-class _Maker:
+class Maker:
     """Makes files of what is in frames."""
 
     def __init__(self, setup: Setup, root: int) -> None:
-        self._warnings: list[str] = []
-        self._target = Target(root, setup.path, lambda _, message: self._warnings.append(message))
+        """Take over the target's open directory."""
+        self.warnings: list[str] = []
+        """Of the file at hand."""
+        self._target = Target(root, setup.path, lambda _, message: self.warnings.append(message))
         self._reader = FrameReader(setup.repository, IdKeys(setup.id_key, b"", b""))
 
     def make(self, frame: FrameOrder, sealed: memoryview) -> Iterator[Made]:
+        """What becomes of each file of a frame, one after the other as it is asked for."""
         try:
             chunks = self._reader.open(sealed, frame.key, frame.identity, ObjectType.DATA)
         except DamagedError as error:
@@ -51,6 +54,8 @@ class _Maker:
         return (self._one(key, entry, chunks) for key, entry in frame.files)
 
     def _one(self, key: bytes, entry: Entry, chunks: Chunks) -> Made:
+        # Those of a file that failed are not the next one's.
+        self.warnings.clear()
         file = File(key, entry)
         try:
             self._target.write_whole(file, (_content(entry, chunks),))
@@ -60,11 +65,7 @@ class _Maker:
             return Made(Outcome.FAILED, message=error.message, hint=error.hint)
         except DamagedError as error:
             return Made(Outcome.DAMAGED, message=error.message, hint=error.hint)
-        if not self._warnings:
-            return Made(identity=file.identity)
-        warnings = self._warnings[:]
-        self._warnings.clear()
-        return Made(identity=file.identity, warnings=warnings)
+        return Made(identity=file.identity, warnings=self.warnings[:])
 
 
 def _content(entry: Entry, chunks: Chunks) -> memoryview:

@@ -13,6 +13,8 @@ from agent.side import SLOT_BYTES
 from agent.standing import TargetFullError
 from agent.turn import Turn
 from agent.wholes import FileFrame, Outcomes, Whole, WholeFiles, that_fit
+from agent.writer import Outcome, Setup
+from agent.writer_main import Maker
 from agent.writing import File, Target
 from repository.entries import Attributes, ChunkClass, Content, EntryType, Extent
 from repository.errors import DamagedError
@@ -216,6 +218,20 @@ def test_what_an_attribute_cannot_be_is_a_warning(
     assert "nonsense" in warned[0][1]
 
 
+def test_a_warning_of_a_file_that_failed_is_not_the_next_ones(tmp_path: Path) -> None:
+    root = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    maker = Maker(Setup(b"/target", KEYS.repository, IDS.data), root)
+    (tmp_path / "taken").write_bytes(b"mine")
+    [frame] = in_frames([whole(b"taken", b"1"), whole(b"b", b"2")])
+    maker.warnings.append("of whatever came before")
+
+    first, second = maker.make(frame.order(), frame.sealed)
+
+    assert (first.outcome, second.outcome) == (Outcome.FAILED, Outcome.MADE)
+    assert (first.warnings, second.warnings) == ([], [])
+    os.close(root)
+
+
 def test_a_writer_that_ends_early_costs_a_warning(
     target: Target, tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,12 +301,12 @@ def test_a_damaged_frame_costs_its_own_files(
     frames[1] = frames[1]._replace(sealed=memoryview(flipped))
     # And one that does not hold what an entry says.
     strange = files[8].file
-    strange.entry = structs.replace(strange.entry, content=files[7].file.entry.content)
-    assert strange.entry.content is not None
-    [extent] = strange.entry.content.extents
+    content = strange.entry.content
+    assert content is not None
+    [extent] = content.extents
     wrong = structs.replace(extent, id=ChunkId(b"x" * 32))
     strange.entry = structs.replace(
-        strange.entry, content=structs.replace(strange.entry.content, extents=[wrong])
+        strange.entry, content=structs.replace(content, extents=[wrong])
     )
 
     found = wholes.write_frames(frames)
