@@ -6,6 +6,7 @@ What the caller may do is in the class, as in repository/errors.py, from which a
     ├── ConfigError            exit 2: the configuration is wrong; all problems at once
     ├── SourceError            one path of a volume cannot be read; the rest can
     │   └── VolumeError        the volume itself cannot; its backup is Failed
+    ├── UntrackableError       events cannot tell what changes in a volume; sweep it
     ├── TargetError            a restore cannot be written where it was asked to
     ├── StateError             the agent's own state directory is unusable
     ├── EngineError            the container engine does not answer; try again
@@ -36,6 +37,10 @@ class SourceError(TidemarkError):
 
 class VolumeError(SourceError):
     """The volume as a whole could not be read: it has gone, or nobody lets us in."""
+
+
+class UntrackableError(TidemarkError):
+    """Events cannot tell what changes in a volume; the message says why. A sweep can."""
 
 
 class TargetError(TidemarkError):
