@@ -305,7 +305,10 @@ class Fleet:
 
 def _is_sound(report: VolumeReport) -> bool:
     used = report.workload
-    texts = (report.reason, used.project, *used.containers, *used.labels, *used.labels.values())
+    texts = (
+        *(report.reason, *report.tracking),
+        *(used.project, *used.containers, *used.labels, *used.labels.values()),
+    )
     return (
         len(report.local_id) == ID_BYTES
         and report.name != ""

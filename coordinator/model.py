@@ -7,7 +7,7 @@ them; those of nodes, volumes and sessions are the 16 raw bytes that the format 
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from repository.ids import NodeId, PackNonce, SessionId, VolumeId
 
@@ -212,6 +212,15 @@ class Workload:
     labels: dict[str, str] = field(default_factory=dict)
 
 
+class Tracking(NamedTuple):
+    """What tells an agent of a volume's changes, in its own words."""
+
+    source: str = ""
+    """Empty while it has not looked."""
+    reason: str = ""
+    """Why nothing better does; empty where nothing is better."""
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A directory tree or file on a node, and whether it is backed up."""
@@ -232,6 +241,7 @@ class Volume:
     # What its node calls it, and the name that is waited for after a move: coordinator/holding.py.
     local_id: VolumeId | None = None
     awaits: str | None = None
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +255,7 @@ class VolumeReport:
     verdict: str
     reason: str
     workload: Workload = field(default_factory=Workload)
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 @dataclass(frozen=True, slots=True)

@@ -374,6 +374,8 @@ def _volume(view: VolumeView) -> admin_pb2.Volume:
         labels=volume.workload.labels,
         present=volume.present,
         held_by=view.held_by,
+        tracked_by=volume.tracking.source,
+        tracking_reason=volume.tracking.reason,
     )
     if view.head is not None:
         message.last_snapshot_id = view.head.snapshot_id

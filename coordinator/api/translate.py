@@ -28,6 +28,7 @@ from coordinator.model import (
     RestoreResult,
     Snapshot,
     Task,
+    Tracking,
     VerifyDepth,
     VerifyResult,
     Volume,
@@ -97,6 +98,7 @@ def volume_report(message: agent_pb2.VolumeReport) -> VolumeReport:
             project=message.project,
             labels=dict(message.labels),
         ),
+        tracking=Tracking(message.tracked_by, message.tracking_reason),
     )
 
 

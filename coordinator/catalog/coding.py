@@ -29,6 +29,7 @@ from coordinator.model import (
     SnapshotHex,
     Task,
     TaskId,
+    Tracking,
     VerifyOrder,
     VerifyResult,
     Volume,
@@ -87,6 +88,7 @@ def volume(row: Row[Any]) -> Volume:
         workload=_workload.decode(row.workload) if row.workload else Workload(),
         local_id=None if row.local_id is None else VolumeId(row.local_id),
         awaits=row.awaits,
+        tracking=Tracking(row.tracked_by, row.tracking_reason),
     )
 
 
@@ -114,6 +116,8 @@ def report_row(report: VolumeReport) -> dict[str, Any]:
         "reason": report.reason,
         "present": True,
         "workload": encode(report.workload),
+        "tracked_by": report.tracking.source,
+        "tracking_reason": report.tracking.reason,
     }
 
 

@@ -75,6 +75,9 @@ volumes = Table(
     Column("awaits", String),
     # Containers, project, labels. Empty where there are none, or in rows of the first version.
     Column("workload", LargeBinary, nullable=False, default=b"", server_default=""),
+    # What tells its agent of changes, and why nothing better does. Empty while nobody has looked.
+    Column("tracked_by", String, nullable=False, default="", server_default=""),
+    Column("tracking_reason", String, nullable=False, default="", server_default=""),
     # The highest sequence ever given out, to a snapshot that failed as well: never used twice.
     Column("last_sequence", BigInteger, nullable=False, default=0),
     Index("ux_volumes_node_id_local_id", "node_id", "local_id", unique=True),

@@ -95,6 +95,12 @@ def age(volume: Document) -> str:
     return "never" if seconds is None else format_duration(seconds)
 
 
+def _tracking(volume: Document) -> str:
+    """What tells of changes, and why nothing better does."""
+    source, reason = volume["tracked_by"] or "unknown", volume["tracking_reason"]
+    return f"{source} ({reason})" if reason else source
+
+
 def _table(volume: Document) -> Table:
     return fields_table(
         [
@@ -115,6 +121,7 @@ def _table(volume: Document) -> Table:
             ("last completed", local_time(volume["last_completed_at"])),
             ("age", age(volume)),
             ("change detection", volume["change_detection"] or "unknown"),
+            ("tracked by", _tracking(volume)),
             ("last proof", local_time(volume["last_proof_at"])),
         ]
     )

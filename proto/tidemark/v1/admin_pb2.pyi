@@ -527,6 +527,8 @@ class Volume(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     PRESENT_FIELD_NUMBER: _builtins.int
     HELD_BY_FIELD_NUMBER: _builtins.int
+    TRACKED_BY_FIELD_NUMBER: _builtins.int
+    TRACKING_REASON_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     volume_id: _builtins.str
     node: _builtins.str
@@ -546,6 +548,11 @@ class Volume(_message.Message):
     """Whether its agent still has it; if not, there are only its snapshots."""
     held_by: _builtins.str
     """Set where this node only claims a volume: the node that holds it."""
+    tracked_by: _builtins.str
+    """What tells its agent of changes: "fanotify", "inotify" or "sweep"; empty while unknown. And why
+    nothing better does; empty where nothing is better.
+    """
+    tracking_reason: _builtins.str
     @_builtins.property
     def last_completed_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -579,10 +586,12 @@ class Volume(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         present: _builtins.bool = ...,
         held_by: _builtins.str | None = ...,
+        tracked_by: _builtins.str = ...,
+        tracking_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_held_by", b"_held_by", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "held_by", b"held_by", "last_completed_at", b"last_completed_at", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_held_by", b"_held_by", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "change_detection", b"change_detection", "containers", b"containers", "held_by", b"held_by", "labels", b"labels", "last_completed_at", b"last_completed_at", "last_message", b"last_message", "last_phase", b"last_phase", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "node", b"node", "path", b"path", "policy", b"policy", "present", b"present", "project", b"project", "reason", b"reason", "source", b"source", "verdict", b"verdict", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_held_by", b"_held_by", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "change_detection", b"change_detection", "containers", b"containers", "held_by", b"held_by", "labels", b"labels", "last_completed_at", b"last_completed_at", "last_message", b"last_message", "last_phase", b"last_phase", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "node", b"node", "path", b"path", "policy", b"policy", "present", b"present", "project", b"project", "reason", b"reason", "source", b"source", "tracked_by", b"tracked_by", "tracking_reason", b"tracking_reason", "verdict", b"verdict", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__age_seconds: _TypeAlias = _typing.Literal["age_seconds"]  # noqa: Y015
     _WhichOneofArgType__age_seconds: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds"]  # noqa: Y015

@@ -200,6 +200,8 @@ class VolumeReport(_message.Message):
     CONTAINERS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    TRACKED_BY_FIELD_NUMBER: _builtins.int
+    TRACKING_REASON_FIELD_NUMBER: _builtins.int
     local_id: _builtins.bytes
     """16 bytes: BLAKE3 of node, engine and name, or of the uid that the settings state."""
     name: _builtins.str
@@ -212,6 +214,11 @@ class VolumeReport(_message.Message):
     """"protected", "excluded", "unsupported" or "unprotected", and why."""
     reason: _builtins.str
     project: _builtins.str
+    tracked_by: _builtins.str
+    """What tells this agent of its changes: "fanotify", "inotify" or "sweep"; empty while nobody has
+    looked. And why nothing better does; empty where nothing is better.
+    """
+    tracking_reason: _builtins.str
     @_builtins.property
     def containers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the containers that mount it, the compose project that it belongs to, and labels."""
@@ -230,10 +237,12 @@ class VolumeReport(_message.Message):
         containers: _abc.Iterable[_builtins.str] | None = ...,
         project: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tracked_by: _builtins.str = ...,
+        tracking_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "labels", b"labels", "local_id", b"local_id", "name", b"name", "path", b"path", "project", b"project", "reason", b"reason", "source", b"source", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "labels", b"labels", "local_id", b"local_id", "name", b"name", "path", b"path", "project", b"project", "reason", b"reason", "source", b"source", "tracked_by", b"tracked_by", "tracking_reason", b"tracking_reason", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
