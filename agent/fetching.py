@@ -1,7 +1,8 @@
 """What a grant lets a restore read: the keys of frames, their places, and the frames themselves.
 
-Ranges that lie close together in a pack are fetched as one, within bounds. Nothing here decrypts
-content; keys stay in memory for as long as the restore runs.
+Frames that lie close together in a pack are fetched by one call, within bounds; whoever reads the
+store sees to it that one read serves neighbours. Nothing here decrypts content; keys stay in memory
+for as long as the restore runs.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,8 +27,6 @@ from repository.pack import FrameTable
 from repository.reader import FrameSource, SealedFrame
 from repository.snapshot import RootBody, peek_signed_root, split_root
 
-# So many needless bytes cost less than another read of an object store.
-_GAP_BYTES_MAX: Final = 128 * 1024
 # What one call fetches: enough to make its round trip cheap, and a few of them bound our memory.
 FETCH_BYTES: Final = 8 * 1024 * 1024
 _RANGES_MAX: Final = 512
@@ -90,25 +89,6 @@ class Wanted(NamedTuple):
     identity: FrameIdentity
 
 
-def coalesce(places: Sequence[Place]) -> list[tuple[int, int]]:
-    """Return (offset, length) of the ranges that hold these frames of one pack, in order."""
-    ranges: list[tuple[int, int]] = []
-    for place in places:
-        if ranges:
-            offset, length = ranges[-1]
-            end = offset + length
-            if place.offset - end <= _GAP_BYTES_MAX:
-                ranges[-1] = (offset, max(end, place.offset + place.length) - offset)
-                continue
-        ranges.append((place.offset, place.length))
-    return ranges
-
-
-def bytes_of(group: Sequence[Wanted]) -> int:
-    """How many bytes one fetch of these frames brings."""
-    return sum(length for _, length in coalesce([each.place for each in group]))
-
-
 def in_pack_order(wanted: Iterable[Wanted]) -> Iterator[list[Wanted]]:
     """Group frames for one fetch each: of one pack, neighbours, of a bounded size."""
     group: list[Wanted] = []
@@ -149,17 +129,9 @@ class Fetcher(FrameSource):
 
     async def fetch(self, group: Sequence[Wanted]) -> list[memoryview]:
         """Return the sealed frames of a group that `in_pack_order` made."""
-        ranges = coalesce([each.place for each in group])
-        parts = await self._client.read_pack(self._task_id, group[0].place.pack, ranges)
+        ranges = [(each.place.offset, each.place.length) for each in group]
         self.bytes_fetched += sum(length for _, length in ranges)
-        sealed = []
-        number = 0
-        for each in group:
-            while each.place.offset >= sum(ranges[number]):
-                number += 1
-            begin = each.place.offset - ranges[number][0]
-            sealed.append(parts[number][begin : begin + each.place.length])
-        return sealed
+        return await self._client.read_pack(self._task_id, group[0].place.pack, ranges)
 
     async def fetch_each(
         self, group: Sequence[Wanted]

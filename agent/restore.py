@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from agent.ending import to_its_end
 from agent.errors import TargetError, UnreachableError, first_error
-from agent.fetching import Fetcher, OpenedGrant, Wanted, bytes_of, in_pack_order
+from agent.fetching import Fetcher, OpenedGrant, Wanted, in_pack_order
 from agent.placing import Placing
 from agent.rehearsing import Rehearsal
 from agent.removing import Extras
@@ -399,8 +399,8 @@ class _Restore:
     def _rehearse(self, target: Rehearsal, window: _Window) -> None:
         """Count what would be fetched and written."""
         for group in self._groups(window):
-            self._fetcher.bytes_fetched += bytes_of(group)
             for wanted in group:
+                self._fetcher.bytes_fetched += wanted.place.length
                 for piece in window[wanted.identity]:
                     self._tally.wrote(piece.extent.length)
                     if target.write(piece.file, piece.extent.length):
@@ -534,7 +534,8 @@ class _Restore:
         reader: FrameReader | None = getattr(self._local, "reader", None)
         if reader is None:
             keys = self._grant.reader_keys
-            reader = self._local.reader = FrameReader(keys.repository, keys.ids)
+            reader = FrameReader(keys.repository, keys.ids, reuses_buffer=True)
+            self._local.reader = reader
         return reader
 
     def _give_up_all(self, pieces: Iterable[_Piece], error: TidemarkError) -> None:

@@ -346,12 +346,8 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
                 )
             return arrived
 
-        whole = memoryview(b"".join(await self._persist(ask, _PATIENCE_SECONDS)))
-        found, position = [], 0
-        for _, length in ranges:
-            found.append(whole[position : position + length])
-            position += length
-        return found
+        arrived = await self._persist(ask, _PATIENCE_SECONDS)
+        return cut(arrived, [length for _, length in ranges])
 
     async def _persist(
         self, call: Callable[[NodeChannel], Awaitable[_T]], patience_seconds: float
@@ -416,6 +412,25 @@ def _read_piece(message: bytes) -> memoryview:
     if data is None:
         data = memoryview(agent_pb2.ReadPackResponse.FromString(message).data)
     return data
+
+
+def cut(arrived: Iterable[memoryview], lengths: Iterable[int]) -> list[memoryview]:
+    """Cut what arrived at other places than it came in; what lies in one piece is not copied."""
+    rest = iter(arrived)
+    piece = memoryview(b"")
+    found = []
+    for length in lengths:
+        parts: list[memoryview] = []
+        missing = length
+        while missing > len(piece):
+            parts.append(piece)
+            missing -= len(piece)
+            piece = next(rest)
+        parts.append(piece[:missing])
+        piece = piece[missing:]
+        held = [part for part in parts if part]
+        found.append(held[0] if len(held) == 1 else memoryview(b"".join(held)))
+    return found
 
 
 def pieces(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:

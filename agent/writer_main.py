@@ -42,7 +42,9 @@ class Maker:
         self.warnings: list[str] = []
         """Of the file at hand."""
         self._target = Target(root, setup.path, lambda _, message: self.warnings.append(message))
-        self._reader = FrameReader(setup.repository, IdKeys(setup.id_key, b"", b""))
+        self._reader = FrameReader(
+            setup.repository, IdKeys(setup.id_key, b"", b""), reuses_buffer=True
+        )
 
     def make(self, frame: FrameOrder, sealed: memoryview) -> Iterator[Made]:
         """What becomes of each file of a frame, one after the other as it is asked for."""

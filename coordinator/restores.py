@@ -6,9 +6,9 @@ key, which is sealed to the agent's one-time key. A grant lives as long as its t
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from coordinator.catalog import Catalog, PackPlace
 from coordinator.custody import Custody, Random
@@ -33,9 +33,12 @@ from repository.pack import FrameTable
 
 # Packs whose keys are wrapped in one go in a thread.
 _BATCH: Final = 64
-# One message of the stream, and one read of the store.
-PIECE_BYTES: Final = 1024 * 1024
-_READ_BYTES: Final = 4 * PIECE_BYTES
+# A message carries a frame of the usual size whole, so that nobody has to join what he gets.
+PIECE_BYTES: Final = 2 * 1024 * 1024
+# One read of the store.
+_READ_BYTES: Final = 4 * 1024 * 1024
+# So many needless bytes cost less than another read of an object store.
+_GAP_BYTES: Final = 128 * 1024
 _RANGES_MAX: Final = 4096
 
 
@@ -178,20 +181,46 @@ class Restores:
             raise ForbiddenError(f"the grant of this restore does not cover {name}")
         if len(ranges) > _RANGES_MAX:
             raise RejectedError("too many ranges in one request")
-        for offset, length in ranges:
-            for begin in range(offset, offset + length, _READ_BYTES):
-                # A task that ends takes its reads with it, and a revoked node's tasks end at once.
-                self._dispatcher.running_task(task_id, node_id)
-                size = min(_READ_BYTES, offset + length - begin)
-                read = memoryview(await self._repository.store.get_range(name, begin, size))
-                failpoint("coordinator.restore.read", StoreUnavailableError)
-                for start in range(0, size, PIECE_BYTES):
-                    yield read[start : start + PIECE_BYTES]
+        for begin, size, wanted in reads(ranges):
+            # A task that ends takes its reads with it, and a revoked node's tasks end at once.
+            self._dispatcher.running_task(task_id, node_id)
+            read = memoryview(await self._repository.store.get_range(name, begin, size))
+            failpoint("coordinator.restore.read", StoreUnavailableError)
+            for offset, length in wanted:
+                for start in range(offset - begin, offset - begin + length, PIECE_BYTES):
+                    yield read[start : min(start + PIECE_BYTES, offset - begin + length)]
 
     def _forget_ended(self) -> None:
         running = {task.task_id for job in self._dispatcher.running() for task in job.tasks}
         for task_id in set(self._grants) - running:
             del self._grants[task_id]
+
+
+class Read(NamedTuple):
+    """One read of the store, and the ranges that it serves."""
+
+    offset: int
+    length: int
+    wanted: list[tuple[int, int]]
+
+
+def reads(ranges: Iterable[tuple[int, int]]) -> Iterator[Read]:
+    """Serve neighbours by one read, and what is longer than a read by several. In order; pure."""
+    held: list[tuple[int, int]] = []
+    for offset, length in ranges:
+        end = sum(held[-1]) if held else 0
+        joins = held and 0 <= offset - end <= _GAP_BYTES
+        if held and (not joins or offset + length - held[0][0] > _READ_BYTES):
+            yield Read(held[0][0], end - held[0][0], held)
+            held = []
+        if length > _READ_BYTES:
+            for begin in range(offset, offset + length, _READ_BYTES):
+                size = min(_READ_BYTES, offset + length - begin)
+                yield Read(begin, size, [(begin, size)])
+        elif length:
+            held.append((offset, length))
+    if held:
+        yield Read(held[0][0], sum(held[-1]) - held[0][0], held)
 
 
 def _batches(nonces: list[PackNonce]) -> list[list[PackNonce]]:

@@ -243,7 +243,8 @@ class _Run:
             index = end.open_with_metadata_key(self._repository.metadata_key)
         except (DamagedError, KeyMaterialError):
             return None
-        reader = FrameReader(self._repository.config.repository, self._repository.keys.ids)
+        config, ids = self._repository.config, self._repository.keys.ids
+        reader = FrameReader(config.repository, ids, reuses_buffer=True)
         bad: set[FrameIdentity] = set()
         for identity, entry in identities(index):
             origin = index.origins[entry.origin]

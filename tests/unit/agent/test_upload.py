@@ -20,6 +20,7 @@ from agent.upload import (
     CoordinatorCalls,
     NodeChannel,
     backup_result,
+    cut,
     pieces,
     translated,
 )
@@ -45,6 +46,29 @@ from repository.errors import (
     UsageError,
 )
 from repository.failpoints import VARIABLE, arm
+
+
+@given(st.lists(st.binary(max_size=9)), st.lists(st.integers(0, 12)))
+def test_what_arrives_in_pieces_is_cut_as_it_was_asked_for(
+    arrived: list[bytes], lengths: list[int]
+) -> None:
+    whole = b"".join(arrived)
+    lengths = [length for length in lengths if length]
+    while sum(lengths) > len(whole):
+        lengths.pop()
+
+    parts = cut([memoryview(piece) for piece in arrived], lengths)
+
+    assert [len(part) for part in parts] == lengths
+    assert whole.startswith(b"".join(parts))
+
+
+def test_what_arrived_whole_is_not_copied() -> None:
+    frame = b"a frame"
+
+    [part] = cut([memoryview(frame)], [len(frame)])
+
+    assert part.obj is frame
 
 
 @given(st.lists(st.sampled_from([0, 1, 100, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 7])))
