@@ -2,6 +2,10 @@
 
 A read counts as stable when the file's stat before and after are equal and as many bytes came as
 that stat says. What kept changing for twenty tries is handed over all the same, and marked fuzzy.
+A store into a page that is dirty already moves no time. So a suspect, which some process may be
+storing to, is written out first: a stat that is equal on both sides of that says that every page
+was clean at the second, and whoever stores from then on moves the ctime first. On tmpfs nothing is
+ever written out, and nothing proves that a suspect there was read untorn, or is unchanged.
 Bytes that were not read are never made up: a file that shrank is as long as what was read of it.
 Nothing here blocks on a FIFO or a device, since nothing but a regular file is ever opened.
 """
@@ -13,20 +17,24 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
 from agent.attributes import NO_ATTRIBUTES, Had, attributes_of
 from agent.beneath import Tree, TreeCursor
 from agent.errors import SourceError
-from agent.syscalls import file_handle
+from agent.syscalls import file_handle, write_out
+from repository.entries import EntryStat
 
 # At 1 kHz a writer always leaves a gap within so many tries; at 5 kHz it never does.
 TRIES = 20
 # Kernels before 6.13 stamp files with a clock that moves every 1 to 10 ms: what changes twice
 # within a tick has the same stamp. So a stamp younger than this proves nothing yet.
 _TICK_NS = 20_000_000
+# A write stamps the file when it begins, and a fault before the page is dirty: for as long as it
+# is under way, bytes change under a stamp that was there before. Disks are given up on after 30 s.
+_UNDER_WAY_NS = 30_000_000_000
 _GENERATION_BYTES = 8
 # No file is larger, and no read may begin there.
 _SIZE_MAX = (1 << 63) - 1
@@ -95,15 +103,18 @@ def read_small(
     key: bytes,
     size_bytes_max: int,
     now_ns: Callable[[], int] = time.time_ns,
+    *,
+    suspect: bool = False,
 ) -> Content | None:
     """Read a file as a whole; None if it is larger than that, or grew while it was read.
 
+    A `suspect` is one that a process may have open for writing, or mapped and shared.
     Raises VanishedError, or SourceError for this path.
     """
     try:
         descriptor, before = tree.open_regular(key)
         try:
-            return _read_stable(descriptor, before, size_bytes_max, now_ns)
+            return _read_stable(descriptor, before, size_bytes_max, now_ns, suspect=suspect)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -111,43 +122,67 @@ def read_small(
 
 
 def _read_stable(
-    descriptor: int, before: os.stat_result, size_bytes_max: int, now_ns: Callable[[], int]
+    descriptor: int,
+    before: os.stat_result,
+    size_bytes_max: int,
+    now_ns: Callable[[], int],
+    *,
+    suspect: bool,
 ) -> Content | None:
-    bytes_read = 0
-    data = b""
-    had = NO_ATTRIBUTES
-    for attempt in range(TRIES):
+    bytes_read = tries = 0
+    data, had, read_at = b"", NO_ATTRIBUTES, 0
+    fuzzy = quiet = provable = True
+    while fuzzy and tries < TRIES:
+        tries += 1
+        if suspect:
+            before, quiet, provable, more = _written_out(descriptor, before, TRIES + 1 - tries)
+            tries += more - 1
         if before.st_size > size_bytes_max:
             return None
-        if attempt:
+        if bytes_read:
             os.lseek(descriptor, 0, os.SEEK_SET)
         data = _read_whole(descriptor, before.st_size, size_bytes_max)
         had = attributes_of(descriptor)
         bytes_read += len(data)
         read_at = now_ns()
         after = os.fstat(descriptor)
-        if len(data) == before.st_size and is_same(before, after):
-            return Content(
-                data,
-                after,
-                fuzzy=False,
-                settled=is_settled(after, read_at),
-                bytes_read=bytes_read,
-                had=had,
-                generation=generation_of(descriptor, after),
-            )
+        fuzzy = not (quiet and len(data) == before.st_size and is_same(before, after))
         before = after
     if len(data) > size_bytes_max:
         return None
     return Content(
         data,
         before,
-        fuzzy=True,
-        settled=False,
+        fuzzy=fuzzy,
+        settled=not fuzzy and provable and is_settled(before, read_at, suspect=suspect),
         bytes_read=bytes_read,
         had=had,
         generation=generation_of(descriptor, before),
     )
+
+
+class _WrittenOut(NamedTuple):
+    """What became of writing out a file that may be stored to."""
+
+    stat: os.stat_result
+    quiet: bool
+    """It was the same before: whatever is stored from now on will show."""
+    provable: bool
+    """False on a filesystem where it never shows."""
+    tries: int
+
+
+def _written_out(descriptor: int, before: os.stat_result, tries_max: int) -> _WrittenOut:
+    """Write the file out until nobody stored to it meanwhile, or as often as that."""
+    provable, tries = True, 0
+    while tries < tries_max:
+        tries += 1
+        provable = write_out(descriptor)
+        after = os.fstat(descriptor)
+        if is_same(before, after):
+            return _WrittenOut(after, quiet=True, provable=provable, tries=tries)
+        before = after
+    return _WrittenOut(before, quiet=False, provable=provable, tries=tries)
 
 
 def _read_whole(descriptor: int, size: int, size_bytes_max: int) -> bytes:
@@ -173,9 +208,41 @@ def is_same(before: os.stat_result, after: os.stat_result) -> bool:
     )
 
 
-def is_settled(found: os.stat_result, now_ns: int) -> bool:
-    """Tell whether the file's last change is old enough for a later one to have another stamp."""
-    return not 0 <= now_ns - found.st_ctime_ns < _TICK_NS
+def is_settled(found: os.stat_result, now_ns: int, *, suspect: bool = False) -> bool:
+    """Tell whether the file's last change is old enough for a later one to have another stamp.
+
+    Of a suspect, whether it is so old that it must be over, too, and that `now_ns` is no clock that
+    was set back since.
+    """
+    age_ns = now_ns - found.st_ctime_ns
+    return age_ns >= _UNDER_WAY_NS if suspect else not 0 <= age_ns < _TICK_NS
+
+
+def is_unchanged_suspect(descriptor: int, old: EntryStat) -> bool:
+    """Tell whether an open file, which may be stored to all the time, is what the manifest says.
+
+    That holds only for an entry that was settled, and was read as a suspect or when the file had no
+    writer: another one may be of the time between two stores into one dirty page, and its stat is
+    equal then although the content is not. Some filesystems stamp a file no sooner than its pages
+    are written out; so they are, here. On tmpfs the answer is always no. Raises SourceError.
+    """
+    with _translated():
+        before = os.fstat(descriptor)
+        if not _is_recorded(before, old):
+            return False
+        _, quiet, provable, _ = _written_out(descriptor, before, 1)
+    return quiet and provable
+
+
+def _is_recorded(found: os.stat_result, old: EntryStat) -> bool:
+    # Whatever else an entry holds moves the ctime.
+    return (
+        found.st_ctime_ns == old.ctime_ns
+        and found.st_mtime_ns == old.mtime_ns
+        and found.st_size == old.size
+        and found.st_ino == old.inode
+        and not old.flags
+    )
 
 
 def generation_of(descriptor: int, found: os.stat_result) -> int:
@@ -194,8 +261,10 @@ def generation_of(descriptor: int, found: os.stat_result) -> int:
 class LargeFile:
     """A file read in windows. After the last one, `is_stable` says whether they fit together."""
 
-    def __init__(self, tree: Tree, key: bytes) -> None:
-        """Open it. Raises VanishedError, or SourceError for this path."""
+    def __init__(self, tree: Tree, key: bytes, *, suspect: bool = False) -> None:
+        """Open it; a `suspect` as in `read_small`. Raises VanishedError, or SourceError."""
+        self._suspect = suspect
+        self._quiet = self._provable = True
         with _translated():
             self._descriptor, self.stat = tree.open_regular(key)
         self.bytes_read = 0
@@ -223,6 +292,10 @@ class LargeFile:
         """Begin a pass over the file: from now on it must not change."""
         with _translated():
             self.stat = os.fstat(self._descriptor)
+            if self._suspect:
+                self.stat, self._quiet, self._provable, _ = _written_out(
+                    self._descriptor, self.stat, TRIES
+                )
             self.had = attributes_of(self._descriptor)
             self.generation = generation_of(self._descriptor, self.stat)
         self.size = 0
@@ -267,7 +340,7 @@ class LargeFile:
             end = self.stat.st_size
             beyond = end < _SIZE_MAX and os.pread(self._descriptor, 1, end)
             after = os.fstat(self._descriptor)
-        if not is_same(self.stat, after):
+        if not (self._quiet and is_same(self.stat, after)):
             return False
         if beyond:
             raise SourceError(
@@ -275,6 +348,10 @@ class LargeFile:
                 hint="exclude it: it is no file that could be restored",
             )
         return self.size == self.stat.st_size
+
+    def is_settled(self, now_ns: int) -> bool:
+        """Tell whether a change since the last pass began will show, as the function says."""
+        return self._provable and is_settled(self.stat, now_ns, suspect=self._suspect)
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (offset, end) of what is no hole, so that a sparse giant costs what it holds."""

@@ -3,7 +3,8 @@
 import ctypes
 import errno
 import os
-from typing import Final
+import struct
+from typing import Final, NamedTuple
 
 # From <linux/falloc.h>.
 _KEEP_SIZE: Final = 0x01
@@ -16,6 +17,8 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 # From <linux/fs.h>.
 _SYNC_WRITE: Final = 2
 _NO_HINTS: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ESPIPE})
+# Wait for what is on its way, write what is dirty, and wait for that.
+_SYNC_ALL: Final = 1 | _SYNC_WRITE | 4
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _syncfs = _libc.syncfs
@@ -24,6 +27,27 @@ _syncfs.argtypes = (ctypes.c_int,)
 _EMPTY_PATH: Final = 0x1000
 _HANDLE_BYTES_MAX: Final = 128
 _name_to_handle_at = _libc.name_to_handle_at
+# From <linux/magic.h>. Where a range's write-out is known to leave no page that a process can write
+# to unnoticed. An overlay takes the same call and does nothing; compressed pages of btrfs may
+# still be with the compressor when it returns. There, and elsewhere, fsync does.
+_WRITES_RANGES: Final = frozenset({0xEF53, 0x58465342})  # ext4, XFS
+# tmpfs, ramfs, hugetlbfs: what was never on a disk is never written out.
+_IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6, 0x958458F6})
+_fstatfs = _libc.fstatfs
+# struct statfs begins with the type, a long, and is nowhere larger than this.
+_STATFS_BYTES: Final = 256
+# From <linux/stat.h> and <linux/fcntl.h>: type and inode number, as far as they are known here.
+_STATX_TYPE_INO: Final = 0x1 | 0x100
+_NO_AUTOMOUNT: Final = 0x800
+_DONT_SYNC: Final = 0x4000
+# stx_mode, stx_ino, stx_dev_major and stx_dev_minor in 256 bytes of struct statx.
+_STATX: Final = struct.Struct("=28xH2xQ96xII112x")
+_statx = _libc.statx
+# From <linux/kcmp.h>, and its number in the tables of system calls: the C library has no name for
+# it.
+_KCMP_FILES: Final = 2
+_IS_64_BIT: Final = ctypes.sizeof(ctypes.c_void_p) == 8
+_KCMP_NUMBERS: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272}
 
 
 class _FileHandle(ctypes.Structure):
@@ -72,6 +96,69 @@ def begin_writeback(descriptor: int, offset: int, length: int) -> None:
         code = ctypes.get_errno()
         if code not in _NO_HINTS:
             raise OSError(code, os.strerror(code))
+
+
+def write_out(descriptor: int) -> bool:
+    """Write all that is dirty of an open file, be it open for reading only, and wait for it.
+
+    Each page that was dirty is clean for a moment before this returns. From then on a store through
+    a mapping has to fault first, and that moves the file's ctime: it shows. False where it never
+    does, on tmpfs and the like. Raises OSError where it cannot be written.
+    """
+    kind = _filesystem_type(descriptor)
+    if kind in _IN_MEMORY:
+        return False
+    if kind in _WRITES_RANGES:
+        if _sync_file_range(descriptor, 0, 0, _SYNC_ALL) == 0:
+            return True
+        code = ctypes.get_errno()
+        # What could not be written is told once: an fsync of this descriptor would find all well.
+        if code not in _NO_HINTS:
+            raise OSError(code, os.strerror(code))
+    os.fsync(descriptor)
+    return True
+
+
+def _filesystem_type(descriptor: int) -> int:
+    found = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _fstatfs(descriptor, found) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    # The low half: the rest is its sign, where a long has no room for more.
+    return ctypes.c_long.from_buffer(found).value & 0xFFFFFFFF
+
+
+class Identity(NamedTuple):
+    """What a file is."""
+
+    mode: int
+    """Its type alone can be relied on."""
+    device: int
+    """As st_dev."""
+    inode: int
+
+
+def identity_of(directory: int, name: str) -> Identity:
+    """What a name beneath an open directory leads to, links followed; no server is asked for it.
+
+    So a dead network filesystem's file does not block it. Raises OSError.
+    """
+    found = ctypes.create_string_buffer(_STATX.size)
+    flags = _DONT_SYNC | _NO_AUTOMOUNT
+    if _statx(directory, os.fsencode(name), flags, _STATX_TYPE_INO, found) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), name)
+    mode, inode, major, minor = _STATX.unpack(found)
+    return Identity(mode, os.makedev(major, minor), inode)
+
+
+def has_same_descriptors(thread: int, other: int) -> bool:
+    """Tell whether two threads, by their numbers here, share one table of descriptors.
+
+    Also false where nobody can tell, or one of them has ended.
+    """
+    number = _KCMP_NUMBERS.get(os.uname().machine) if _IS_64_BIT else None
+    return number is not None and _libc.syscall(number, thread, other, _KCMP_FILES, 0, 0) == 0
 
 
 def sync_filesystem(descriptor: int) -> None:
