@@ -50,8 +50,11 @@ from agent.services import (
 from agent.session import BackupWish, ControlStream, Greeting, Handler, enrol
 from agent.state import State, remove_state
 from agent.tasks import Order, Report, Tasks
+from agent.tracking.opening import open_tracker
+from agent.tracking.tracker import Tracker
 from agent.upload import CoordinatorCalls, NodeChannel, open_node_channel
 from agent.volumes import Volumes, check_readable, excluded, never_read
+from agent.watching import Watching
 from repository.errors import BusyError, CanceledError, TidemarkError
 from repository.failpoints import failpoint
 from repository.ids import NodeId
@@ -99,16 +102,18 @@ async def run(config: Config) -> None:
         if identity is None:
             return
         version = importlib.metadata.version(DISTRIBUTION)
+        tracker = await asyncio.to_thread(open_tracker, config.state)
         if state.lost:
             _log.warning("the agent's state is begun anew: all is read again", reason=state.lost)
         _log.info("agent starts", version=version, node=identity.membership.node_name)
         line = Line(open_node_channel(config.coordinator, identity))
         with ThreadPoolExecutor(_worker_count(), thread_name_prefix="worker") as workers:
             try:
-                agent = _Agent(_Parts(config, identity, state, line, workers, version))
+                agent = _Agent(_Parts(config, identity, state, line, tracker, workers, version))
                 await agent.run(stop)
             finally:
                 await line.close()
+                await asyncio.to_thread(tracker.close)
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class _Parts:
     identity: Identity
     state: State
     line: Line[NodeChannel]
+    tracker: Tracker
     workers: Executor
     version: str
 
@@ -138,6 +144,7 @@ class _Agent(Handler):
             self._discovery = importlib.import_module("agent.discovering").Discovery(
                 parts.config.docker, self._volumes, clock, self._on_discovery
             )
+        self._watching = Watching(parts.tracker, self._volumes.all, self._on_watching)
         self._line = parts.line
         self._calls = CoordinatorCalls(parts.line, clock)
         self._control = ControlStream(parts.line, self, clock)
@@ -157,6 +164,7 @@ class _Agent(Handler):
             coordinator=self._calls,
             workers=parts.workers,
             clock=clock,
+            tracker=parts.tracker,
             progress=lambda _: None,
             log=lambda _level, _message: None,
         )
@@ -168,7 +176,10 @@ class _Agent(Handler):
                 self._tasks = Tasks(group)
                 self._metrics.watch(self._sample)
                 await self._serve(endpoint)
-                eternal = [group.create_task(self._watch_protect_file(), name="protect file")]
+                eternal = [
+                    group.create_task(self._watch_protect_file(), name="protect file"),
+                    group.create_task(self._watching.run(), name="watching"),
+                ]
                 if self._discovery is not None:
                     eternal.append(group.create_task(self._discovery.run(), name="docker"))
                     # The first hello should name what there is.
@@ -213,10 +224,16 @@ class _Agent(Handler):
             await asyncio.sleep(_PROTECT_FILE_SECONDS)
             if self._volumes.refresh():
                 _log.info("other volumes", volumes=len(self._volumes.all()))
+                self._watching.look_again()
                 self._control.send_volumes()
 
     def _on_discovery(self) -> None:
         _log.info("discovery", volumes=len(self._volumes.all()))
+        self._watching.look_again()
+        self._control.send_volumes()
+
+    def _on_watching(self) -> None:
+        _log.info("watching", volumes=self._watching.count())
         self._control.send_volumes()
 
     async def _last_words(self) -> None:
@@ -240,7 +257,7 @@ class _Agent(Handler):
     def greeting(self) -> Greeting:
         return Greeting(
             version=self._version,
-            volumes=self._volumes.all(),
+            volumes=self._watching.told(self._volumes.all()),
             engines=[] if self._discovery is None else [self._discovery.engine],
             task_ids=self._tasks.ids(),
             restore_roots=[os.fsencode(root) for root in self._config.restore_roots],
@@ -262,6 +279,7 @@ class _Agent(Handler):
             volume=msgspec.structs.replace(volume, volume_id=wish.volume_id),
             repository_id=wish.repository_id,
             recovery_public_key=wish.recovery_public_key,
+            local_id=wish.local_id,
         )
         order = Order(
             task_id=wish.task_id,
@@ -307,6 +325,8 @@ class _Agent(Handler):
         failpoint("agent.backup.begun", VolumeError)
         outcome = await run_backup(task, self._services_of(task.task_id))
         failpoint("agent.task.ended", TidemarkError)
+        # What told of the changes may have been lost, and another one taken.
+        self._watching.look_again()
         return self._backup_ended(task, outcome)
 
     def _backup_ended(self, task: BackupTask, outcome: BackupOutcome) -> Report:

@@ -8,6 +8,7 @@ which is given the volume's open root, and nothing else of the volume.
 import contextlib
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,14 +27,25 @@ class Setup(msgspec.Struct, frozen=True, array_like=True):
     """The key of the ids of data chunks."""
     size_bytes_max: int
     """Larger files are not read, but handed back."""
+    scanned_ns: int | None
+    """When suspects were looked for."""
+
+
+class Wanted(NamedTuple):
+    """A file to be read."""
+
+    key: bytes
+    paged: bool
+    """Whether it is cut into the blocks of a paged file."""
+    suspect: bool = False
+    """Whether somebody may write to it without an event."""
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True):
     """A batch to be read into a slot."""
 
     slot: int
-    files: list[tuple[bytes, bool]]
-    """The key of each, and whether it is cut into the blocks of a paged file."""
+    files: list[Wanted]
 
 
 class Outcome(IntEnum):
@@ -80,8 +92,8 @@ def start_reader(root: int, setup: Setup) -> SideProcess:
 
 
 @contextlib.contextmanager
-def read_by(reader: SideProcess, files: Sequence[tuple[bytes, bool]]) -> Iterator[list[Read]]:
-    """Read a batch of (key, whether it is cut as a paged file), once the reader is ready.
+def read_by(reader: SideProcess, files: Sequence[Wanted]) -> Iterator[list[Read]]:
+    """Read a batch, once the reader is ready.
 
     Within the context the contents are views of shared memory. Raises SideGoneError.
     """

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from agent.beneath import Tree, TreeCursor
 from agent.cutting import small_pieces
 from agent.errors import SourceError
-from agent.reader import Order, Outcome, Result, Setup
+from agent.reader import Order, Outcome, Result, Setup, Wanted
 from agent.reading import Stat, VanishedError, read_small
 from agent.side import serve
 from repository.ids import IdKeys, ObjectType
@@ -31,24 +31,24 @@ def _read_batch(
 ) -> list[Result]:
     results: list[Result] = []
     position = 0
-    for key, paged in order.files:
-        result = _read(cursor, key, room[position:], setup.size_bytes_max, ids, paged=paged)
+    for wanted in order.files:
+        result = _read(cursor, wanted, room[position:], setup, ids)
         position += result.length
         results.append(result)
     return results
 
 
 def _read(
-    cursor: TreeCursor,
-    key: bytes,
-    room: memoryview,
-    size_bytes_max: int,
-    ids: IdKeys,
-    *,
-    paged: bool,
+    cursor: TreeCursor, wanted: Wanted, room: memoryview, setup: Setup, ids: IdKeys
 ) -> Result:
     try:
-        content = read_small(cursor, key, size_bytes_max)
+        content = read_small(
+            cursor,
+            wanted.key,
+            setup.size_bytes_max,
+            suspect=wanted.suspect,
+            scanned_ns=setup.scanned_ns,
+        )
     except VanishedError as error:
         return Result(Outcome.VANISHED, message=error.message, hint=error.hint)
     except SourceError as error:
@@ -69,7 +69,10 @@ def _read(
         content.had.attributes,
         list(content.had.refused),
         content.generation,
-        [ids.chunk_id(ObjectType.DATA, piece) for piece in small_pieces(content.data, paged=paged)],
+        [
+            ids.chunk_id(ObjectType.DATA, piece)
+            for piece in small_pieces(content.data, paged=wanted.paged)
+        ],
     )
 
 

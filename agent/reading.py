@@ -25,7 +25,6 @@ from agent.attributes import NO_ATTRIBUTES, Had, attributes_of
 from agent.beneath import Tree, TreeCursor
 from agent.errors import SourceError
 from agent.syscalls import file_handle, write_out
-from repository.entries import EntryStat
 
 # At 1 kHz a writer always leaves a gap within so many tries; at 5 kHz it never does.
 TRIES = 20
@@ -105,16 +104,19 @@ def read_small(
     now_ns: Callable[[], int] = time.time_ns,
     *,
     suspect: bool = False,
+    scanned_ns: int | None = None,
 ) -> Content | None:
     """Read a file as a whole; None if it is larger than that, or grew while it was read.
 
-    A `suspect` is one that a process may have open for writing, or mapped and shared.
+    A `suspect` is one that a process had open for writing, or mapped and shared, at `scanned_ns`.
     Raises VanishedError, or SourceError for this path.
     """
     try:
         descriptor, before = tree.open_regular(key)
         try:
-            return _read_stable(descriptor, before, size_bytes_max, now_ns, suspect=suspect)
+            return _read_stable(
+                descriptor, before, size_bytes_max, now_ns, scanned_ns, suspect=suspect
+            )
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -126,6 +128,7 @@ def _read_stable(
     before: os.stat_result,
     size_bytes_max: int,
     now_ns: Callable[[], int],
+    scanned_ns: int | None,
     *,
     suspect: bool,
 ) -> Content | None:
@@ -154,7 +157,7 @@ def _read_stable(
         data,
         before,
         fuzzy=fuzzy,
-        settled=not fuzzy and provable and is_settled(before, read_at, suspect=suspect),
+        settled=not fuzzy and provable and is_settled(before, read_at, scanned_ns, suspect=suspect),
         bytes_read=bytes_read,
         had=had,
         generation=generation_of(descriptor, before),
@@ -208,41 +211,20 @@ def is_same(before: os.stat_result, after: os.stat_result) -> bool:
     )
 
 
-def is_settled(found: os.stat_result, now_ns: int, *, suspect: bool = False) -> bool:
-    """Tell whether the file's last change is old enough for a later one to have another stamp.
+def is_settled(
+    found: os.stat_result, now_ns: int, scanned_ns: int | None = None, *, suspect: bool = False
+) -> bool:
+    """Tell whether whatever changes the file from now on will show in its times.
 
-    Of a suspect, whether it is so old that it must be over, too, and that `now_ns` is no clock that
-    was set back since.
+    The last change must be old enough for a later one to have another stamp; older than the scan
+    that told of suspects, since which somebody may have mapped the file and made a page dirty; and
+    of a suspect so old that it must be over. Only then does an equal stat mean an equal content.
     """
-    age_ns = now_ns - found.st_ctime_ns
-    return age_ns >= _UNDER_WAY_NS if suspect else not 0 <= age_ns < _TICK_NS
-
-
-def is_unchanged_suspect(descriptor: int, old: EntryStat) -> bool:
-    """Tell whether an open file, which may be stored to all the time, is what the manifest says.
-
-    That holds only for an entry that was settled, and was read as a suspect or when the file had no
-    writer: another one may be of the time between two stores into one dirty page, and its stat is
-    equal then although the content is not. Some filesystems stamp a file no sooner than its pages
-    are written out; so they are, here. On tmpfs the answer is always no. Raises SourceError.
-    """
-    with _translated():
-        before = os.fstat(descriptor)
-        if not _is_recorded(before, old):
-            return False
-        _, quiet, provable, _ = _written_out(descriptor, before, 1)
-    return quiet and provable
-
-
-def _is_recorded(found: os.stat_result, old: EntryStat) -> bool:
-    # Whatever else an entry holds moves the ctime.
-    return (
-        found.st_ctime_ns == old.ctime_ns
-        and found.st_mtime_ns == old.mtime_ns
-        and found.st_size == old.size
-        and found.st_ino == old.inode
-        and not old.flags
-    )
+    begun_ns = now_ns if scanned_ns is None else min(now_ns, scanned_ns)
+    age_ns = begun_ns - found.st_ctime_ns
+    if suspect:
+        return age_ns >= _UNDER_WAY_NS
+    return age_ns >= _TICK_NS or found.st_ctime_ns > now_ns  # of a clock that was set back
 
 
 def generation_of(descriptor: int, found: os.stat_result) -> int:
@@ -349,9 +331,10 @@ class LargeFile:
             )
         return self.size == self.stat.st_size
 
-    def is_settled(self, now_ns: int) -> bool:
+    def is_settled(self, now_ns: int, scanned_ns: int | None = None) -> bool:
         """Tell whether a change since the last pass began will show, as the function says."""
-        return self._provable and is_settled(self.stat, now_ns, suspect=self._suspect)
+        settled = is_settled(self.stat, now_ns, scanned_ns, suspect=self._suspect)
+        return self._provable and settled
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (offset, end) of what is no hole, so that a sparse giant costs what it holds."""

@@ -14,11 +14,12 @@ import msgspec
 from typing_extensions import Buffer
 
 from agent.state import State
+from agent.tracking.tracker import Mode, Tracker
 from repository.errors import TidemarkError
 from repository.frames import Location
 from repository.ids import ChunkId
 from repository.keys import SigningKey
-from repository.snapshot import BYTES_MAX
+from repository.snapshot import BYTES_MAX, Detection
 
 
 class Phase(enum.IntEnum):
@@ -63,6 +64,8 @@ class Volume(msgspec.Struct, frozen=True):
     labels: tuple[tuple[str, str], ...] = ()
     skip: tuple[bytes, ...] = ()
     """Directories in it that are never read as its data."""
+    tracked: Mode | None = None
+    """What tells of its changes; None while nobody has looked."""
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -101,6 +104,8 @@ class BackupTask:
     repository_id: bytes
     recovery_public_key: bytes
     """What the session's data key is sealed to; 32 bytes."""
+    local_id: bytes = b""
+    """What this node calls the volume; the volume's id if empty."""
     excludes: frozenset[tuple[int, int]] = frozenset()
     """Device and inode of directories that are never read as volume data."""
 
@@ -162,6 +167,7 @@ class BackupStatistics:
     data_added: int = 0
     data_added_packed: int = 0
     fuzzy_files: int = 0
+    detection: Detection = Detection.SWEEP
     warnings: list[PathProblem] = field(default_factory=list)
     errors: list[PathProblem] = field(default_factory=list)
     errors_total: int = 0
@@ -364,5 +370,7 @@ class Services:
     clock: Clock
     progress: Callable[[Progress], None]
     """Cheap; may be called often and from any thread. Only the newest is sent, now and then."""
+    tracker: Tracker | None
+    """Tells what changed; without one every backup sweeps."""
     log: Callable[[str, str], None]
     """(level, message) for the job's own log: "info", "warning" or "error". From any thread."""

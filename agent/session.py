@@ -37,6 +37,7 @@ from agent.services import (
     RestoreTask,
     Volume,
 )
+from agent.tracking.tracker import Mode
 from agent.upload import NodeChannel, backup_result, open_channel, path_errors, translated
 from agent.validity import read_validity
 from proto.bootstrap import InvalidTokenError, parse_token
@@ -516,6 +517,7 @@ def check_protocol(welcome: agent_pb2.Welcome) -> None:
 
 
 def _volume_report(volume: Volume) -> agent_pb2.VolumeReport:
+    tracked = volume.tracked or Mode("", "")
     return agent_pb2.VolumeReport(
         local_id=volume.volume_id,
         name=volume.name,
@@ -526,6 +528,8 @@ def _volume_report(volume: Volume) -> agent_pb2.VolumeReport:
         containers=volume.containers,
         project=volume.project,
         labels=dict(volume.labels),
+        tracked_by=tracked.source,
+        tracking_reason=tracked.reason,
     )
 
 

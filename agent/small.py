@@ -8,7 +8,7 @@ from typing import Final, Self
 from agent.beneath import Tree, TreeCursor
 from agent.cutting import small_pieces
 from agent.errors import SourceError
-from agent.reader import Outcome, Read, Setup, SmallFile, read_by, start_reader
+from agent.reader import Outcome, Read, Setup, SmallFile, Wanted, read_by, start_reader
 from agent.reading import read_small
 from agent.side import SideGoneError, SideOnDemand
 from agent.turn import Turn
@@ -22,7 +22,7 @@ _READER_FROM: Final = 2048
 class SmallFiles:
     """Reads the small files of one volume. Used from many threads."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - two of them for tests, which have no other way in
         self,
         tree: Tree,
         ids: IdKeys,
@@ -30,14 +30,19 @@ class SmallFiles:
         log: Callable[[str, str], None],
         now_ns: Callable[[], int] = time.time_ns,
         *,
+        scanned_ns: int | None = None,
         reader_from: int | None = None,
     ) -> None:
-        """`reader_from`: how many files are read here before a reader is worth its start."""
+        """`scanned_ns`: when suspects were looked for.
+
+        `reader_from`: how many files are read here before a reader is worth its start.
+        """
         self.tree = tree
         self._ids = ids
         self.turn = turn
         self._now_ns = now_ns
-        setup = Setup(ids.data, SMALL_BYTES_MAX - 1)
+        self._scanned_ns = scanned_ns
+        setup = Setup(ids.data, SMALL_BYTES_MAX - 1, scanned_ns)
         self.reader = SideOnDemand(
             lambda: start_reader(tree.root, setup),
             log,
@@ -55,8 +60,8 @@ class SmallFiles:
         self.reader.close()
 
     @contextlib.contextmanager
-    def read(self, files: Sequence[tuple[bytes, bool]]) -> Iterator[list[Read]]:
-        """Read a batch of (key, whether it is cut as a paged file).
+    def read(self, files: Sequence[Wanted]) -> Iterator[list[Read]]:
+        """Read a batch.
 
         What is found may be a view of memory that is used again after the context. The caller must
         not have the turn.
@@ -68,9 +73,7 @@ class SmallFiles:
                     found = self._here(files)
             yield found
 
-    def _by_reader(
-        self, files: Sequence[tuple[bytes, bool]], lent: contextlib.ExitStack
-    ) -> list[Read] | None:
+    def _by_reader(self, files: Sequence[Wanted], lent: contextlib.ExitStack) -> list[Read] | None:
         self.reader.expect(len(files))
         reader = self.reader.at_hand()
         if reader is None:
@@ -87,17 +90,24 @@ class SmallFiles:
                     found[index] = each
         return found
 
-    def _here(self, files: Sequence[tuple[bytes, bool]]) -> list[Read]:
+    def _here(self, files: Sequence[Wanted]) -> list[Read]:
         with TreeCursor(self.tree) as cursor:
-            return [self._one_here(cursor, key, paged=paged) for key, paged in files]
+            return [self._one_here(cursor, wanted) for wanted in files]
 
-    def _one_here(self, cursor: TreeCursor, key: bytes, *, paged: bool) -> Read:
+    def _one_here(self, cursor: TreeCursor, wanted: Wanted) -> Read:
         try:
-            content = read_small(cursor, key, SMALL_BYTES_MAX - 1, self._now_ns)
+            content = read_small(
+                cursor,
+                wanted.key,
+                SMALL_BYTES_MAX - 1,
+                self._now_ns,
+                suspect=wanted.suspect,
+                scanned_ns=self._scanned_ns,
+            )
         except SourceError as error:
             return error
         if content is None:
             return Outcome.NOT_SMALL
-        pieces = small_pieces(content.data, paged=paged)
+        pieces = small_pieces(content.data, paged=wanted.paged)
         chunk_ids = [self._ids.chunk_id(ObjectType.DATA, piece) for piece in pieces]
         return SmallFile(content, chunk_ids)

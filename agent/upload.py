@@ -50,6 +50,7 @@ from repository.errors import (
 from repository.failpoints import failpoint
 from repository.frames import Location
 from repository.ids import CHUNK_ID_BYTES, ChunkId, PackNonce
+from repository.snapshot import Detection
 
 Channel = grpc.aio.Channel
 _T = TypeVar("_T")
@@ -64,6 +65,10 @@ _SERVER_NAME: Final = "tidemark-coordinator"
 # Large enough to cost little per byte, small enough for four of them to be nothing.
 PIECE_BYTES: Final = 1024 * 1024
 _MESSAGE_BYTES_MAX: Final = 4 * PIECE_BYTES
+_DETECTIONS: Final = {
+    Detection.EVENTS: common_pb2.CHANGE_DETECTION_EVENTS,
+    Detection.SWEEP: common_pb2.CHANGE_DETECTION_SWEEP,
+}
 # Two packs of 32 MiB on their way use any line; more would only use memory.
 _UPLOADS: Final = 2
 # A call without much data; the coordinator syncs files for some of them.
@@ -467,7 +472,7 @@ def backup_result(statistics: BackupStatistics) -> common_pb2.BackupResult:
         warnings=path_errors(statistics.warnings),
         errors=path_errors(statistics.errors),
         errors_total=statistics.errors_total,
-        change_detection=common_pb2.CHANGE_DETECTION_SWEEP,
+        change_detection=_DETECTIONS[statistics.detection],
     )
 
 

@@ -65,8 +65,14 @@ class Suspects(msgspec.Struct, frozen=True):
     writer that came later, whether it is suspect or not."""
 
     def on(self, device: int) -> frozenset[int]:
-        """Inode numbers of the suspects of one st_dev."""
-        return self.inodes.get(device, frozenset())
+        """Inode numbers of the suspects that may lie in a volume whose root has that st_dev.
+
+        Where that is no disk's number, as on btrfs, what is beneath may have others like it.
+        """
+        if os.major(device):
+            return self.inodes.get(device, frozenset())
+        alike = (found for other, found in self.inodes.items() if not os.major(other))
+        return frozenset().union(*alike)
 
 
 def scan(

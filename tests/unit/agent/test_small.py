@@ -64,7 +64,7 @@ def outcomes(small: SmallFiles, *keys: bytes, paged: bool = False) -> list[objec
             return bytes(read.content.data), list(read.chunk_ids)
         return type(read) if isinstance(read, SourceError) else read
 
-    with small.read([(key, paged) for key in keys]) as found:
+    with small.read([Wanted(key, paged) for key in keys]) as found:
         return [plain(read) for read in found]
 
 
@@ -90,7 +90,7 @@ def test_a_file_says_what_its_stat_says(small: SmallFiles, volume: Path) -> None
     os.utime(volume / "a", ns=(0, -1_500_000_001))
     now = (volume / "a").stat()
 
-    with small.read([(b"a", False)]) as (read,):
+    with small.read([Wanted(b"a", paged=False)]) as (read,):
         assert isinstance(read, SmallFile)
         found = read.content.stat
 
