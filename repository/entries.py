@@ -257,9 +257,15 @@ def key_of(path: bytes) -> bytes:
     return path.strip(b"/").replace(b"/", SEPARATOR)
 
 
+def is_plain(key: bytes) -> bool:
+    """Whether a key leads nowhere but down, by names that files may have."""
+    parts = key.split(SEPARATOR) if key else ()
+    return b"/" not in key and not any(part in {b"", b".", b".."} for part in parts)
+
+
 def path_of(key: bytes) -> bytes:
     """The path of a key; FormatError for one that would leave the place where it belongs."""
-    if key and any(part in {b"", b".", b".."} or b"/" in part for part in key.split(SEPARATOR)):
+    if not is_plain(key):
         raise FormatError("an entry's name is not one that a file may have")
     return key.replace(SEPARATOR, b"/")
 
