@@ -155,6 +155,7 @@ class Maker:
             with self._turn.taken():
                 edited = Editor(boundaries, last.load, self._metadata.put_node).edit(root, edits)
         finally:
+            walk.close()
             # Whoever ends early must not leave workers behind that use a tree about to be closed;
             # and not wait for them with the turn, for which they may be waiting.
             _call_off([work.future for work in self._window if isinstance(work, _Group)])

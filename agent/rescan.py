@@ -12,7 +12,7 @@ itself if the name is gone, and stays if the name leads to a directory that is n
 import itertools
 import stat
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Final
 
 from msgspec import structs
@@ -28,6 +28,8 @@ from repository.entries import ROOT_KEY, SEPARATOR, Entry, EntryStat, EntryType,
 _DIRECTORY: Final = EntryType.DIRECTORY.value
 # Names of inodes that have several: with more of them, about 20 MiB, all is looked at instead.
 _NAMES_MAX: Final = 100_000
+# So many batches are held, some MiB, lest all be looked at twice where that tells nothing new.
+_HELD_MAX: Final = 16
 # Files that have gone and may be found elsewhere, about 20 MiB; further ones are read again.
 _GONE_MAX: Final = 100_000
 
@@ -41,7 +43,7 @@ def rescan(  # noqa: PLR0913 - as a sweep, with what it needs to know of the las
     excludes: frozenset[tuple[int, int]] = frozenset(),
     is_canceled: Callable[[], bool] = lambda: False,
     scratch: str | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield what differs from the last manifest in the places of a dirty set, as a sweep does.
 
     `totals`: files and bytes that the last manifest has. What of it was not looked at counts as
@@ -49,20 +51,25 @@ def rescan(  # noqa: PLR0913 - as a sweep, with what it needs to know of the las
     """
     places = _Places(dirty.names, dirty.subtrees)
     first = _PartialWalk(tree, places, last, excludes, scratch)
-    survey = _Survey()
+    survey, held = _Survey(), list[Batch]()
     for batch in first.batches(is_canceled):
         survey.add(batch)
+        if len(held) < _HELD_MAX:
+            held.append(batch)
         yield Batch()  # so that whoever waits sees that it goes on
     rest = _Rest(*totals)
     rest.take(survey.files, survey.bytes)
+    found: Iterable[Batch] = held
     others = first.linked | survey.linked | dirty.inodes
     if others:
         places = _with_names_of(others, dirty, last, rest)
+    if others or len(held) == _HELD_MAX:
+        found = _PartialWalk(tree, places, last, excludes, scratch).batches(is_canceled)
     yield rest.batch()
     given, rest = rest, _Rest(*totals)
-    for batch in _PartialWalk(tree, places, last, excludes, scratch).batches(is_canceled):
+    for batch in found:
         rest.take(*_looked_at(batch))
-        batch.found = [_recognised(found, survey.gone, last) for found in batch.found]
+        batch.found = [_recognised(each, survey.gone, last) for each in batch.found]
         yield batch
     # What was looked at by several names' sake was guessed; and the volume goes on changing.
     yield _Rest(rest.files - given.files, rest.bytes - given.bytes).batch()

@@ -15,7 +15,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
@@ -146,14 +146,14 @@ def sweep(
     excludes: frozenset[tuple[int, int]] = frozenset(),
     is_canceled: Callable[[], bool] = lambda: False,
     scratch: str | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Walk the tree and yield what differs from `old`, which must come in key order.
 
     Blocks; meant for a worker thread. `excludes` are (device, inode) of directories that are
-    recorded and never listed; `scratch` is a directory for sorting very large ones. It ends early
-    once `is_canceled`. Raises VolumeError if the root itself cannot be read.
+    recorded and never listed; `scratch` is a directory for sorting very large ones. The rest is as
+    for `Walk.batches`.
     """
-    yield from Walk(tree, old, excludes, scratch).batches(is_canceled)
+    return Walk(tree, old, excludes, scratch).batches(is_canceled)
 
 
 class Level:
@@ -199,21 +199,26 @@ class Walk:
         self._advance()
         self._levels: list[Level] = []
 
-    def batches(self, is_canceled: Callable[[], bool]) -> Iterator[Batch]:
-        """Walk, once. Ends early if canceled; raises VolumeError if the root cannot be read."""
-        if self._tree.is_file:
-            self._begin_file()
-        else:
-            self._begin()
-        while self._levels:
-            self._go_on()
-            if is_canceled():
-                self._close()
-                return
+    def batches(self, is_canceled: Callable[[], bool]) -> Generator[Batch, None, None]:
+        """Walk, once. Ends early if canceled; raises VolumeError if the root cannot be read.
+
+        Whoever does not come to the end must close it: a directory may be open.
+        """
+        try:
+            if self._tree.is_file:
+                self._begin_file()
+            else:
+                self._begin()
+            while self._levels:
+                self._go_on()
+                if is_canceled():
+                    return
+                yield self._take_batch()
+            while not self._remove_before(None):
+                yield self._take_batch()
             yield self._take_batch()
-        while not self._remove_before(None):
-            yield self._take_batch()
-        yield self._take_batch()
+        finally:
+            self._close()
 
     # What a walk looks at.
 
