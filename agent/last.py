@@ -14,8 +14,10 @@ from repository.needs import Answer, drive_batches
 from repository.tree import Node, decode_node, decode_pointer
 from repository.walking import Leaf, own_leaves
 
-# Decoded nodes that are kept, each 10 to 30 KiB: the paths to many keys that lie far apart.
-_NODES_MAX: Final = 256
+# Decoded nodes that are kept, each about 20 KiB: most of those above the leaves for a million
+# entries, and the leaves of the directory at hand and of those that lead there.
+_INNER_MAX: Final = 512
+_LEAVES_MAX: Final = 16
 
 Stats = list[tuple[bytes, EntryStat]]
 _key_of = itemgetter(0)
@@ -33,7 +35,8 @@ class LastManifest:
         self.root = root
         self._state = state
         self._volume_id = volume_id
-        self._nodes: dict[bytes, Node | Leaf] = {}
+        self._inner: dict[bytes, Node | Leaf] = {}
+        self._leaves: dict[bytes, Node | Leaf] = {}
 
     def load(self, pointer: Pointer) -> bytes:
         """One node as it is stored, or a list node of an entry."""
@@ -87,14 +90,15 @@ class LastManifest:
 
     def _read(self, pointers: list[Pointer], level: int | None) -> list[Node | Leaf]:
         """Nodes of a level; None for the root, which may have any."""
-        if len(pointers) == 1 and (known := self._nodes.get(pointers[0].id)) is not None:
-            return [known]
-        read = [_decoded(encoded, level) for encoded in self._load(pointers)]
-        if len(pointers) == 1:  # many together are a stretch, and not on the way to another key
-            if len(self._nodes) >= _NODES_MAX:
-                self._nodes.clear()
-            self._nodes[pointers[0].id] = read[0]
-        return read
+        if len(pointers) > 1:  # a stretch, and not the way to another key
+            return [_decoded(encoded, level) for encoded in self._load(pointers)]
+        pointer = pointers[0]
+        kept, most = (self._inner, _INNER_MAX) if level != 0 else (self._leaves, _LEAVES_MAX)
+        if pointer.id not in kept:
+            if len(kept) >= most:
+                kept.clear()
+            kept[pointer.id] = _decoded(self.load(pointer), level)
+        return [kept[pointer.id]]
 
     def _answer(self, pointers: list[Pointer]) -> Answer:
         return [*self._load(pointers)]

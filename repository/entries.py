@@ -30,6 +30,8 @@ INLINE_ATTRIBUTES_BYTES_MAX: Final = 1024
 # Names and values of all attributes of one entry together.
 ATTRIBUTES_BYTES_MAX: Final = 256 * 1024
 
+_NO_NAMES: Final = frozenset({b"", b".", b".."})
+
 Attributes = list[tuple[bytes, bytes]]
 
 
@@ -259,8 +261,7 @@ def key_of(path: bytes) -> bytes:
 
 def is_plain(key: bytes) -> bool:
     """Whether a key leads nowhere but down, by names that files may have."""
-    parts = key.split(SEPARATOR) if key else ()
-    return b"/" not in key and not any(part in {b"", b".", b".."} for part in parts)
+    return not key or (b"/" not in key and _NO_NAMES.isdisjoint(key.split(SEPARATOR)))
 
 
 def path_of(key: bytes) -> bytes:
