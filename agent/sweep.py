@@ -24,7 +24,7 @@ from agent.beneath import HELD, Tree, open_beneath, open_directory
 from agent.errors import SourceError, VolumeError
 from agent.listing import sorted_names
 from agent.reading import source_error
-from repository.entries import KEY_BYTES_MAX, Entry, EntryStat, EntryType
+from repository.entries import KEY_BYTES_MAX, ROOT_KEY, Entry, EntryStat, EntryType
 from repository.walking import Leaf
 
 # A batch is handed on when it has found so much, or looked at so many names.
@@ -205,6 +205,7 @@ class Walk:
         Whoever does not come to the end must close it: a directory may be open.
         """
         try:
+            self._reach(ROOT_KEY)
             if self._tree.is_file:
                 self._begin_file()
             else:
@@ -244,7 +245,6 @@ class Walk:
                 f"the volume's file cannot be read: {(error.strerror or str(error)).lower()}",
                 hint="bring it back; earlier snapshots still restore",
             ) from error
-        self._reach(b"")
         self._compare(b"", found)
 
     def _begin(self) -> None:
@@ -255,15 +255,14 @@ class Walk:
         except OSError as error:
             raise _unreadable(error) from error
         self._device = found.st_dev
-        self._reach(b"")
         level = Level(b"", descriptor, found)
         try:
             level.names = self._names(level, None)
         except OSError as error:
             os.close(descriptor)
             raise _unreadable(error) from error
-        self._compare(b"", found)
         self._levels.append(level)
+        self._compare(b"", found)
 
     def _close(self) -> None:
         """Let go of all directories."""
@@ -388,8 +387,8 @@ class Walk:
         except OSError:
             os.close(descriptor)
             raise
-        self._compare(key, found)
         self._levels.append(lower)
+        self._compare(key, found)
         if len(self._levels) > _OPEN_LEVELS:
             upper = self._levels[-_OPEN_LEVELS]
             if upper.descriptor >= 0:
