@@ -23,7 +23,8 @@ from agent.beneath import Tree
 from agent.ending import to_its_end
 from agent.errors import StateError, UnreachableError, VolumeError
 from agent.known import KnownChunks
-from agent.making import LostStateError, Made, Maker
+from agent.last import LostStateError
+from agent.making import Made, Maker
 from agent.manifest import MetadataWriter
 from agent.packing import FinishedPack, PackIdentity, Packs
 from agent.services import (
@@ -39,6 +40,7 @@ from agent.services import (
 from agent.small import SmallFiles
 from agent.state import Head
 from agent.storing import Storer
+from agent.tracking.dirty import Dirty
 from agent.turn import Turn
 from repository.errors import CanceledError, DamagedError, FencedError, TidemarkError
 from repository.failpoints import failpoint
@@ -48,7 +50,6 @@ from repository.layout import DATA_KEY_INFO, LABEL_INFO, WriterKeys
 from repository.refs import refs_hash
 from repository.snapshot import (
     FORMAT,
-    Detection,
     Label,
     RootBody,
     peek_signed_root,
@@ -63,9 +64,14 @@ _REFS_PIECE_BYTES: Final = 1024 * 1024
 _T = TypeVar("_T")
 
 
-async def run_backup(task: BackupTask, services: Services) -> BackupOutcome:
-    """Back one volume up. Errors are part of the outcome; cancellation passes through."""
-    backup = _Backup(task, services)
+async def run_backup(
+    task: BackupTask, services: Services, dirty: Dirty | None = None
+) -> BackupOutcome:
+    """Back one volume up. Errors are part of the outcome; cancellation passes through.
+
+    `dirty`: what may have changed since the last snapshot; None if that is not known.
+    """
+    backup = _Backup(task, services, dirty)
     try:
         committed = await backup.run()
     except TidemarkError as error:
@@ -76,8 +82,9 @@ async def run_backup(task: BackupTask, services: Services) -> BackupOutcome:
 class _Backup:
     """One run: open, make, upload, commit."""
 
-    def __init__(self, task: BackupTask, services: Services) -> None:
+    def __init__(self, task: BackupTask, services: Services, dirty: Dirty | None) -> None:
         self._task = task
+        self._dirty = dirty
         self._services = services
         self._started_ns = services.clock.now_ns()
         self._canceled = threading.Event()
@@ -215,6 +222,7 @@ class _Backup:
                 excludes=self._task.excludes,
                 is_canceled=self._canceled.is_set,
                 on_progress=lambda: self._report("reading"),
+                dirty=self._dirty,
             )
         except LostStateError:
             # Places that were promised to nodes are known by now: what is known must be true.
@@ -308,7 +316,7 @@ class _Backup:
             parent=root_hash(session.head_root) if session.head_root else b"",
             manifest=made.manifest,
             refs_hash=refs_hash(refs),
-            detection=Detection.SWEEP,
+            detection=made.detection,
             started_ns=self._started_ns,
             total_files=made.total_files,
             total_bytes=made.total_bytes,

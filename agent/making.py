@@ -4,8 +4,9 @@ This runs in one thread. It pulls: the tree's editor asks for the next edit, tha
 name whose content is stored, and that asks the walk for more, so nothing runs ahead of what the
 window allows. Edits come in the order of keys, whatever order the workers finish in.
 
-Nothing is removed but what a listed directory no longer has. A path that cannot be read keeps its
-previous content, marked stale, and is named as an error.
+Nothing is removed but what a listed directory no longer has, or what was looked for by name and is
+not there. A path that cannot be read keeps its previous content, marked stale, and is named as an
+error.
 """
 
 import heapq
@@ -21,11 +22,14 @@ from msgspec import structs
 
 from agent.beneath import Tree
 from agent.errors import SourceError
+from agent.last import LastManifest
 from agent.manifest import MetadataWriter, Usage
+from agent.rescan import rescan
 from agent.services import BackupStatistics, PathProblem, added_up
 from agent.state import FrameChange, Head, State
 from agent.storing import PendingFile, Saved, Storer
 from agent.sweep import Batch, Found, Removed, sweep
+from agent.tracking.dirty import Dirty
 from repository.chunking import SMALL_BYTES_MAX
 from repository.editing import Edit, Edited, Editor
 from repository.entries import (
@@ -40,10 +44,9 @@ from repository.entries import (
 )
 from repository.errors import CanceledError
 from repository.frames import RAW_BYTES_TARGET
-from repository.needs import Answer, drive_batches
 from repository.refs import Refs
+from repository.snapshot import BYTES_MAX, Detection, peek_signed_root, split_root
 from repository.tree import Boundaries, decode_pointer
-from repository.walking import own_leaves
 
 # Names that one worker takes at a time: enough to make a call's cost vanish, few enough that the
 # last batch keeps nobody waiting; and no more bytes than fill one frame.
@@ -56,10 +59,6 @@ _PROBLEMS_MAX: Final = 100
 _T = TypeVar("_T")
 
 
-class LostStateError(Exception):
-    """The agent's own copy of the last manifest is incomplete: begin without it."""
-
-
 @dataclass(frozen=True)
 class Made:
     """A new manifest, stored; what commits it and what the next backup starts from."""
@@ -69,6 +68,10 @@ class Made:
     base: bool
     total_files: int
     total_bytes: int
+    detection: Detection
+    again: Dirty
+    """Where the next backup must look, whatever changes until then: what was not read, or not at
+    one moment, or so soon after a change that a later one might not show."""
     node_uses: Mapping[bytes, int]
     """How many more or fewer uses nodes have; those that came are staged."""
     frame_changes: list[FrameChange]
@@ -101,6 +104,8 @@ class Maker:
     ) -> None:
         self._volume_id = volume_id
         self._state = state
+        self._last = LastManifest(state, volume_id, None)
+        self._again = Dirty()
         self._workers = workers
         self._storer = storer
         self._metadata = metadata
@@ -113,7 +118,7 @@ class Maker:
         self._list_uses: Counter[bytes] = Counter()
         self._window: deque[_Group | PendingFile] = deque()
 
-    def make(
+    def make(  # noqa: PLR0913 - all that differs from one manifest to the next
         self,
         tree: Tree,
         head: Head | None,
@@ -122,11 +127,21 @@ class Maker:
         excludes: frozenset[tuple[int, int]],
         is_canceled: Callable[[], bool],
         on_progress: Callable[[], None],
+        dirty: Dirty | None = None,
     ) -> Made:
-        """Walk, store, edit. Raises LostStateError where the head's manifest is not all here."""
+        """Walk, store, edit. Raises LostStateError where the head's manifest is not all here.
+
+        With `dirty` nothing else is looked at, provided that there is a head.
+        """
         root = None if head is None else decode_pointer(head.manifest)
-        old = () if root is None else drive_batches(own_leaves(root), self._load_all)
-        walk = sweep(tree, old, excludes=excludes, is_canceled=is_canceled)
+        last = self._last = LastManifest(self._state, self._volume_id, root)
+        totals = None if head is None else _totals(head)
+        if dirty is None or totals is None:
+            detection = Detection.SWEEP
+            walk = sweep(tree, last.leaves(), excludes=excludes, is_canceled=is_canceled)
+        else:
+            detection = Detection.EVENTS
+            walk = rescan(tree, dirty, last, totals, excludes=excludes, is_canceled=is_canceled)
 
         def go_on() -> None:
             # Where all chunks of a huge file are known, nothing else would notice.
@@ -138,16 +153,17 @@ class Maker:
         edits = self._edits(walk, is_canceled)
         try:
             with self._turn.taken():
-                edited = Editor(boundaries, self._load, self._metadata.put_node).edit(root, edits)
+                edited = Editor(boundaries, last.load, self._metadata.put_node).edit(root, edits)
         finally:
+            walk.close()
             # Whoever ends early must not leave workers behind that use a tree about to be closed;
             # and not wait for them with the turn, for which they may be waiting.
             _call_off([work.future for work in self._window if isinstance(work, _Group)])
         assert edited.root is not None, "a volume's own entry is always there"
         self._metadata.flush()
-        return self._made(edited, edited.root, base=root is None)
+        return self._made(edited, edited.root, detection, base=root is None)
 
-    def _made(self, edited: Edited, root: Pointer, *, base: bool) -> Made:
+    def _made(self, edited: Edited, root: Pointer, detection: Detection, *, base: bool) -> Made:
         self._usage.count(edited.added, 1)
         self._usage.count(edited.removed, -1)
         counts, refs = self._usage.against(self._state, self._volume_id, base=base)
@@ -161,27 +177,15 @@ class Maker:
             base=base,
             total_files=statistics.total_files_processed + self._kept_files,
             total_bytes=added_up(statistics.total_bytes_processed, self._kept_bytes),
+            detection=detection,
+            again=self._again,
             node_uses=uses,
             frame_changes=counts,
         )
 
-    # The last manifest, from the agent's own state.
-
-    def _load(self, pointer: Pointer) -> bytes:
-        node = self._state.load_node(self._volume_id, pointer.id)
-        if node is None:
-            raise LostStateError
-        return node
-
-    def _load_all(self, pointers: list[Pointer]) -> Answer:
-        nodes = self._state.load_nodes(self._volume_id, [pointer.id for pointer in pointers])
-        if any(pointer.id not in nodes for pointer in pointers):
-            raise LostStateError
-        return [nodes[pointer.id] for pointer in pointers]
-
     def _load_old_list(self, pointer: Pointer) -> bytes:
         self._list_uses[pointer.id] -= 1
-        return self._load(pointer)
+        return self._last.load(pointer)
 
     # From batches of the walk to edits.
 
@@ -207,7 +211,9 @@ class Maker:
             if isinstance(item, Removed):
                 group.removed.append(item)
                 continue
-            is_file, size = _is_file(item), item.stat.st_size
+            # What was moved is not read.
+            is_file = _is_file(item) and item.moved is None
+            size = item.stat.st_size
             large = is_file and size >= SMALL_BYTES_MAX
             if (large or not group.has_room(size)) and (group.found or group.removed):
                 yield self._begin(group)
@@ -260,6 +266,8 @@ class Maker:
     def _edit_of(self, saved: Saved) -> Edit | None:
         if saved.error is not None:
             self._count_error(saved.key, saved.error)
+        if not _is_final(saved):
+            self._again.names.add(saved.key)
         if saved.entry is None:
             if saved.old is not None and saved.error is None:
                 return self._remove(saved.key, saved.old)
@@ -288,7 +296,8 @@ class Maker:
 
     def _load_new_list(self, pointer: Pointer) -> bytes:
         self._list_uses[pointer.id] += 1
-        return self._metadata.lists[pointer.id]
+        made = self._metadata.lists.get(pointer.id)
+        return self._last.load(pointer) if made is None else made  # of a file that was moved
 
     def _remove(self, key: bytes, old: Entry) -> Edit:
         self._usage.count_entry(old, self._load_old_list, -1)
@@ -307,6 +316,8 @@ class Maker:
         self._kept_files += batch.kept_files
         self._kept_bytes += batch.kept_bytes
         for problem in batch.errors:
+            # It may be a directory that was not listed, or not all of it was looked at.
+            self._again.subtrees.add(problem.key)
             self._count_error(problem.key, problem.error)
         for problem in batch.warnings[: _PROBLEMS_MAX - len(statistics.warnings)]:
             statistics.warnings.append(_problem(problem.key, problem.error))
@@ -346,6 +357,18 @@ def is_equal(old: Entry, new: Entry) -> bool:
 
 def _restored(entry: Entry) -> Entry:
     return structs.replace(entry, inode=0, ctime_ns=0, generation=0)
+
+
+def _is_final(saved: Saved) -> bool:
+    """Whether a later change of the name will show, and nothing is missing until then."""
+    entry = saved.entry
+    return entry is not None and not entry.flags and entry.ctime_ns != 0 and saved.error is None
+
+
+def _totals(head: Head) -> tuple[int, int] | None:
+    """Files and bytes of a snapshot; None where it has more bytes than are told of."""
+    body = peek_signed_root(split_root(head.root)[1])
+    return None if body.total_bytes >= BYTES_MAX else (body.total_files, body.total_bytes)
 
 
 def _call_off(futures: "list[Future[list[Saved | Found]] | None]") -> None:

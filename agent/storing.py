@@ -22,9 +22,16 @@ from agent.errors import SourceError
 from agent.known import KnownChunks
 from agent.packing import Packs
 from agent.reader import Read, SmallFile
-from agent.reading import LargeFile, Stat, VanishedError, is_settled, read_other
+from agent.reading import (
+    LargeFile,
+    Stat,
+    VanishedError,
+    generation_of,
+    is_settled,
+    read_other,
+)
 from agent.small import SmallFiles
-from agent.sweep import Found, entry_type
+from agent.sweep import Found, entry_type, is_unchanged
 from repository.chunking import (
     BLOCK_BYTES,
     MAGIC_BYTES,
@@ -133,7 +140,9 @@ class Storer:
         files: list[int] = []
         with self.turn.taken():
             for index, found in enumerate(batch):
-                if entry_type(found.stat.st_mode) is EntryType.FILE:
+                if found.moved is not None and self._is_still(found, found.moved):
+                    saved.append(Saved(found.key, found.old, found.moved))
+                elif entry_type(found.stat.st_mode) is EntryType.FILE:
                     files.append(index)
                     saved.append(found)
                 else:
@@ -147,6 +156,15 @@ class Storer:
                 for index, outcome in zip(files, read, strict=True):
                     saved[index] = _saved(batch[index], outcome, places)
         return saved
+
+    def _is_still(self, found: Found, moved: Entry) -> bool:
+        """Whether a name is that of a file that the manifest has elsewhere, and as it was there."""
+        try:
+            with self._tree.held(found.key) as held:
+                now = os.fstat(held)
+                return is_unchanged(now, moved) and generation_of(held, now) == moved.generation
+        except OSError:
+            return False  # whoever reads it says what that means
 
     def _save_other(self, found: Found) -> Saved:
         kind = entry_type(found.stat.st_mode)

@@ -15,7 +15,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
@@ -24,7 +24,7 @@ from agent.beneath import HELD, Tree, open_beneath, open_directory
 from agent.errors import SourceError, VolumeError
 from agent.listing import sorted_names
 from agent.reading import source_error
-from repository.entries import KEY_BYTES_MAX, Entry, EntryStat, EntryType
+from repository.entries import KEY_BYTES_MAX, ROOT_KEY, Entry, EntryStat, EntryType
 from repository.walking import Leaf
 
 # A batch is handed on when it has found so much, or looked at so many names.
@@ -59,6 +59,8 @@ class Found(msgspec.Struct, frozen=True, gc=False):
     key: bytes
     stat: os.stat_result
     old: Entry | None
+    moved: Entry | None = None
+    """What the manifest has of the same file at another key, where it is no more."""
 
 
 class Removed(msgspec.Struct, frozen=True, gc=False):
@@ -107,7 +109,10 @@ class Batch:
 
     def is_full(self) -> bool:
         """Whether it has found enough to be handed on."""
-        return len(self.found) + len(self.removed) >= _FOUND_PER_BATCH
+        return (
+            len(self.found) + len(self.removed) >= _FOUND_PER_BATCH
+            or self.unchanged_files >= _SEEN_PER_BATCH
+        )
 
 
 def entry_type(mode: int) -> EntryType:
@@ -115,7 +120,7 @@ def entry_type(mode: int) -> EntryType:
     return _TYPES[mode & 0o170000]  # S_IFMT: a call would cost
 
 
-def is_unchanged(found: os.stat_result, old: EntryStat) -> bool:
+def is_unchanged(found: os.stat_result, old: EntryStat | Entry) -> bool:
     """Tell whether a name is still what the manifest says.
 
     What was fuzzy or stale never is: it has to be read again.
@@ -141,33 +146,20 @@ def sweep(
     excludes: frozenset[tuple[int, int]] = frozenset(),
     is_canceled: Callable[[], bool] = lambda: False,
     scratch: str | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Walk the tree and yield what differs from `old`, which must come in key order.
 
     Blocks; meant for a worker thread. `excludes` are (device, inode) of directories that are
-    recorded and never listed; `scratch` is a directory for sorting very large ones. It ends early
-    once `is_canceled`. Raises VolumeError if the root itself cannot be read.
+    recorded and never listed; `scratch` is a directory for sorting very large ones. The rest is as
+    for `Walk.batches`.
     """
-    walk = _Walk(tree, old, excludes, scratch)
-    if tree.is_file:
-        walk.begin_file()
-    else:
-        walk.begin()
-    while walk.levels:
-        walk.go_on()
-        if is_canceled():
-            walk.close()
-            return
-        yield walk.take_batch()
-    while not walk.finish():
-        yield walk.take_batch()
-    yield walk.take_batch()
+    return Walk(tree, old, excludes, scratch).batches(is_canceled)
 
 
-class _Level:
+class Level:
     """A directory that the walk is in."""
 
-    __slots__ = ("descriptor", "ended", "identity", "key", "names", "prefix")
+    __slots__ = ("descriptor", "ended", "identity", "is_partial", "key", "names", "prefix")
 
     def __init__(self, key: bytes, descriptor: int, found: os.stat_result) -> None:
         self.key = key
@@ -176,10 +168,16 @@ class _Level:
         self.identity = (found.st_dev, found.st_ino)
         self.names: Iterator[bytes] = iter(())
         self.ended = False
+        self.is_partial = False
+        """Whether only some of its names are looked at; some of those need not be there."""
 
 
-class _Walk:
-    """The state of a sweep between two batches."""
+class Walk:
+    """The state of a sweep between two batches.
+
+    A walk that looks at some names only is one that gives directories other `_names`, and learns
+    by `_reach` what the manifest has there.
+    """
 
     def __init__(
         self,
@@ -190,7 +188,8 @@ class _Walk:
     ) -> None:
         self._tree = tree
         self._leaf: Leaf | None = None
-        self._old = itertools.chain.from_iterable(self._stats_of(old))
+        stats = self._stats_of(old)
+        self._old: Iterator[tuple[bytes, EntryStat]] = itertools.chain.from_iterable(stats)
         self._excludes = excludes
         self._scratch = scratch
         self._device = 0
@@ -198,13 +197,46 @@ class _Walk:
         self._old_key: bytes | None = None
         self._old_stat: EntryStat | None = None
         self._advance()
-        self.levels: list[_Level] = []
+        self._levels: list[Level] = []
 
-    def take_batch(self) -> Batch:
+    def batches(self, is_canceled: Callable[[], bool]) -> Generator[Batch, None, None]:
+        """Walk, once. Ends early if canceled; raises VolumeError if the root cannot be read.
+
+        Whoever does not come to the end must close it: a directory may be open.
+        """
+        try:
+            self._reach(ROOT_KEY)
+            if self._tree.is_file:
+                self._begin_file()
+            else:
+                self._begin()
+            while self._levels:
+                self._go_on()
+                if is_canceled():
+                    return
+                yield self._take_batch()
+            while not self._remove_before(None):
+                yield self._take_batch()
+            yield self._take_batch()
+        finally:
+            self._close()
+
+    # What a walk looks at.
+
+    def _reach(self, key: bytes) -> None:
+        """Come to a name that need not be there. A sweep has all of the manifest at hand."""
+
+    def _names(self, level: Level, upper: Level | None) -> Iterator[bytes]:
+        """The names to look at in a directory that was entered, sorted. Raises OSError."""
+        return sorted_names(level.descriptor, self._scratch)
+
+    # The walk.
+
+    def _take_batch(self) -> Batch:
         batch, self._batch = self._batch, Batch()
         return batch
 
-    def begin_file(self) -> None:
+    def _begin_file(self) -> None:
         """Look at a volume that is one file."""
         try:
             found = self._tree.stat_root()
@@ -215,7 +247,7 @@ class _Walk:
             ) from error
         self._compare(b"", found)
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Look at the root and list it."""
         try:
             found = self._tree.stat_root()
@@ -223,30 +255,26 @@ class _Walk:
         except OSError as error:
             raise _unreadable(error) from error
         self._device = found.st_dev
-        level = _Level(b"", descriptor, found)
+        level = Level(b"", descriptor, found)
         try:
-            level.names = sorted_names(descriptor, self._scratch)
+            level.names = self._names(level, None)
         except OSError as error:
             os.close(descriptor)
             raise _unreadable(error) from error
+        self._levels.append(level)
         self._compare(b"", found)
-        self.levels.append(level)
 
-    def finish(self) -> bool:
-        """Remove what the manifest still has after the last name; False if the batch is full."""
-        return self._remove_before(None)
-
-    def close(self) -> None:
+    def _close(self) -> None:
         """Let go of all directories."""
-        for level in self.levels:
+        for level in self._levels:
             if level.descriptor >= 0:
                 os.close(level.descriptor)
-        self.levels.clear()
+        self._levels.clear()
 
-    def go_on(self) -> None:
+    def _go_on(self) -> None:
         """Walk until a batch is full or the walk has ended."""
-        while self.levels:
-            level = self.levels[-1]
+        while self._levels:
+            level = self._levels[-1]
             if level.descriptor < 0 and not self._return_to(level):
                 continue
             name = self._pass_unchanged(level)
@@ -254,18 +282,22 @@ class _Walk:
                 if not level.ended:
                     return
                 os.close(level.descriptor)
-                self.levels.pop()
+                self._levels.pop()
                 continue
             key = level.prefix + name
             if self._old_key is not None and self._old_key < key and not self._remove_before(key):
                 level.names = itertools.chain((name,), level.names)
                 return
+            if level.is_partial:
+                self._reach(key)
             if len(key) > KEY_BYTES_MAX:
-                self._keep(key, SourceError("its path is too long", hint="nest directories less"))
+                if not level.is_partial or _is_there(level, name):
+                    problem = SourceError("its path is too long", hint="nest directories less")
+                    self._keep(key, problem)
             elif not self._visit(level, name, key) and self._batch.is_full():
                 return
 
-    def _pass_unchanged(self, level: _Level) -> bytes | None:
+    def _pass_unchanged(self, level: Level) -> bytes | None:
         """Count files that have not changed, up to the first name that needs a closer look.
 
         None at the directory's end, which it notes, or where it is time for a batch. This is the
@@ -297,13 +329,15 @@ class _Walk:
         level.ended = files < room
         return None
 
-    def _visit(self, level: _Level, name: bytes, key: bytes) -> bool:
+    def _visit(self, level: Level, name: bytes, key: bytes) -> bool:
         """Look at one name; True if the walk has gone down into it."""
         for _ in range(_RACES):
             try:
                 found = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
             except OSError as error:
-                if error.errno not in _GONE:
+                # What nobody listed may be a name that cannot be.
+                impossible = level.is_partial and error.errno == errno.ENAMETOOLONG
+                if error.errno not in _GONE and not impossible:
                     self._keep(key, source_error(error))
                 return False
             try:
@@ -318,7 +352,7 @@ class _Walk:
         self._keep(key, SourceError("it is exchanged again and again while we look"))
         return False
 
-    def _settle(self, level: _Level, name: bytes, key: bytes, found: os.stat_result) -> bool:
+    def _settle(self, level: Level, name: bytes, key: bytes, found: os.stat_result) -> bool:
         """Record what a name is, and go down into a directory unless it is not ours to read."""
         if found.st_dev != self._device and _is_mounted(level.descriptor, name):
             self._pass_mounted(key, found)
@@ -335,7 +369,7 @@ class _Walk:
             return False
         return self._enter(level, name, key, found)
 
-    def _enter(self, level: _Level, name: bytes, key: bytes, found: os.stat_result) -> bool:
+    def _enter(self, level: Level, name: bytes, key: bytes, found: os.stat_result) -> bool:
         """Record a directory and go down into it, unless it is a mount point after all."""
         try:
             descriptor = open_directory(level.descriptor, name, same_filesystem=True)
@@ -348,15 +382,15 @@ class _Walk:
             opened = os.fstat(descriptor)
             if (opened.st_dev, opened.st_ino) != (found.st_dev, found.st_ino):
                 raise OSError(errno.ENOTDIR, "exchanged")  # noqa: TRY301 - as if open had seen it
-            lower = _Level(key, descriptor, found)
-            lower.names = sorted_names(descriptor, self._scratch)
+            lower = Level(key, descriptor, found)
+            lower.names = self._names(lower, level)
         except OSError:
             os.close(descriptor)
             raise
+        self._levels.append(lower)
         self._compare(key, found)
-        self.levels.append(lower)
-        if len(self.levels) > _OPEN_LEVELS:
-            upper = self.levels[-_OPEN_LEVELS]
+        if len(self._levels) > _OPEN_LEVELS:
+            upper = self._levels[-_OPEN_LEVELS]
             if upper.descriptor >= 0:
                 os.close(upper.descriptor)
                 upper.descriptor = -1
@@ -368,7 +402,7 @@ class _Walk:
             self._compare(key, found)
         self._warn(key, "another filesystem is mounted here; it is not read")
 
-    def _return_to(self, level: _Level) -> bool:
+    def _return_to(self, level: Level) -> bool:
         """Open a directory again whose descriptor was given up on the way down."""
         try:
             path = level.key.replace(b"\0", b"/")
@@ -385,7 +419,7 @@ class _Walk:
             problem = SourceError("moved while it was read", hint="the next backup reads it again")
         except OSError as error:
             problem = source_error(error)
-        self.levels.pop()
+        self._levels.pop()
         self._keep_beneath(level.key, problem)
         return False
 
@@ -453,8 +487,17 @@ class _Walk:
             self._batch.kept_directories += 1
         else:
             self._batch.kept_files += 1
-            self._batch.kept_bytes += self._old_stat.size
+            self._batch.kept_bytes += self._old_stat.size if self._old_stat.type == _FILE else 0
         self._advance()
+
+
+def _is_there(level: Level, name: bytes) -> bool:
+    """Whether a directory has a name that was not listed."""
+    try:
+        os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def _is_mounted(directory: int, name: bytes) -> bool:

@@ -30,6 +30,8 @@ INLINE_ATTRIBUTES_BYTES_MAX: Final = 1024
 # Names and values of all attributes of one entry together.
 ATTRIBUTES_BYTES_MAX: Final = 256 * 1024
 
+_NO_NAMES: Final = frozenset({b"", b".", b".."})
+
 Attributes = list[tuple[bytes, bytes]]
 
 
@@ -257,9 +259,14 @@ def key_of(path: bytes) -> bytes:
     return path.strip(b"/").replace(b"/", SEPARATOR)
 
 
+def is_plain(key: bytes) -> bool:
+    """Whether a key leads nowhere but down, by names that files may have."""
+    return not key or (b"/" not in key and _NO_NAMES.isdisjoint(key.split(SEPARATOR)))
+
+
 def path_of(key: bytes) -> bytes:
     """The path of a key; FormatError for one that would leave the place where it belongs."""
-    if key and any(part in {b"", b".", b".."} or b"/" in part for part in key.split(SEPARATOR)):
+    if not is_plain(key):
         raise FormatError("an entry's name is not one that a file may have")
     return key.replace(SEPARATOR, b"/")
 

@@ -1,6 +1,7 @@
 """A backup's snapshot holds what the volume holds, costs what changed, and never lies."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -17,6 +18,7 @@ from agent.backup import run_backup
 from agent.errors import VolumeError
 from agent.services import BackupOutcome, BackupTask, Progress, Services, Volume
 from agent.state import State
+from agent.tracking.dirty import Dirty
 from repository.chunking import SMALL_BYTES_MAX
 from repository.entries import EntryType, Flag
 from repository.errors import FencedError, StoreFullError, StoreUnavailableError
@@ -43,10 +45,14 @@ class Agent:
         self.state = state
         self.workers = workers
         self.coordinator = MemoryCoordinator()
+        self.clock = Clock()
         self.on_progress: Callable[[Progress], None] = lambda _: None
 
     async def backup(
-        self, excludes: frozenset[tuple[int, int]] = frozenset(), volume_id: bytes = VOLUME_ID
+        self,
+        excludes: frozenset[tuple[int, int]] = frozenset(),
+        volume_id: bytes = VOLUME_ID,
+        dirty: Dirty | None = None,
     ) -> BackupOutcome:
         services = Services(
             node_id=NODE,
@@ -54,14 +60,14 @@ class Agent:
             state=self.state,
             coordinator=self.coordinator,
             workers=self.workers,
-            clock=Clock(),
+            clock=self.clock,
             progress=self.on_progress,
             log=lambda *_: None,
         )
         volume = Volume(volume_id, "volume", os.fsencode(self.volume))
         public = self.coordinator.recovery.public
         task = BackupTask("task", "job", volume, REPOSITORY, public, excludes)
-        return await run_backup(task, services)
+        return await run_backup(task, services, dirty)
 
     async def check(self) -> None:
         """The last snapshot is what the volume is, and its refs are what it uses."""
@@ -547,6 +553,32 @@ async def test_a_walk_that_breaks_off_does_not_wait_for_workers_that_wait_for_it
 
     assert isinstance(outcome.error, VolumeError)
     assert outcome.committed is None
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("dirty", [None, Dirty(subtrees={b""})])
+async def test_a_backup_that_breaks_off_leaves_nothing_open_in_the_volume(
+    agent: Agent, dirty: Dirty | None
+) -> None:
+    """What is open cannot be unmounted."""
+    fill(agent.volume)
+    await agent.backup()
+    for path in agent.volume.rglob("file-*"):
+        path.write_bytes(b"changed")
+
+    def break_off(progress: Progress) -> None:
+        if progress.activity == "reading":
+            raise VolumeError("gone")
+
+    agent.on_progress = break_off
+    outcome = await agent.backup(dirty=dirty)
+
+    assert outcome.error is not None
+    volume, opened = os.fspath(agent.volume), []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            opened.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    assert not [path for path in opened if path.startswith(volume)]
 
 
 @pytest.mark.asyncio
