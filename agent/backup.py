@@ -27,6 +27,7 @@ from agent.last import LostStateError
 from agent.making import Made, Maker
 from agent.manifest import MetadataWriter
 from agent.packing import FinishedPack, PackIdentity, Packs
+from agent.reading import Scanned
 from agent.services import (
     BY_HAND,
     BackupOutcome,
@@ -40,7 +41,7 @@ from agent.services import (
 from agent.small import SmallFiles
 from agent.state import Head
 from agent.storing import Storer
-from agent.tracking.dirty import Dirty
+from agent.tracking.tracker import Done, Taken, proof_of
 from agent.turn import Turn
 from repository.errors import CanceledError, DamagedError, FencedError, TidemarkError
 from repository.failpoints import failpoint
@@ -50,6 +51,7 @@ from repository.layout import DATA_KEY_INFO, LABEL_INFO, WriterKeys
 from repository.refs import refs_hash
 from repository.snapshot import (
     FORMAT,
+    Detection,
     Label,
     RootBody,
     peek_signed_root,
@@ -64,14 +66,9 @@ _REFS_PIECE_BYTES: Final = 1024 * 1024
 _T = TypeVar("_T")
 
 
-async def run_backup(
-    task: BackupTask, services: Services, dirty: Dirty | None = None
-) -> BackupOutcome:
-    """Back one volume up. Errors are part of the outcome; cancellation passes through.
-
-    `dirty`: what may have changed since the last snapshot; None if that is not known.
-    """
-    backup = _Backup(task, services, dirty)
+async def run_backup(task: BackupTask, services: Services) -> BackupOutcome:
+    """Back one volume up. Errors are part of the outcome; cancellation passes through."""
+    backup = _Backup(task, services)
     try:
         committed = await backup.run()
     except TidemarkError as error:
@@ -82,9 +79,9 @@ async def run_backup(
 class _Backup:
     """One run: open, make, upload, commit."""
 
-    def __init__(self, task: BackupTask, services: Services, dirty: Dirty | None) -> None:
+    def __init__(self, task: BackupTask, services: Services) -> None:
         self._task = task
-        self._dirty = dirty
+        self._taken: Taken
         self._services = services
         self._started_ns = services.clock.now_ns()
         self._canceled = threading.Event()
@@ -116,10 +113,20 @@ class _Backup:
                 signing=self._services.signing_key,
             )
             await self._recall(session)
+            self._report("looking for changes")
+            self._taken = await asyncio.to_thread(self._begin, tree, session)
+            failpoint("agent.changes.taken", StateError)
             made = await self._save(tree, session, keys, identity)
             failpoint("agent.manifest.made", StateError)
             await asyncio.to_thread(_check_still_there, volume.path, tree)
         return await self._commit(session, keys, made)
+
+    def _begin(self, tree: Tree, session: Session) -> Taken:
+        """Learn where to look. What was told so far happened before anything is read."""
+        volume = self._task.volume
+        local_id = self._task.local_id or volume.volume_id
+        path = os.path.realpath(volume.path) if volume.source == BY_HAND else volume.path
+        return self._services.tracking.begin(local_id, path, tree, session.head_root)
 
     async def _recall(self, session: Session) -> None:
         """Learn what the last snapshot holds, if it is not the one in our state.
@@ -188,7 +195,10 @@ class _Backup:
         if head is not None and head.root != session.head_root:
             head = None  # not the last one that the coordinator knows
         now_ns = services.clock.now_ns
-        with SmallFiles(tree, keys.ids, Turn(), services.log, now_ns) as small:
+        suspects = self._taken.suspects
+        device = tree.stat_root().st_dev
+        scanned = Scanned(suspects.on(device), suspects.begun_ns)
+        with SmallFiles(tree, keys.ids, Turn(), services.log, now_ns, scanned=scanned) as small:
             try:
                 return self._attempt(head, small, keys, packs, known)
             except LostStateError:
@@ -210,6 +220,7 @@ class _Backup:
         services, volume_id = self._services, self._task.volume.volume_id
         self.statistics = BackupStatistics()
         workers, now_ns = services.workers, services.clock.now_ns
+        taken = self._taken
         self._storer = Storer(small, packs, known, keys, workers, now_ns)
         stage = partial(services.state.stage_nodes, volume_id)
         metadata = MetadataWriter(packs, known, keys.ids, stage)
@@ -222,7 +233,9 @@ class _Backup:
                 excludes=self._task.excludes,
                 is_canceled=self._canceled.is_set,
                 on_progress=lambda: self._report("reading"),
-                dirty=self._dirty,
+                dirty=taken.way.dirty,
+                suspects=small.scanned.suspects,
+                whereabouts=taken.whereabouts,
             )
         except LostStateError:
             # Places that were promised to nodes are known by now: what is known must be true.
@@ -271,6 +284,8 @@ class _Backup:
     async def _commit(self, session: Session, keys: WriterKeys, made: Made) -> Committed:
         """Sign the root, have it countersigned, and keep what the next backup starts from."""
         self.statistics.data_added_packed = self._packed_bytes
+        self.statistics.detection = made.detection
+        self.statistics.proof = proof_of(self._taken, made.detection)
         self._report("committing")
         refs = made.refs.encode()
         signed = sign_root(self._root(session, keys, made, refs), self._services.signing_key)
@@ -296,6 +311,8 @@ class _Backup:
             replace=made.base,
         )
         failpoint("agent.head.committed", StateError)
+        done = Done(committed.root, made.detection is Detection.SWEEP, made.again)
+        await asyncio.to_thread(self._services.tracking.committed, self._taken, done)
         return committed
 
     def _root(self, session: Session, keys: WriterKeys, made: Made, refs: bytes) -> RootBody:
@@ -306,6 +323,7 @@ class _Backup:
             source=volume.source,
             path=volume.path,
             errors=[(each.path, each.message, each.hint) for each in statistics.errors],
+            proof=statistics.proof,
         )
         return RootBody(
             format=FORMAT,

@@ -164,7 +164,7 @@ class _Agent(Handler):
             coordinator=self._calls,
             workers=parts.workers,
             clock=clock,
-            tracker=parts.tracker,
+            tracking=parts.tracker,
             progress=lambda _: None,
             log=lambda _level, _message: None,
         )

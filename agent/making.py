@@ -30,6 +30,7 @@ from agent.state import FrameChange, Head, State
 from agent.storing import PendingFile, Saved, Storer
 from agent.sweep import Batch, Found, Removed, sweep
 from agent.tracking.dirty import Dirty
+from agent.whereabouts import Whereabouts
 from repository.chunking import SMALL_BYTES_MAX
 from repository.editing import Edit, Edited, Editor
 from repository.entries import (
@@ -128,10 +129,13 @@ class Maker:
         is_canceled: Callable[[], bool],
         on_progress: Callable[[], None],
         dirty: Dirty | None = None,
+        suspects: frozenset[int] = frozenset(),
+        whereabouts: Whereabouts | None = None,
     ) -> Made:
         """Walk, store, edit. Raises LostStateError where the head's manifest is not all here.
 
-        With `dirty` nothing else is looked at, provided that there is a head.
+        With `dirty` nothing else is looked at but the inodes of `suspects`, provided that there is
+        a head; `whereabouts` knows some of them.
         """
         root = None if head is None else decode_pointer(head.manifest)
         last = self._last = LastManifest(self._state, self._volume_id, root)
@@ -141,7 +145,18 @@ class Maker:
             walk = sweep(tree, last.leaves(), excludes=excludes, is_canceled=is_canceled)
         else:
             detection = Detection.EVENTS
-            walk = rescan(tree, dirty, last, totals, excludes=excludes, is_canceled=is_canceled)
+            whereabouts = whereabouts or Whereabouts()
+            known = set(whereabouts.keys_of(suspects, last, totals[0]))
+            dirty = Dirty(dirty.names | known, dirty.subtrees, dirty.inodes)
+            walk = rescan(
+                tree,
+                dirty,
+                last,
+                totals,
+                excludes=excludes,
+                is_canceled=is_canceled,
+                moved=whereabouts.moved,
+            )
 
         def go_on() -> None:
             # Where all chunks of a huge file are known, nothing else would notice.

@@ -44,6 +44,15 @@ class VanishedError(SourceError):
     """The file is gone, or no longer a regular file. That is a change, not a failure."""
 
 
+class Scanned(NamedTuple):
+    """What a scan for files told that may be written to without an event."""
+
+    suspects: frozenset[int] = frozenset()
+    """Their inode numbers."""
+    begun_ns: int | None = None
+    """When it began, by the clock that stamps files; None if there was none."""
+
+
 class Stat(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The fields of a stat that an entry holds, as they cross from one process to another."""
 

@@ -43,11 +43,13 @@ def rescan(  # noqa: PLR0913 - as a sweep, with what it needs to know of the las
     excludes: frozenset[tuple[int, int]] = frozenset(),
     is_canceled: Callable[[], bool] = lambda: False,
     scratch: str | None = None,
+    moved: Callable[[int], None] = lambda _: None,
 ) -> Generator[Batch, None, None]:
     """Yield what differs from the last manifest in the places of a dirty set, as a sweep does.
 
     `totals`: files and bytes that the last manifest has. What of it was not looked at counts as
-    unchanged. The rest is as for `sweep`; besides, LostStateError.
+    unchanged. `moved` is told of inodes that are not where the manifest has them, or that it does
+    not have. The rest is as for `sweep`; besides, LostStateError.
     """
     places = _Places(dirty.names, dirty.subtrees)
     first = _PartialWalk(tree, places, last, excludes, scratch)
@@ -69,6 +71,7 @@ def rescan(  # noqa: PLR0913 - as a sweep, with what it needs to know of the las
     given, rest = rest, _Rest(*totals)
     for batch in found:
         rest.take(*_looked_at(batch))
+        _tell_moved(batch, moved)
         batch.found = [_recognised(each, survey.gone, last) for each in batch.found]
         yield batch
     # What was looked at by several names' sake was guessed; and the volume goes on changing.
@@ -213,6 +216,17 @@ def _looked_at(batch: Batch) -> tuple[int, int]:
             files += 1
             size += _size(old)
     return files, size
+
+
+def _tell_moved(batch: Batch, moved: Callable[[int], None]) -> None:
+    for found in batch.found:
+        old = found.old
+        if old is None or old.inode != found.stat.st_ino:
+            moved(found.stat.st_ino)
+            if old is not None:
+                moved(old.inode)
+    for removed in batch.removed:
+        moved(removed.old.inode)
 
 
 def _size(old: Entry | EntryStat) -> int:

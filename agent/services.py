@@ -13,8 +13,9 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 from typing_extensions import Buffer
 
+from agent.beneath import Tree
 from agent.state import State
-from agent.tracking.tracker import Mode, Tracker
+from agent.tracking.tracker import Done, Mode, Taken
 from repository.errors import TidemarkError
 from repository.frames import Location
 from repository.ids import ChunkId
@@ -104,10 +105,10 @@ class BackupTask:
     repository_id: bytes
     recovery_public_key: bytes
     """What the session's data key is sealed to; 32 bytes."""
-    local_id: bytes = b""
-    """What this node calls the volume; the volume's id if empty."""
     excludes: frozenset[tuple[int, int]] = frozenset()
     """Device and inode of directories that are never read as volume data."""
+    local_id: bytes = b""
+    """What this node calls the volume; the volume's id if empty."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,8 @@ class BackupStatistics:
     data_added_packed: int = 0
     fuzzy_files: int = 0
     detection: Detection = Detection.SWEEP
+    proof: str = ""
+    """What told of the changes, and why not something better; in words for a person."""
     warnings: list[PathProblem] = field(default_factory=list)
     errors: list[PathProblem] = field(default_factory=list)
     errors_total: int = 0
@@ -357,6 +360,18 @@ class CoordinatorClient(Protocol):
         ...
 
 
+class Tracking(Protocol):
+    """What tells a backup where to look. Both methods block."""
+
+    def begin(self, volume_id: bytes, path: bytes, tree: Tree, head: bytes) -> Taken:
+        """Decide what the backup looks at of a volume that this node calls so."""
+        ...
+
+    def committed(self, taken: Taken, done: Done) -> None:
+        """Forget what a committed backup has looked at, but for what comes again."""
+        ...
+
+
 @dataclass(frozen=True)
 class Services:
     """All that a task may use."""
@@ -370,7 +385,6 @@ class Services:
     clock: Clock
     progress: Callable[[Progress], None]
     """Cheap; may be called often and from any thread. Only the newest is sent, now and then."""
-    tracker: Tracker | None
-    """Tells what changed; without one every backup sweeps."""
+    tracking: Tracking
     log: Callable[[str, str], None]
     """(level, message) for the job's own log: "info", "warning" or "error". From any thread."""

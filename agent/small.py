@@ -9,7 +9,7 @@ from agent.beneath import Tree, TreeCursor
 from agent.cutting import small_pieces
 from agent.errors import SourceError
 from agent.reader import Outcome, Read, Setup, SmallFile, Wanted, read_by, start_reader
-from agent.reading import read_small
+from agent.reading import Scanned, read_small
 from agent.side import SideGoneError, SideOnDemand
 from agent.turn import Turn
 from repository.chunking import SMALL_BYTES_MAX
@@ -17,6 +17,7 @@ from repository.ids import IdKeys, ObjectType
 
 # A reader takes as long to start as so many files take to be read.
 _READER_FROM: Final = 2048
+_NOT_SCANNED: Final = Scanned()
 
 
 class SmallFiles:
@@ -30,19 +31,16 @@ class SmallFiles:
         log: Callable[[str, str], None],
         now_ns: Callable[[], int] = time.time_ns,
         *,
-        scanned_ns: int | None = None,
+        scanned: Scanned = _NOT_SCANNED,
         reader_from: int | None = None,
     ) -> None:
-        """`scanned_ns`: when suspects were looked for.
-
-        `reader_from`: how many files are read here before a reader is worth its start.
-        """
+        """`reader_from`: how many files are read here before a reader is worth its start."""
         self.tree = tree
         self._ids = ids
         self.turn = turn
         self._now_ns = now_ns
-        self._scanned_ns = scanned_ns
-        setup = Setup(ids.data, SMALL_BYTES_MAX - 1, scanned_ns)
+        self.scanned = scanned
+        setup = Setup(ids.data, SMALL_BYTES_MAX - 1, scanned.begun_ns)
         self.reader = SideOnDemand(
             lambda: start_reader(tree.root, setup),
             log,
@@ -102,7 +100,7 @@ class SmallFiles:
                 SMALL_BYTES_MAX - 1,
                 self._now_ns,
                 suspect=wanted.suspect,
-                scanned_ns=self._scanned_ns,
+                scanned_ns=self.scanned.begun_ns,
             )
         except SourceError as error:
             return error

@@ -21,13 +21,12 @@ from agent.cutting import FileCutter, Hole, small_pieces
 from agent.errors import SourceError
 from agent.known import KnownChunks
 from agent.packing import Packs
-from agent.reader import Read, SmallFile
+from agent.reader import Read, SmallFile, Wanted
 from agent.reading import (
     LargeFile,
     Stat,
     VanishedError,
     generation_of,
-    is_settled,
     read_other,
 )
 from agent.small import SmallFiles
@@ -122,6 +121,7 @@ class Storer:
         self._cutter = FileCutter(keys.chunker)
         self._workers = workers
         self._now_ns = now_ns
+        self._scanned = small.scanned
         self._local = threading.local()
         self._groups = threading.BoundedSemaphore(_GROUPS_IN_FLIGHT)
         self.counters = Counters()
@@ -147,7 +147,7 @@ class Storer:
                     saved.append(found)
                 else:
                     saved.append(self._save_other(found))
-        wanted = [(batch[index].key, _is_paged(batch[index].old)) for index in files]
+        wanted = [self._wanted(batch[index]) for index in files]
         with self._small.read(wanted) as read:
             failpoint("agent.batch.read", TidemarkError)
             places = self._store_small(read)
@@ -165,6 +165,13 @@ class Storer:
                 return is_unchanged(now, moved) and generation_of(held, now) == moved.generation
         except OSError:
             return False  # whoever reads it says what that means
+
+    def _wanted(self, found: Found) -> Wanted:
+        return Wanted(
+            found.key,
+            paged=_is_paged(found.old),
+            suspect=found.stat.st_ino in self._scanned.suspects,
+        )
 
     def _save_other(self, found: Found) -> Saved:
         kind = entry_type(found.stat.st_mode)
@@ -223,7 +230,8 @@ class Storer:
     def _save_large(
         self, found: Found, put_list: Callable[[bytes], Pointer], on_progress: Callable[[], None]
     ) -> "PendingFile":
-        with LargeFile(self._tree, found.key) as file:
+        suspect = found.stat.st_ino in self._scanned.suspects
+        with LargeFile(self._tree, found.key, suspect=suspect) as file:
             stable, tries = False, 0
             while True:
                 chunking, groups = self._read_large(found, file, on_progress)
@@ -236,7 +244,7 @@ class Storer:
                 file.stat,
                 size=file.size,
                 fuzzy=not stable,
-                settled=is_settled(file.stat, self._now_ns()),
+                settled=file.is_settled(self._now_ns(), self._scanned.begun_ns),
                 had=file.had,
                 generation=file.generation,
             )

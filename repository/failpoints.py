@@ -53,6 +53,7 @@ AGENT: Final = (
     "agent.session.opened",
     "agent.base.told",
     "agent.base.kept",
+    "agent.changes.taken",
     "agent.batch.read",
     "agent.batch.stored",
     "agent.large.read",

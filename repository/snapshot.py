@@ -82,6 +82,8 @@ class Label(msgspec.Struct, frozen=True, array_like=True):
     source: str
     path: bytes
     errors: list[tuple[bytes, str, str]]
+    proof: str = ""
+    """What told of the changes since the snapshot before, in words for a person."""
 
     def encode(self) -> bytes:
         """What is sealed."""

@@ -72,8 +72,7 @@ class Epoch(msgspec.Struct):
             return f"more than {PLACES_MAX} places have changed"
         return unseen
 
-    def committed(self, way: Way, root: bytes, again: Dirty) -> None:
+    def committed(self, root: bytes, again: Dirty, *, swept: bool) -> None:
         """Take note of the commit of what `begin` said; `again` has to be looked at once more."""
-        swept = way.dirty is None or way.audits
         self.since_sweep = 0 if swept else self.since_sweep + 1
         self.base, self.kept = root, again

@@ -64,6 +64,10 @@ class Suspects(msgspec.Struct, frozen=True):
     """When the scan began, by the clock that stamps files. A file that changed later may have a
     writer that came later, whether it is suspect or not."""
 
+    def count(self) -> int:
+        """How many there are on this node."""
+        return sum(map(len, self.inodes.values()))
+
     def on(self, device: int) -> frozenset[int]:
         """Inode numbers of the suspects that may lie in a volume whose root has that st_dev.
 

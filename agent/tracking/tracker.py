@@ -17,6 +17,8 @@ from agent.tracking.dirty import Dirty
 from agent.tracking.epochs import Epoch, Way
 from agent.tracking.source import Source, Swapped
 from agent.tracking.suspects import Suspects
+from agent.whereabouts import Whereabouts
+from repository.snapshot import Detection
 
 # Events arrive within milliseconds; where they take longer something is wrong with them.
 BARRIER_SECONDS: Final = 10.0
@@ -44,6 +46,19 @@ class Taken(NamedTuple):
     """Empty where nothing is watched."""
     suspects: Suspects
     """Files that may be written to without any event."""
+    whereabouts: Whereabouts
+    """Where the last manifest has some of them."""
+
+
+class Done(NamedTuple):
+    """A backup that was committed."""
+
+    root: bytes
+    """Its root object."""
+    swept: bool
+    """Whether it looked at everything, whatever it was told."""
+    again: Dirty
+    """Where the next one must look, whatever happens until then."""
 
 
 class Scanner(Protocol):
@@ -60,6 +75,7 @@ class _Watched:
         self.source = source
         self.mode = mode
         self.path = path
+        self.whereabouts = Whereabouts()
         self.epoch = _new_epoch()
 
 
@@ -145,26 +161,31 @@ class Tracker:
         suspects = self._scanner.scan()
         with self._lock:
             if watched is None or told is None:
-                return Taken(volume_id, mode, Way(None, mode.reason), "", suspects)
+                way = Way(None, mode.reason)
+                return Taken(volume_id, mode, way, "", suspects, Whereabouts())
             way = watched.epoch.begin(told, head, suspects.unseen)
             if way.is_lost:
                 self._forget(volume_id)
                 mode = self._choose(volume_id, path)
                 watched = self._watched.get(volume_id)
-            epoch = "" if watched is None else watched.epoch.name
-            return Taken(volume_id, mode, way, epoch, suspects)
+            if watched is None:
+                return Taken(volume_id, mode, way, "", suspects, Whereabouts())
+            epoch = watched.epoch.name
+            return Taken(volume_id, mode, way, epoch, suspects, watched.whereabouts)
 
     def _told(self, watched: _Watched, volume_id: bytes, tree: Tree) -> Swapped:
         if not watched.source.barrier(BARRIER_SECONDS):
             return Swapped(Dirty(), _LATE)
         return watched.source.swap(volume_id, tree)
 
-    def committed(self, taken: Taken, root: bytes, again: Dirty) -> None:
+    def committed(self, taken: Taken, done: Done) -> None:
         """Drop what a committed backup has looked at, but for what it has to look at again."""
         with self._lock:
             watched = self._watched.get(taken.volume_id)
             if watched is not None and watched.epoch.name == taken.epoch:
-                watched.epoch.committed(taken.way, root, again)
+                watched.epoch.committed(done.root, done.again, swept=done.swept)
+                if done.swept:
+                    watched.whereabouts = Whereabouts()
 
     def close(self) -> None:
         """Watch nothing any more."""
@@ -177,3 +198,15 @@ class Tracker:
         watched = self._watched.pop(volume_id, None)
         if watched is not None:
             watched.source.forget(volume_id)
+
+
+def proof_of(taken: Taken, detection: Detection) -> str:
+    """Say what told of the changes that a snapshot holds, and why not something better. Pure."""
+    way = taken.way
+    if detection is Detection.SWEEP:
+        return f"sweep: {way.reason or 'the last manifest is not all here'}"
+    looked_at = way.dirty.size() if way.dirty is not None else 0
+    return (
+        f"events of {taken.mode.source} in epoch {taken.epoch}, behind a barrier: "
+        f"{looked_at} places, and {taken.suspects.count()} suspects on this node"
+    )

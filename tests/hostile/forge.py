@@ -100,7 +100,7 @@ class Forge:
     def commit(self, manifest: Pointer | None, **changes: Any) -> None:
         """Make it the coordinator's last snapshot."""
         self._packs.flush()
-        label = Label("volume", "node", "path", b"/", [])
+        label = Label("volume", "node", "path", b"/", [], "")
         body = RootBody(
             format=FORMAT,
             repository=REPOSITORY,

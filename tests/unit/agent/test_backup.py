@@ -23,6 +23,7 @@ from repository.chunking import SMALL_BYTES_MAX
 from repository.entries import EntryType, Flag
 from repository.errors import FencedError, StoreFullError, StoreUnavailableError
 from tests.fakes.coordinator import NODE, REPOSITORY, MemoryCoordinator
+from tests.fakes.tracking import ToldTracking
 
 VOLUME_ID = b"V" * 16
 
@@ -61,13 +62,14 @@ class Agent:
             coordinator=self.coordinator,
             workers=self.workers,
             clock=self.clock,
+            tracking=ToldTracking(dirty),
             progress=self.on_progress,
             log=lambda *_: None,
         )
         volume = Volume(volume_id, "volume", os.fsencode(self.volume))
         public = self.coordinator.recovery.public
         task = BackupTask("task", "job", volume, REPOSITORY, public, excludes)
-        return await run_backup(task, services, dirty)
+        return await run_backup(task, services)
 
     async def check(self) -> None:
         """The last snapshot is what the volume is, and its refs are what it uses."""

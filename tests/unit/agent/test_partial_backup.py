@@ -66,8 +66,9 @@ async def seen(agent: Agent) -> dict[bytes, tuple[Entry, bytes]]:
 
 
 def told(outcome: BackupOutcome) -> BackupStatistics:
-    """All that a summary says but what it took."""
-    return replace(outcome.statistics, bytes_read=0, data_added=0, data_added_packed=0)
+    """All that a summary says but which way it was, and what it took."""
+    way = {"detection": Detection.SWEEP, "proof": ""}
+    return replace(outcome.statistics, bytes_read=0, data_added=0, data_added_packed=0, **way)
 
 
 @pytest.fixture

@@ -14,10 +14,9 @@ from typing import Final
 
 import pytest
 
-from agent import reading
+from agent import reading, sweep
 from agent.beneath import Tree
-from agent.errors import SourceError
-from agent.reading import TRIES, LargeFile, is_settled, is_unchanged_suspect, read_small
+from agent.reading import TRIES, LargeFile, is_settled, read_small
 from agent.storing import entry_of
 from agent.syscalls import write_out
 from repository.entries import EntryStat
@@ -109,8 +108,7 @@ def read_as(tree: Tree, *, suspect: bool) -> EntryStat:
 
 
 def is_unchanged(path: Path, entry: EntryStat) -> bool:
-    with path.open("rb") as file:
-        return is_unchanged_suspect(file.fileno(), entry)
+    return sweep.is_unchanged(path.stat(), entry)
 
 
 @pytest.mark.parametrize("disk", [*DISKS, "overlay"])
@@ -134,14 +132,11 @@ def test_in_memory_nothing_is_ever_written_out(disks: dict[str, Path]) -> None:
         assert content is not None
         assert not content.fuzzy
         assert not content.settled
-        assert not is_unchanged(path, stat_of(entry_of(content.stat, size=SIZE)))
 
 
 def test_an_error_of_a_write_out_is_raised() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         write_out(-1)
-    with pytest.raises(SourceError):
-        is_unchanged_suspect(-1, stat_of(entry_of(os.stat("/"), size=0)))
 
 
 @pytest.mark.parametrize("pause_seconds", [0.001, 0.0])
@@ -276,6 +271,19 @@ def test_what_was_fuzzy_is_never_unchanged(disks: dict[str, Path]) -> None:
     entry = stat_of(entry_of(os.stat(path), size=SIZE, fuzzy=True))
 
     assert not is_unchanged(path, entry)
+
+
+def test_a_file_settles_only_when_its_last_change_is_older_than_the_scan_for_suspects(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    found = os.stat(path)
+    now, second_ns = found.st_ctime_ns + HOUR_NS, 1_000_000_000
+
+    assert is_settled(found, now, found.st_ctime_ns + second_ns)
+    assert not is_settled(found, now, found.st_ctime_ns - second_ns)
+    assert is_settled(found, found.st_ctime_ns - HOUR_NS, found.st_ctime_ns - HOUR_NS)
 
 
 def test_a_suspect_settles_only_when_no_write_can_be_under_way(tmp_path: Path) -> None:

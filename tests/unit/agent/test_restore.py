@@ -35,6 +35,7 @@ from repository.failpoints import VARIABLE, arm
 from repository.frames import FrameIdentity
 from tests.fakes.coordinator import NODE, REPOSITORY, MemoryCoordinator
 from tests.fakes.grants import MemoryGrants
+from tests.fakes.tracking import ToldTracking
 from tests.unit.agent import trees
 
 pytestmark = pytest.mark.asyncio
@@ -66,6 +67,7 @@ class Node:
             coordinator=self.coordinator,
             workers=workers,
             clock=Clock(),
+            tracking=ToldTracking(),
             progress=lambda _: None,
             log=lambda _, message: self.logged.append(message),
         )

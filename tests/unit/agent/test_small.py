@@ -9,7 +9,7 @@ import pytest
 
 from agent.beneath import Tree
 from agent.errors import SourceError
-from agent.reader import Outcome, Read, SmallFile
+from agent.reader import Outcome, Read, SmallFile, Wanted
 from agent.reading import VanishedError
 from agent.small import SmallFiles
 from agent.turn import Turn

@@ -503,7 +503,7 @@ def test_config_and_certificates_are_read() -> None:
 def test_roots_and_refs_are_read(written: Written) -> None:
     coordinator, volume = SigningKey(b"c" * 32), VolumeId(b"V" * 16)
     refs = Refs.of({FrameIdentity(NONCE, 1): 7, FrameIdentity(NONCE, 0): 0}, base=False).encode()
-    label = Label("data", "node", "path", b"/srv", [(b"a", "gone", "look")])
+    label = Label("data", "node", "path", b"/srv", [(b"a", "gone", "look")], "sweep: first")
     body = RootBody(
         format=0,
         repository=REPOSITORY,
@@ -539,7 +539,7 @@ def test_roots_and_refs_are_read(written: Written) -> None:
     assert blake3(opened).digest() == read[7]
     assert unpack(opened) == [False, [[NONCE, [[0, 0], [1, 7]]]]]
     said = unpack(unseal(METADATA.reveal(), b"tidemark snapshot label" + REPOSITORY, read[14]))
-    assert said == ["data", "node", "path", b"/srv", [[b"a", "gone", "look"]]]
+    assert said == ["data", "node", "path", b"/srv", [[b"a", "gone", "look"]], "sweep: first"]
 
 
 def test_the_id_of_a_volume_is_computed() -> None:

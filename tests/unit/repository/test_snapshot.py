@@ -137,7 +137,9 @@ def test_any_bytes_are_no_root(raw: bytes) -> None:
         split_root(raw)
 
 
-LABEL = Label("data", "node-1", "path", b"/srv/\xff", [(b"a/b", "it is gone", "look for it")])
+LABEL = Label(
+    "data", "node-1", "path", b"/srv/\xff", [(b"a/b", "it is gone", "look for it")], "sweep: first"
+)
 
 
 def test_a_label_comes_back_from_its_encoding() -> None:

@@ -14,7 +14,8 @@ def told(*names: bytes) -> Swapped:
 def proven() -> Epoch:
     """An epoch whose first sweep was committed."""
     epoch = Epoch("e")
-    epoch.committed(epoch.begin(told(), b"", None), HEAD, Dirty())
+    epoch.begin(told(), b"", None)
+    epoch.committed(HEAD, Dirty(), swept=True)
     return epoch
 
 
@@ -42,7 +43,8 @@ def test_a_backup_on_the_committed_base_looks_at_what_was_told_since() -> None:
 def test_what_was_told_before_the_sweep_began_is_forgotten_with_its_commit() -> None:
     epoch = Epoch("e")
 
-    epoch.committed(epoch.begin(told(b"early"), b"", None), HEAD, Dirty())
+    epoch.begin(told(b"early"), b"", None)
+    epoch.committed(HEAD, Dirty(), swept=True)
 
     assert looked_at(epoch.begin(told(), HEAD, None)) == set()
 
@@ -56,9 +58,9 @@ def test_a_backup_that_does_not_commit_leaves_all_to_the_next_one() -> None:
 
 def test_a_commit_drops_what_it_looked_at_but_for_what_comes_again() -> None:
     epoch = proven()
-    way = epoch.begin(told(b"a", b"unreadable"), HEAD, None)
+    epoch.begin(told(b"a", b"unreadable"), HEAD, None)
 
-    epoch.committed(way, b"next root", Dirty(names={b"unreadable"}))
+    epoch.committed(b"next root", Dirty(names={b"unreadable"}), swept=False)
 
     assert looked_at(epoch.begin(told(b"c"), b"next root", None)) == {b"unreadable", b"c"}
 
@@ -109,7 +111,7 @@ def test_now_and_then_a_sweep_looks_beside_the_events() -> None:
     for _ in range(2 * AUDIT_EVERY + 2):
         way = epoch.begin(told(b"a"), HEAD, None)
         audits.append(way.audits)
-        epoch.committed(way, HEAD, Dirty())
+        epoch.committed(HEAD, Dirty(), swept=way.audits)
 
     assert [number for number, audit in enumerate(audits) if audit] == [
         AUDIT_EVERY,
