@@ -27,6 +27,10 @@ _syncfs.argtypes = (ctypes.c_int,)
 _EMPTY_PATH: Final = 0x1000
 _HANDLE_BYTES_MAX: Final = 128
 _name_to_handle_at = _libc.name_to_handle_at
+# ext4 answers ENOMEM for an inode that is just being freed (seen once in 45,000 on Linux 6.18), and
+# ESTALE when asked again.
+_FREEING_ATTEMPTS: Final = 16
+_open_by_handle_at = _libc.open_by_handle_at
 # From <linux/magic.h>. Where a range's write-out is known to leave no page that a process can write
 # to unnoticed. An overlay takes the same call and does nothing; compressed pages of btrfs may
 # still be with the compressor when it returns. There, and elsewhere, fsync does.
@@ -34,15 +38,20 @@ _WRITES_RANGES: Final = frozenset({0xEF53, 0x58465342})  # ext4, XFS
 # tmpfs, ramfs, hugetlbfs: what was never on a disk is never written out.
 _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6, 0x958458F6})
 _fstatfs = _libc.fstatfs
-# struct statfs begins with the type, a long, and is nowhere larger than this.
-_STATFS_BYTES: Final = 256
+# struct statfs of 64-bit machines: the type first, the id after seven numbers.
+_STATFS_BYTES: Final = 120
+_STATFS_ID_AT: Final = 56
+_statx = _libc.statx
 # From <linux/stat.h> and <linux/fcntl.h>: type and inode number, as far as they are known here.
 _STATX_TYPE_INO: Final = 0x1 | 0x100
 _NO_AUTOMOUNT: Final = 0x800
 _DONT_SYNC: Final = 0x4000
 # stx_mode, stx_ino, stx_dev_major and stx_dev_minor in 256 bytes of struct statx.
 _STATX: Final = struct.Struct("=28xH2xQ96xII112x")
-_statx = _libc.statx
+# The number of a mount, and since Linux 6.8 one that is never used again.
+_STATX_MNT_ID: Final = 0x1000
+_STATX_MNT_ID_UNIQUE: Final = 0x4000
+_STATX_MNT_ID_AT: Final = 144
 # From <linux/kcmp.h>, and its number in the tables of system calls: the C library has no name for
 # it.
 _KCMP_FILES: Final = 2
@@ -58,20 +67,80 @@ class _FileHandle(ctypes.Structure):
     )
 
 
-def file_handle(descriptor: int) -> bytes | None:
+# All of a handle but its room: how many bytes, of which type.
+_HANDLE_HEAD: Final = 2 * ctypes.sizeof(ctypes.c_uint)
+
+
+class Mount(NamedTuple):
+    """The mount that something is reached through."""
+
+    number: int
+    is_unique: bool
+    """Whether no other mount ever gets that number until the node starts again."""
+
+
+class Filesystem(NamedTuple):
+    """What statfs says of a filesystem."""
+
+    magic: int
+    fsid: bytes
+    """Eight bytes that tell it from others, as the kernel's events do; zeros where it has none."""
+
+
+def file_handle(descriptor: int, name: bytes = b"") -> bytes | None:
     """What the filesystem itself calls the thing that a descriptor (of O_PATH, too) holds.
 
-    It has the inode's number in it, and what tells it from others that had that number before.
-    None where the filesystem has no such name.
+    With a name, what the name stands for in that directory; no link is followed. It has the
+    inode's number in it, and what tells it from others that had that number before. None where
+    there is no such name, or the filesystem has no such handles.
     """
     handle, mount = _FileHandle(_HANDLE_BYTES_MAX, 0), ctypes.c_int()
-    done = _name_to_handle_at(
-        descriptor, b"", ctypes.byref(handle), ctypes.byref(mount), _EMPTY_PATH
-    )
+    flags = 0 if name else _EMPTY_PATH
+    done = _name_to_handle_at(descriptor, name, ctypes.byref(handle), ctypes.byref(mount), flags)
     if done != 0:
         return None
-    # All of it but the room: how many bytes, of which type, and the bytes.
-    return bytes(handle)[: 2 * ctypes.sizeof(ctypes.c_uint) + handle.handle_bytes]
+    return ctypes.string_at(ctypes.byref(handle), _HANDLE_HEAD + handle.handle_bytes)
+
+
+def open_by_handle(mounted: int, handle: bytes) -> int:
+    """Hold (O_PATH) what has that handle, as it is seen through the mount of another descriptor.
+
+    Needs CAP_DAC_READ_SEARCH. Raises OSError: ESTALE where it exists no longer.
+    """
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    code = 0
+    for _ in range(_FREEING_ATTEMPTS):
+        descriptor: int = _open_by_handle_at(mounted, handle, flags)
+        if descriptor >= 0:
+            return descriptor
+        code = ctypes.get_errno()
+        if code != errno.ENOMEM:
+            break
+    raise OSError(code, os.strerror(code))
+
+
+def mount_of(descriptor: int) -> Mount:
+    """Which mount a descriptor was opened through. Raises OSError."""
+    buffer = ctypes.create_string_buffer(_STATX.size)
+    for wanted in (_STATX_MNT_ID_UNIQUE, _STATX_MNT_ID):
+        if _statx(descriptor, b"", _EMPTY_PATH, wanted, buffer) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        (told,) = struct.unpack_from("=I", buffer)
+        if told & wanted:
+            (number,) = struct.unpack_from("=Q", buffer, _STATX_MNT_ID_AT)
+            return Mount(number, is_unique=wanted == _STATX_MNT_ID_UNIQUE)
+    raise OSError(errno.ENOSYS, "the kernel tells no mount")
+
+
+def filesystem_of(descriptor: int) -> Filesystem:
+    """What kind of filesystem holds an open file, and which. Raises OSError."""
+    buffer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _fstatfs(descriptor, buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    (magic,) = struct.unpack_from("@l", buffer)
+    return Filesystem(magic & 0xFFFFFFFF, buffer.raw[_STATFS_ID_AT : _STATFS_ID_AT + 8])
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> bool:
@@ -105,7 +174,7 @@ def write_out(descriptor: int) -> bool:
     a mapping has to fault first, and that moves the file's ctime: it shows. False where it never
     does, on tmpfs and the like. Raises OSError where it cannot be written.
     """
-    kind = _filesystem_type(descriptor)
+    kind = filesystem_of(descriptor).magic
     if kind in _IN_MEMORY:
         return False
     if kind in _WRITES_RANGES:
@@ -117,15 +186,6 @@ def write_out(descriptor: int) -> bool:
             raise OSError(code, os.strerror(code))
     os.fsync(descriptor)
     return True
-
-
-def _filesystem_type(descriptor: int) -> int:
-    found = ctypes.create_string_buffer(_STATFS_BYTES)
-    if _fstatfs(descriptor, found) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    # The low half: the rest is its sign, where a long has no room for more.
-    return ctypes.c_long.from_buffer(found).value & 0xFFFFFFFF
 
 
 class Identity(NamedTuple):

@@ -18,7 +18,8 @@ class Source(Protocol):
     """Watches volumes. All methods block and may be called from any thread.
 
     A source never loses a change without saying so, leaves no name in a volume, and holds no
-    descriptor there between two calls: one that is open would keep it from being unmounted.
+    descriptor there between two calls: one that is open would keep it from being unmounted. While
+    there is much to look at it may open a root for a moment by itself.
     """
 
     name: ClassVar[str]
@@ -26,7 +27,8 @@ class Source(Protocol):
     def watch(self, volume_id: bytes, path: bytes) -> None:
         """Tell of every change that begins after this returns; what was told before is forgotten.
 
-        Raises UntrackableError where this source cannot tell of that volume.
+        Raises UntrackableError where this source cannot tell of that volume, and VolumeError where
+        there is none.
         """
 
     def forget(self, volume_id: bytes) -> None:
@@ -39,7 +41,11 @@ class Source(Protocol):
         """
 
     def swap(self, volume_id: bytes, tree: Tree) -> Swapped:
-        """Return what was told of a volume, whose root `tree` holds, and begin a new set."""
+        """Return what was told of a volume, whose root `tree` holds, and begin a new set.
+
+        After a loss the new set is of what `tree` holds, as if watch() had been called: a sweep
+        that begins after this returns is enough. Where it cannot be watched, each swap is lost.
+        """
 
     def close(self) -> None:
         """End."""
