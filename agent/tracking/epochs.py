@@ -13,11 +13,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.tracking.dirty import Dirty
+from agent.tracking.dirty import CAP, Dirty
 from agent.tracking.source import Swapped
 
-# A larger set would cost more memory than a sweep costs time (docs/ARCHITECTURE.md).
-PLACES_MAX: Final = 250_000
 # Every so many backups a sweep looks beside the events, and counts what they missed.
 AUDIT_EVERY: Final = 50
 
@@ -68,8 +66,8 @@ class Epoch(msgspec.Struct):
             return "it is watched since just now"
         if self.base != head:
             return "changes are known since another snapshot than the last one"
-        if self.kept.size() > PLACES_MAX:
-            return f"more than {PLACES_MAX} places have changed"
+        if self.kept.size() > CAP:
+            return f"more than {CAP} places have changed"
         return unseen
 
     def committed(self, root: bytes, again: Dirty, *, swept: bool) -> None:

@@ -67,8 +67,8 @@ async def seen(agent: Agent) -> dict[bytes, tuple[Entry, bytes]]:
 
 def told(outcome: BackupOutcome) -> BackupStatistics:
     """All that a summary says but which way it was, and what it took."""
-    way = {"detection": Detection.SWEEP, "proof": ""}
-    return replace(outcome.statistics, bytes_read=0, data_added=0, data_added_packed=0, **way)
+    statistics = replace(outcome.statistics, bytes_read=0, data_added=0, data_added_packed=0)
+    return replace(statistics, detection=Detection.SWEEP, proof="")
 
 
 @pytest.fixture

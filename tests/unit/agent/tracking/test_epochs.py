@@ -1,7 +1,7 @@
 """What a backup looks at, from the events told and the life of an epoch."""
 
-from agent.tracking.dirty import Dirty
-from agent.tracking.epochs import AUDIT_EVERY, PLACES_MAX, Epoch, Way
+from agent.tracking.dirty import CAP, Dirty
+from agent.tracking.epochs import AUDIT_EVERY, Epoch, Way
 from agent.tracking.source import Swapped
 
 HEAD = b"root of the last snapshot"
@@ -96,13 +96,13 @@ def test_writes_that_nobody_would_notice_make_a_backup_sweep() -> None:
 
 def test_more_places_than_a_sweep_is_worth_make_a_backup_sweep() -> None:
     epoch = proven()
-    many = Dirty(inodes=set(range(PLACES_MAX)))
+    many = Dirty(inodes=set(range(CAP)))
     assert epoch.begin(Swapped(many, None), HEAD, None).dirty is not None
 
     way = epoch.begin(told(b"one more"), HEAD, None)
 
     assert way.dirty is None
-    assert str(PLACES_MAX) in way.reason
+    assert str(CAP) in way.reason
 
 
 def test_now_and_then_a_sweep_looks_beside_the_events() -> None:
