@@ -140,6 +140,10 @@ faults: bytecode ## only the tests that break something half-way
 campaign-core: bytecode ## every failpoint, failing store call and power cut; a million flips and entries
 	$(BIN)/python -m tests.faults $(CAMPAIGN_ARGS)
 
+.PHONY: bench-tracking
+bench-tracking: bytecode ## measure change tracking on a million files
+	$(BIN)/python -m tests.bench.tracking
+
 .PHONY: bench
 bench: bytecode ## measure, side by side with what is installed
 	$(BIN)/python -m tests.bench

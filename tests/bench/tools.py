@@ -302,7 +302,7 @@ class Tidemark(Tool):
         return self._command("restore", "create", *words, "--wait")
 
     def _command(self, *words: str) -> Outcome:
-        daemons = self._daemons()
+        daemons = self.daemons()
         for process in daemons.values():
             Path(f"/proc/{process}/clear_refs").write_text("5")  # forget the highest until now
         context = str(self._data / "context")
@@ -312,7 +312,7 @@ class Tidemark(Tool):
         peaks["command"] = done.memory_bytes
         return Outcome(done.seconds, peaks, _details(json.loads(done.output)))
 
-    def _daemons(self) -> dict[str, int]:
+    def daemons(self) -> dict[str, int]:
         """Process ids of agent and coordinator."""
         assert self._up is not None
         found: dict[str, int] = {}
