@@ -27,11 +27,12 @@ from typing_extensions import override
 
 from agent.backup import run_backup
 from agent.config import Address, Config
+from agent.endpoint import Endpoint
 from agent.errors import ConfigError, StateError, UnreachableError, VolumeError
 from agent.identity import Identity, load_identity, prepare_keys, save_membership
 from agent.line import Line
 from agent.logs import get_logger
-from agent.metrics import Endpoint, Metrics, Sample
+from agent.metrics import Metrics, Sample
 from agent.renewal import Renewal
 from agent.restore import run_restore
 from agent.services import (

@@ -1,25 +1,16 @@
-"""What the agent shows over HTTP: /metrics for Prometheus, /healthz for whoever restarts it.
+"""The agent's figures for Prometheus, in a registry of their own.
 
-Read-only and without secrets or file names, so it needs no TLS; it answers any caller and changes
-nothing. A probe succeeds while the agent works, connected or not: to restart an agent does not
-bring a coordinator back.
+Counters grow where things happen; the rest is asked for when somebody scrapes. No label names a
+file.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
 
 import psutil
-from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from typing_extensions import override
-
-from agent.config import Address
-
-# Slow readers of /metrics must not hold up the end of the agent.
-_SHUTDOWN_SECONDS: Final = 1.0
 
 
 class Metrics:
@@ -130,44 +121,3 @@ class _Live(Collector):
             }
         for name, value in figures.items():
             yield GaugeMetricFamily(f"process_{name}", f"Of this process: {name}.", value)
-
-
-class Endpoint:
-    """The HTTP server."""
-
-    def __init__(self, metrics: Metrics, sample: Callable[[], Sample]) -> None:
-        self._metrics = metrics
-        self._sample = sample
-        application = web.Application()
-        application.router.add_get("/metrics", self._show_metrics)
-        application.router.add_get("/healthz", self._show_health)
-        self._runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS
-        )
-
-    async def open(self, address: Address) -> Address:
-        """Listen; answer where, since port 0 takes a free one. Raises OSError."""
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, address.host, address.port)
-        await site.start()
-        bound = self._runner.addresses[0]
-        return Address(address.host, int(bound[1]))
-
-    async def close(self) -> None:
-        """Stop listening."""
-        await self._runner.cleanup()
-
-    async def _show_metrics(self, _: web.Request) -> web.Response:
-        body = generate_latest(self._metrics.registry)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def _show_health(self, _: web.Request) -> web.Response:
-        sample = self._sample()
-        return web.json_response(
-            {
-                "status": "ok",
-                "connected": sample.connected,
-                "tasks": sample.tasks,
-                "volumes": sample.volumes,
-            }
-        )

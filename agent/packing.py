@@ -6,6 +6,7 @@ is the back-pressure of the whole pipeline, and with it the bound on its memory.
 nobody will finish, because its session failed, is just dropped.
 """
 
+import mmap
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -87,7 +88,7 @@ class PackIdentity(NamedTuple):
 class _Pack:
     """A buffer that fills up."""
 
-    def __init__(self, kind: PackKind, buffer: bytearray, identity: PackIdentity) -> None:
+    def __init__(self, kind: PackKind, buffer: mmap.mmap, identity: PackIdentity) -> None:
         self.kind = kind
         self.buffer = buffer
         self.random = secrets.token_bytes(16)
@@ -124,7 +125,7 @@ class Packs:
         self._changed = threading.Condition()
         self._open: dict[PackKind, _Pack] = {}
         self._free = dict(_BUFFERS)
-        self._spare: dict[PackKind, list[bytearray]] = {kind: [] for kind in PackKind}
+        self._spare: dict[PackKind, list[mmap.mmap]] = {kind: [] for kind in PackKind}
         self._error: TidemarkError | None = None
 
     @property
@@ -212,7 +213,8 @@ class Packs:
             self._changed.wait()
         self._free[kind] -= 1
         spare = self._spare[kind]
-        buffer = spare.pop() if spare else bytearray(_TARGETS[kind])
+        # Mapped, and not a bytearray: that would clear all of it, also for a pack of one frame.
+        buffer = spare.pop() if spare else mmap.mmap(-1, _TARGETS[kind], mmap.MAP_PRIVATE)
         pack = self._open[kind] = _Pack(kind, buffer, self._identity)
         return pack
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from coordinator import server
@@ -17,28 +18,37 @@ _SIGNALED = 130
 
 def main() -> NoReturn:
     """Entry of the console script."""
+    code = run(sys.argv[1:])
+    sys.stderr.flush()
+    # All that must end has ended. To take apart what was loaded takes a sixth as long as a start,
+    # and whoever stops a service waits for it.
+    os._exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the coordinator; its exit code."""
     parent = os.getppid()
     configure_logs()
     bound_memory()
     try:
         failpoints = arm(os.environ)
-        invocation = load(sys.argv[1:], os.environ)
+        invocation = load(arguments, os.environ)
         if failpoints:
             get_logger().warning(
                 "FAILPOINTS ARE ARMED: this coordinator is made to fail", at=failpoints
             )
         if invocation.check_only:
-            sys.exit(0)
+            return 0
         if invocation.config.exit_with_parent:
             end_with_parent(parent)
         asyncio.run(server.run(invocation.config))
     except TidemarkError as error:
         hint = f"\nhint: {error.hint}" if error.hint else ""
         sys.stderr.write(f"error: {error.message}{hint}\n")
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
-        sys.exit(_SIGNALED)
-    sys.exit(0)
+        return _SIGNALED
+    return 0
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ grant), the signature of a repository's first objects, and, when asked by a huma
 kit. While custody is locked every one of these fails with LockedError and everything else goes on.
 
 At rest the secret is sealed under a passphrase: Argon2id stretches it, AES-GCM seals and, by its
-tag, tells a wrong passphrase.
+tag, tells a wrong passphrase. How much it stretches stands in the file, so that an operator's
+passphrase is dear to guess, and one that was drawn, which nobody guesses, costs a start nothing.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -34,10 +35,21 @@ from repository.layout import DATA_KEY_INFO, RecoveryKit, render_kit
 
 Random = Callable[[int], bytes]
 
+
+class Cost(NamedTuple):
+    """What one guess of a passphrase costs, as Argon2id counts."""
+
+    memory_kib: int
+    passes: int
+    lanes: int
+
+
 # RFC 9106's second choice: 64 MiB and three passes, 0.3 s on the machines this was measured on.
-_MEMORY_KIB: Final = 64 * 1024
-_PASSES: Final = 3
-_LANES: Final = 4
+THOUGHT_OF: Final = Cost(memory_kib=64 * 1024, passes=3, lanes=4)
+# The least that Argon2id does, 0.1 ms: nobody searches 256 bits, whatever one guess costs.
+DRAWN: Final = Cost(memory_kib=8, passes=1, lanes=1)
+_DRAWN_BYTES: Final = 32
+
 # What a file may ask for, so that an altered one cannot exhaust the machine.
 _MEMORY_KIB_MAX: Final = 1024 * 1024
 _PASSES_MAX: Final = 64
@@ -177,14 +189,21 @@ class _Sealed(msgspec.Struct, frozen=True, array_like=True):
 _decoder = msgspec.msgpack.Decoder(_Sealed)
 
 
-def create_custody(path: Path, passphrase: bytes, random: Random) -> OpenCustody:
+def draw_passphrase(random: Random) -> bytes:
+    """A passphrase for which DRAWN is enough; printable."""
+    return random(_DRAWN_BYTES).hex().encode()
+
+
+def create_custody(
+    path: Path, passphrase: bytes, random: Random, cost: Cost = THOUGHT_OF
+) -> OpenCustody:
     """Draw a recovery secret and seal it into the file. Never replaces one."""
     assert read_secret(path) is None, "a recovery secret is never overwritten"
     secret = random(KEY_BYTES)
     salt, nonce = random(_SALT_BYTES), random(_NONCE_BYTES)
-    key = _stretch(passphrase, salt, memory_kib=_MEMORY_KIB, passes=_PASSES, lanes=_LANES)
+    key = _stretch(passphrase, salt, cost)
     sealed = AESGCM(key).encrypt(nonce, secret, _ASSOCIATED)
-    file = _Sealed(1, _MEMORY_KIB, _PASSES, _LANES, salt, nonce, sealed)
+    file = _Sealed(1, *cost, salt, nonce, sealed)
     write_secret(path, msgspec.msgpack.encode(file))
     return OpenCustody(RecoverySecret(Secret(secret)))
 
@@ -205,9 +224,7 @@ def open_custody(path: Path, passphrase: bytes) -> OpenCustody:
         ) from error
     if file.version != 1 or file.memory_kib > _MEMORY_KIB_MAX or file.passes > _PASSES_MAX:
         raise FormatError(f"the custody file {path} is not one that this version can read")
-    key = _stretch(
-        passphrase, file.salt, memory_kib=file.memory_kib, passes=file.passes, lanes=file.lanes
-    )
+    key = _stretch(passphrase, file.salt, Cost(file.memory_kib, file.passes, file.lanes))
     try:
         secret = AESGCM(key).decrypt(file.nonce, file.sealed, _ASSOCIATED)
     except (InvalidTag, ValueError) as error:
@@ -217,10 +234,14 @@ def open_custody(path: Path, passphrase: bytes) -> OpenCustody:
     return OpenCustody(RecoverySecret(Secret(secret)))
 
 
-def _stretch(passphrase: bytes, salt: bytes, *, memory_kib: int, passes: int, lanes: int) -> bytes:
+def _stretch(passphrase: bytes, salt: bytes, cost: Cost) -> bytes:
     try:
         derivation = Argon2id(
-            salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory_kib
+            salt=salt,
+            length=KEY_BYTES,
+            iterations=cost.passes,
+            lanes=cost.lanes,
+            memory_cost=cost.memory_kib,
         )
         return derivation.derive(passphrase)
     except ValueError as error:

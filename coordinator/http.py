@@ -1,11 +1,12 @@
-"""/metrics and /healthz over plain HTTP, for Prometheus and for probes that cannot do TLS.
+"""The port for Prometheus and for probes that cannot do TLS: open from the start.
 
-Nothing here changes anything or tells names of files; volumes are named in metrics.
+What speaks HTTP on it is loaded when the first caller comes: it takes longer to load than anything
+else here, and a start should wait for nothing that nobody has asked for.
 """
 
-from collections import Counter
-
-from aiohttp import web
+import asyncio
+import importlib
+from typing import TYPE_CHECKING, Final
 
 from coordinator.config import Address
 from coordinator.custody import Custody
@@ -14,6 +15,12 @@ from coordinator.errors import TidemarkError
 from coordinator.metrics import Metrics
 from coordinator.overview import Overview
 
+if TYPE_CHECKING:
+    from aiohttp import web
+
+# Slow readers must not hold up the end of the coordinator.
+_SHUTDOWN_SECONDS: Final = 1.0
+
 
 class HttpServer:
     """Serves until closed."""
@@ -21,49 +28,32 @@ class HttpServer:
     def __init__(
         self, metrics: Metrics, overview: Overview, dispatcher: Dispatcher, custody: Custody
     ) -> None:
-        self._metrics = metrics
-        self._overview = overview
-        self._dispatcher = dispatcher
-        self._custody = custody
-        application = web.Application()
-        application.router.add_get("/metrics", self._serve_metrics)
-        application.router.add_get("/healthz", self._serve_health)
-        self._runner = web.AppRunner(application, access_log=None)
+        self._parts = (metrics, overview, dispatcher, custody)
+        self._server: asyncio.Server | None = None
+        self._speaker: web.Server | None = None
 
     async def open(self, address: Address) -> int:
         """Listen; the port, which is a free one if none was asked for."""
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, address.host, address.port)
+        loop = asyncio.get_running_loop()
         try:
-            await site.start()
+            self._server = await loop.create_server(self._speak, address.host, address.port)
         except OSError as error:
             raise TidemarkError(
                 f"cannot listen on {address}: {error.strerror}", hint="choose another --http"
             ) from error
-        port: int = self._runner.addresses[0][1]
+        port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     async def close(self) -> None:
-        """Stop listening."""
-        await self._runner.cleanup()
+        """Stop listening, and let who is being answered have the answer."""
+        if self._server is not None:
+            self._server.close()
+        if self._speaker is not None:
+            self._speaker.pre_shutdown()
+            await self._speaker.shutdown(_SHUTDOWN_SECONDS)
 
-    async def _serve_metrics(self, request: web.Request) -> web.Response:
-        running = Counter(job.kind for job in self._dispatcher.running())
-        self._metrics.set_live(
-            running=running,
-            queued=self._dispatcher.queued(),
-            agents=len(self._dispatcher.connected()),
-        )
-        self._metrics.set_totals(await self._overview.totals(), unlocked=self._custody.unlocked)
-        self._metrics.set_last_success(await self._overview.last_success())
-        return web.Response(
-            body=self._metrics.render(),
-            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
-        )
-
-    async def _serve_health(self, request: web.Request) -> web.Response:
-        try:
-            await self._overview.totals()
-        except TidemarkError as error:
-            return web.Response(status=503, text=f"{error.message}\n")
-        return web.Response(text="ok\n")
+    def _speak(self) -> asyncio.Protocol:
+        """What speaks with one caller."""
+        if self._speaker is None:
+            self._speaker = importlib.import_module("coordinator.pages").speaker(*self._parts)
+        return self._speaker()

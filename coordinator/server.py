@@ -25,7 +25,15 @@ from coordinator.bases import Bases
 from coordinator.browse import Browser
 from coordinator.catalog import Catalog, open_catalog
 from coordinator.config import Address, Config, read_passphrase
-from coordinator.custody import Custody, LockedCustody, Random, create_custody, open_custody
+from coordinator.custody import (
+    DRAWN,
+    Custody,
+    LockedCustody,
+    Random,
+    create_custody,
+    draw_passphrase,
+    open_custody,
+)
 from coordinator.dispatch import Clock, Dispatcher
 from coordinator.enrolment import Authority, open_authority
 from coordinator.errors import CatalogError, TidemarkError
@@ -58,7 +66,6 @@ log = get_logger()
 _MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 # What is under way when SIGTERM comes may go on for so long; children of `up` must end within 5 s.
 _DRAIN_SECONDS: Final = 2.0
-_PASSPHRASE_BYTES: Final = 32
 _INCARNATION: Final = "incarnation"
 
 _OPTIONS: Final = [
@@ -277,11 +284,10 @@ def _open_custody(config: Config, random: Random) -> Custody:
         if is_founded(config.data / "keys"):
             return LockedCustody(f"the custody file {path} is missing")
         if config.passphrase_file is not None:
-            passphrase = read_passphrase(config.passphrase_file)
-        else:
-            passphrase = random(_PASSPHRASE_BYTES).hex().encode()
-            write_secret(generated, passphrase + b"\n")
-        return create_custody(path, passphrase, random)
+            return create_custody(path, read_passphrase(config.passphrase_file), random)
+        passphrase = draw_passphrase(random)
+        write_secret(generated, passphrase + b"\n")
+        return create_custody(path, passphrase, random, DRAWN)
     try:
         passphrase = read_passphrase(config.passphrase_file or generated)
         return open_custody(path, passphrase)

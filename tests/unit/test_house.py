@@ -9,6 +9,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[2]
 LOCK = (CHECKOUT / "requirements.lock").read_text()
+CI = (CHECKOUT / ".ci/run").read_text()
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 
 # Kinds of tests that need a server the CI machine may lack.
@@ -42,7 +43,7 @@ def test_lock_pins_every_package_with_a_hash() -> None:
 
 
 def test_ci_installs_what_required_tests_would_be_skipped_without() -> None:
-    installed = re.search(r"packages=\(([^)]*)\)", (CHECKOUT / ".ci/run").read_text())
+    installed = re.search(r"packages=\(([^)]*)\)", CI)
     sources = "".join(path.read_text() for path in (CHECKOUT / "tests").glob("*/*.py"))
     wanted = re.findall(r"\(Debian: ([\w., -]+)\)", sources)
 
@@ -52,15 +53,23 @@ def test_ci_installs_what_required_tests_would_be_skipped_without() -> None:
 
 
 def test_ci_requires_every_kind_of_test_there_is() -> None:
-    required = re.search(r"REQUIRE_TESTS=([\w,-]+)", (CHECKOUT / ".ci/run").read_text())
+    required = re.findall(r"^REQUIRE_TESTS=([\w,-]+) make", CI, re.MULTILINE)
     kinds = {
         path.relative_to(CHECKOUT / "tests").parts[0]
         for path in (CHECKOUT / "tests").glob("*/**/test_*.py")
     }
 
-    assert required
-    assert set(required[1].split(",")) == kinds - MAY_SKIP
+    assert {kind for kinds in required for kind in kinds.split(",")} == kinds - MAY_SKIP
     markers = {
         line.partition(":")[0] for line in PROJECT["tool"]["pytest"]["ini_options"]["markers"]
     }
     assert kinds <= markers, "a kind without a marker is never found"
+
+
+def test_ci_leaves_out_of_all_tests_only_what_it_has_run_before() -> None:
+    before, _, after = CI.partition("make test")
+    left_out = re.findall(r"--ignore=tests/(\w+)", after)
+
+    assert left_out == ["unit"]
+    assert "REQUIRE_TESTS=unit make check\n" in before
+    assert "pytest tests/unit " in (CHECKOUT / "Makefile").read_text()

@@ -190,7 +190,11 @@ async def test_metrics_and_health_are_served(config: Config) -> None:
                     text = await answer.text()
             async with session.get(f"http://{coordinator.http}/healthz") as answer:
                 health = answer.status
-    assert health == 200
+            async with session.get(f"http://{coordinator.http}/packs") as answer:
+                missing = answer.status
+            async with session.post(f"http://{coordinator.http}/healthz") as answer:
+                posted = answer.status
+    assert (health, missing, posted) == (200, 404, 405)
     assert 'tidemark_volume_last_success_timestamp_seconds{node="web",volume="data"}' in text
     assert "tidemark_packs 2.0" in text
 

@@ -1,8 +1,11 @@
+import asyncio
+
 import aiohttp
 import pytest
 
 from agent.config import Address
-from agent.metrics import Endpoint, Metrics, Sample
+from agent.endpoint import Endpoint
+from agent.metrics import Metrics, Sample
 
 
 def sample() -> Sample:
@@ -34,3 +37,40 @@ async def test_metrics_and_health_are_shown_on_a_free_port() -> None:
     assert 'tidemark_agent_build_info{version="1.2.3"} 1.0' in text
     assert "process_resident_memory_bytes" in text
     assert health == {"status": "ok", "connected": True, "tasks": {"running": 2}, "volumes": 4}
+
+
+@pytest.mark.asyncio
+async def test_whoever_asks_for_anything_else_is_told_what_there_is() -> None:
+    endpoint = Endpoint(Metrics("1.2.3"), sample)
+    bound = await endpoint.open(Address("127.0.0.1", 0))
+    try:
+        async with aiohttp.ClientSession(f"http://{bound}") as session:
+            async with session.get("/") as answer:
+                missing = answer.status, await answer.text()
+            async with session.head("/healthz") as answer:
+                head = answer.status, await answer.text()
+            async with session.post("/healthz", data=b"x") as answer:
+                posted = answer.status, answer.headers["Allow"]
+    finally:
+        await endpoint.close()
+
+    assert missing == (404, "there are /metrics and /healthz\n")
+    assert head == (200, "")
+    assert posted == (405, "GET, HEAD")
+
+
+@pytest.mark.asyncio
+async def test_a_caller_who_never_asks_does_not_hold_up_the_end() -> None:
+    endpoint = Endpoint(Metrics("1.2.3"), sample)
+    bound = await endpoint.open(Address("127.0.0.1", 0))
+    reader, writer = await asyncio.open_connection(bound.host, bound.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+
+    async with asyncio.timeout(0.9):
+        await endpoint.close()
+
+    await reader.read()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(bound.host, bound.port)
+    writer.close()

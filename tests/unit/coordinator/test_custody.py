@@ -3,10 +3,21 @@
 from pathlib import Path
 from secrets import token_bytes
 
+import msgspec
 import pytest
 
-from coordinator.custody import LockedCustody, OpenCustody, create_custody, open_custody
+from coordinator.config import Config
+from coordinator.custody import (
+    DRAWN,
+    THOUGHT_OF,
+    Cost,
+    LockedCustody,
+    OpenCustody,
+    create_custody,
+    open_custody,
+)
 from coordinator.errors import FormatError, LockedError, WrongKeyError
+from coordinator.server import _open_custody
 from repository.ids import PackNonce, RepositoryId
 from repository.keys import pack_key, seal
 from repository.layout import DATA_KEY_INFO, parse_kit
@@ -42,6 +53,36 @@ def test_another_passphrase_does_not_open_it(file: Path) -> None:
         open_custody(file, b"passphrasf")
     assert caught.value.exit_code == 12
     assert caught.value.hint
+
+
+def test_another_drawn_passphrase_does_not_open_it(tmp_path: Path) -> None:
+    file = tmp_path / "custody"
+    create_custody(file, b"ab" * 32, token_bytes, DRAWN)
+    with pytest.raises(WrongKeyError):
+        open_custody(file, b"ac" * 32)
+
+
+def test_a_passphrase_thought_of_is_stretched_and_a_drawn_one_is_not(tmp_path: Path) -> None:
+    thought_of = tmp_path / "passphrase"
+    thought_of.write_text("correct horse\n")
+    assert cost_at_a_first_start(tmp_path / "one", None) == DRAWN
+    assert cost_at_a_first_start(tmp_path / "other", thought_of) == THOUGHT_OF
+
+
+def cost_at_a_first_start(data: Path, passphrase_file: Path | None) -> Cost:
+    """What stands in the file of a coordinator that begins there, and opens it again."""
+    data.mkdir()
+    config = Config(data=data, repository=data, passphrase_file=passphrase_file)
+    made = _open_custody(config, token_bytes)
+    assert _open_custody(config, token_bytes).recovery_public() == made.recovery_public()
+    return Cost(*msgspec.msgpack.decode((data / "custody").read_bytes())[1:4])
+
+
+def test_a_file_of_before_is_opened_at_the_cost_that_stands_in_it(tmp_path: Path) -> None:
+    config = Config(data=tmp_path, repository=tmp_path)
+    (tmp_path / "custody.passphrase").write_text("ab" * 32 + "\n")
+    made = create_custody(tmp_path / "custody", b"ab" * 32, token_bytes, THOUGHT_OF)
+    assert _open_custody(config, token_bytes).recovery_public() == made.recovery_public()
 
 
 def test_a_damaged_file_says_so(file: Path, tmp_path: Path) -> None:

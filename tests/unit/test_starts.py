@@ -1,0 +1,21 @@
+"""A start loads what every run needs; the rest comes when somebody asks for it."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Each takes a tenth of a second and more, and most starts need none of them.
+DEAR = {"aiodocker", "aiohttp", "alembic", "rich", "sqlalchemy.orm", "watchdog"}
+
+
+@pytest.mark.parametrize("program", ["agent", "coordinator"])
+def test_a_start_does_not_load_what_it_may_never_need(program: str) -> None:
+    code = f"import sys, {program}.__main__; print(*sys.modules, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+
+    loaded = set(done.stdout.split())
+    assert "grpc" in loaded
+    assert not loaded & DEAR
