@@ -334,6 +334,8 @@ class Maker:
             # It may be a directory that was not listed, or not all of it was looked at.
             self._again.subtrees.add(problem.key)
             self._count_error(problem.key, problem.error)
+        # What is left out of every snapshot is said of every snapshot.
+        self._again.names.update(problem.key for problem in batch.warnings)
         for problem in batch.warnings[: _PROBLEMS_MAX - len(statistics.warnings)]:
             statistics.warnings.append(_problem(problem.key, problem.error))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from agent.beneath import Tree
-from agent.errors import UntrackableError
+from agent.errors import UntrackableError, VolumeError
 from agent.tracking.dirty import Dirty
 from agent.tracking.epochs import Epoch, Way
 from agent.tracking.source import Source, Swapped
@@ -118,7 +118,7 @@ class Tracker:
         for source in self._sources:
             try:
                 source.watch(volume_id, path)
-            except UntrackableError as error:
+            except (UntrackableError, VolumeError) as error:
                 reasons.append(f"{source.name}: {error.message}")
                 continue
             mode = Mode(source.name, "; ".join(reasons))
