@@ -6,12 +6,12 @@ bring a coordinator back.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import psutil
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from typing_extensions import override
@@ -67,6 +67,19 @@ class Metrics:
         self.registry.register(_Live(sample))
 
 
+class TrackingSample(NamedTuple):
+    """What the daemon knows of changes at one moment; volumes are told by their names."""
+
+    volumes: Mapping[str, int]
+    """How many of them each source tells of."""
+    places: Mapping[str, int]
+    missed: Mapping[str, int]
+    """Zero where nothing was."""
+    sweeps: Mapping[str, int]
+    """By why, in a word."""
+    suspects: int
+
+
 class Sample:
     """What the daemon is at one moment."""
 
@@ -78,12 +91,14 @@ class Sample:
         uploads_waiting: int,
         uploads_running: int,
         volumes: int,
+        tracking: TrackingSample,
     ) -> None:
         self.tasks = dict(tasks)
         self.connected = connected
         self.uploads_waiting = uploads_waiting
         self.uploads_running = uploads_running
         self.volumes = volumes
+        self.tracking = tracking
 
 
 class _Live(Collector):
@@ -114,6 +129,7 @@ class _Live(Collector):
         yield GaugeMetricFamily(
             "tidemark_agent_volumes", "Volumes that are protected here.", sample.volumes
         )
+        yield from _of_tracking(sample.tracking)
         yield from self._of_process()
 
     def _of_process(self) -> Iterator[Metric]:
@@ -130,6 +146,34 @@ class _Live(Collector):
             }
         for name, value in figures.items():
             yield GaugeMetricFamily(f"process_{name}", f"Of this process: {name}.", value)
+
+
+def _of_tracking(tracking: TrackingSample) -> Iterator[Metric]:
+    missed = CounterMetricFamily(
+        "tidemark_missed_changes", "Changes that nothing told of.", labels=["volume"]
+    )
+    tracked = GaugeMetricFamily(
+        "tidemark_agent_volumes_tracked", "Protected volumes by what tells.", labels=["source"]
+    )
+    places = GaugeMetricFamily(
+        "tidemark_agent_dirty_places", "Places kept for the next backup.", labels=["volume"]
+    )
+    sweeps = CounterMetricFamily(
+        "tidemark_agent_sweeps", "Backups that began to look at everything.", labels=["why"]
+    )
+    figures: list[tuple[GaugeMetricFamily | CounterMetricFamily, Mapping[str, int]]] = [
+        (missed, tracking.missed),
+        (tracked, tracking.volumes),
+        (places, tracking.places),
+        (sweeps, tracking.sweeps),
+    ]
+    for family, values in figures:
+        for label, value in values.items():
+            family.add_metric([label], value)
+        yield family
+    yield GaugeMetricFamily(
+        "tidemark_agent_suspects", "Files that may be written without event.", tracking.suspects
+    )
 
 
 class Endpoint:
