@@ -55,7 +55,7 @@ def audit_volumes(cli: Invocation, *, volumes: tuple[str, ...], wait: bool) -> N
     """
     request = CreateBackupRequest(volumes=volumes, audit=True)
     job = cli.client.ask(cli.client.admin.CreateBackup, request).job
-    start(cli, job, wait=wait, result=audit_document, table=_audit_table, end=raise_for_audit)
+    start(cli, job, wait=wait, result=audit_document, table=audit_table, end=raise_for_audit)
 
 
 def audit_document(job: Job) -> Document:
@@ -63,7 +63,7 @@ def audit_document(job: Job) -> Document:
     results = [one.audit for one in job.snapshots]
     return backup_document(job) | {
         "audit": {
-            "audited": all(one.audited for one in results),
+            "audited": bool(results) and all(one.audited for one in results),
             "missed": sum(one.missed for one in results),
             **list_field("missed_paths", [path for one in results for path in one.missed_paths]),
         }
@@ -81,7 +81,8 @@ def raise_for_audit(job: Job) -> None:
     raise_for(job)
 
 
-def _audit_table(job: Job) -> Table:
+def audit_table(job: Job) -> Table:
+    """What was found out of each volume's events."""
     fields = [("job", job.job_id), ("phase", phase_word(job))]
     for one in job.snapshots:
         audit = one.audit
