@@ -19,21 +19,24 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Final, TypeVar
 
+from agent.auditing import Audit
 from agent.beneath import Tree
 from agent.ending import to_its_end
 from agent.errors import StateError, UnreachableError, VolumeError
 from agent.known import KnownChunks
 from agent.last import LostStateError
-from agent.making import Made, Maker
+from agent.making import PROBLEMS_MAX, Made, Maker
 from agent.manifest import MetadataWriter
 from agent.packing import FinishedPack, PackIdentity, Packs
 from agent.reading import Scanned
 from agent.services import (
     BY_HAND,
+    AuditOutcome,
     BackupOutcome,
     BackupStatistics,
     BackupTask,
     Committed,
+    PathProblem,
     Progress,
     Services,
     Session,
@@ -43,6 +46,7 @@ from agent.state import Head
 from agent.storing import Storer
 from agent.tracking.tracker import Done, Taken, proof_of
 from agent.turn import Turn
+from repository.entries import path_of
 from repository.errors import CanceledError, DamagedError, FencedError, TidemarkError
 from repository.failpoints import failpoint
 from repository.ids import NodeId, SessionId, VolumeId
@@ -63,6 +67,10 @@ from repository.tree import Boundaries, encode_pointer
 
 _UPLOADS: Final = 2
 _REFS_PIECE_BYTES: Final = 1024 * 1024
+# A line of a job's log names so many; its warnings name more.
+_PATHS_LOGGED: Final = 10
+_NO_MANIFEST: Final = "the last manifest is not all here"
+_UNTOLD_HINT: Final = "it is in this snapshot; report it, and see the volume swept until an audit"
 _T = TypeVar("_T")
 
 
@@ -126,7 +134,8 @@ class _Backup:
         volume = self._task.volume
         local_id = self._task.local_id or volume.volume_id
         path = os.path.realpath(volume.path) if volume.source == BY_HAND else volume.path
-        return self._services.tracking.begin(local_id, path, tree, session.head_root)
+        audit = self._task.audit
+        return self._services.tracking.begin(local_id, path, tree, session.head_root, audit=audit)
 
     async def _recall(self, session: Session) -> None:
         """Learn what the last snapshot holds, if it is not the one in our state.
@@ -225,6 +234,7 @@ class _Backup:
         stage = partial(services.state.stage_nodes, volume_id)
         metadata = MetadataWriter(packs, known, keys.ids, stage)
         maker = Maker(volume_id, services.state, workers, self._storer, metadata, self.statistics)
+        audit = self._audit(small) if taken.way.audits and head is not None else None
         try:
             made = maker.make(
                 small.tree,
@@ -233,18 +243,58 @@ class _Backup:
                 excludes=self._task.excludes,
                 is_canceled=self._canceled.is_set,
                 on_progress=lambda: self._report("reading"),
-                dirty=taken.way.dirty,
+                dirty=None if taken.way.audits else taken.way.dirty,
                 suspects=small.scanned.suspects,
                 whereabouts=taken.whereabouts,
+                beside=[audit.beside] if audit is not None else [],
             )
         except LostStateError:
             # Places that were promised to nodes are known by now: what is known must be true.
             metadata.flush()
             raise
+        self._conclude(audit)
         packs.flush()
         self.statistics.bytes_read = self._storer.counters.bytes_read
         self.statistics.data_added = self._storer.counters.bytes_added + metadata.bytes_added
         return made
+
+    def _audit(self, small: SmallFiles) -> Audit:
+        since = partial(self._services.tracking.since, self._taken, small.tree)
+        wait = self._canceled.wait
+        return Audit(self._taken, small.tree, since, let_go=small.turn.let_go, wait=wait)
+
+    def _conclude(self, audit: Audit | None) -> None:
+        """Say what an audit has found, if there was one or somebody asked for it."""
+        statistics, way = self.statistics, self._taken.way
+        if audit is None:
+            if self._task.audit or way.audits:
+                reason = _NO_MANIFEST if way.audits else way.reason
+                statistics.audit = AuditOutcome(audited=False, reason=reason)
+            return
+        paths = [path_of(key) for key in audit.missed_keys]
+        statistics.audit = AuditOutcome(
+            audited=not audit.void,
+            reason=audit.void,
+            places=audit.places,
+            candidates=audit.candidates,
+            missed=audit.missed,
+            missed_paths=paths,
+        )
+        if not audit.void or audit.missed:
+            now_ns = self._services.clock.now_ns()
+            self._services.tracking.audited(self._taken, audit.missed, now_ns)
+        self._warn_of(paths, audit.missed, "events did not tell of this change", _UNTOLD_HINT)
+
+    def _warn_of(self, paths: list[bytes], total: int, message: str, hint: str) -> None:
+        """Name what was missed, before whatever else there is to warn of."""
+        if not total:
+            return
+        warnings = self.statistics.warnings
+        warnings[:0] = [PathProblem(path, message, hint) for path in paths[:PROBLEMS_MAX]]
+        del warnings[PROBLEMS_MAX:]
+        shown = ", ".join(os.fsdecode(path) or "." for path in paths[:_PATHS_LOGGED])
+        more = f", and {total - _PATHS_LOGGED:,} more" if total > _PATHS_LOGGED else ""
+        self._services.log("error", f"{message}: {shown}{more}")
 
     async def _in_thread(self, packs: Packs, work: Callable[[], _T]) -> _T:
         """Run the maker in a thread of its own; cancellation waits until the thread has ended."""
@@ -285,7 +335,7 @@ class _Backup:
         """Sign the root, have it countersigned, and keep what the next backup starts from."""
         self.statistics.data_added_packed = self._packed_bytes
         self.statistics.detection = made.detection
-        self.statistics.proof = proof_of(self._taken, made.detection)
+        self.statistics.proof = self._proof(made)
         self._report("committing")
         refs = made.refs.encode()
         signed = sign_root(self._root(session, keys, made, refs), self._services.signing_key)
@@ -314,6 +364,13 @@ class _Backup:
         done = Done(committed.root, made.detection is Detection.SWEEP, made.again)
         await asyncio.to_thread(self._services.tracking.committed, self._taken, done)
         return committed
+
+    def _proof(self, made: Made) -> str:
+        """What the snapshot rests on, and what an audit said of it."""
+        proof, audit = proof_of(self._taken, made.detection), self.statistics.audit
+        if audit is None or not audit.audited:
+            return proof
+        return f"{proof}; events missed {audit.missed:,} of {audit.candidates:,} changes"
 
     def _root(self, session: Session, keys: WriterKeys, made: Made, refs: bytes) -> RootBody:
         volume, statistics = self._task.volume, self.statistics

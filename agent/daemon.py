@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from agent.errors import ConfigError, StateError, UnreachableError, VolumeError
 from agent.identity import Identity, load_identity, prepare_keys, save_membership
 from agent.line import Line
 from agent.logs import get_logger
-from agent.metrics import Metrics, Sample
+from agent.metrics import Metrics, Sample, TrackingSample
 from agent.renewal import Renewal
 from agent.restore import run_restore
 from agent.services import (
@@ -46,6 +47,7 @@ from agent.services import (
     RestoreStatistics,
     RestoreTask,
     Services,
+    Verdict,
     Volume,
 )
 from agent.session import BackupWish, ControlStream, Greeting, Handler, enrol
@@ -67,6 +69,8 @@ _LAST_WORDS_SECONDS: Final = 1.0
 # A stat every so often costs less than a watch, and sees what Kubernetes does with links.
 _PROTECT_FILE_SECONDS: Final = 2.0
 _JOIN_BACKOFF_SECONDS: Final = (0.5, 15.0)
+# Enough to see what they have in common; the job's warnings name more.
+_PATHS_LOGGED: Final = 20
 
 if TYPE_CHECKING:
     from agent.discovering import Discovery
@@ -145,6 +149,7 @@ class _Agent(Handler):
             self._discovery = importlib.import_module("agent.discovering").Discovery(
                 parts.config.docker, self._volumes, clock, self._on_discovery
             )
+        self._tracker = parts.tracker
         self._watching = Watching(parts.tracker, self._volumes.all, self._on_watching)
         self._line = parts.line
         self._calls = CoordinatorCalls(parts.line, clock)
@@ -250,6 +255,26 @@ class _Agent(Handler):
             uploads_waiting=self._calls.uploads_waiting,
             uploads_running=self._calls.uploads_running,
             volumes=self._volumes.protected(),
+            tracking=self._tracking_sample(),
+        )
+
+    def _tracking_sample(self) -> TrackingSample:
+        figures = self._tracker.figures()
+        names = {
+            each.volume_id: each.name
+            for each in self._volumes.all()
+            if each.verdict is Verdict.PROTECTED
+        }
+        missed, places = Counter(dict.fromkeys(names.values(), 0)), Counter[str]()
+        for volume_id, name in names.items():
+            missed[name] += figures.missed.get(volume_id, 0)
+            places[name] += figures.places.get(volume_id, 0)
+        return TrackingSample(
+            volumes=self._watching.count(),
+            places=places,
+            missed=missed,
+            sweeps=figures.sweeps,
+            suspects=figures.suspects,
         )
 
     # What the coordinator says.
@@ -281,6 +306,7 @@ class _Agent(Handler):
             repository_id=wish.repository_id,
             recovery_public_key=wish.recovery_public_key,
             local_id=wish.local_id,
+            audit=wish.audit,
         )
         order = Order(
             task_id=wish.task_id,
@@ -338,6 +364,10 @@ class _Agent(Handler):
         if phase is Phase.COMPLETED:
             now = self._services.clock.now_ns() / 1e9
             self._metrics.last_success.labels(task.volume.name).set(now)
+        audit = outcome.statistics.audit
+        if audit is not None and audit.missed:
+            paths = [os.fsdecode(path) for path in audit.missed_paths[:_PATHS_LOGGED]]
+            _log.error("events missed changes", missed=audit.missed, paths=paths)
         _log_end("backup ends", phase, outcome.error)
         return lambda: self._control.send_backup_end(task, outcome)
 

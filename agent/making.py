@@ -12,7 +12,7 @@ error.
 import heapq
 import stat
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from operator import attrgetter
@@ -55,9 +55,13 @@ _BATCH_NAMES: Final = 512
 _BATCH_BYTES: Final = RAW_BYTES_TARGET
 # Batches and files between the walk and the manifest; only those being worked on hold contents.
 _WINDOW: Final = 16
-_PROBLEMS_MAX: Final = 100
+PROBLEMS_MAX: Final = 100  # of each kind, as much as the protocol carries
 
 _T = TypeVar("_T")
+
+Walked = Generator[Batch, None, None]
+Beside = Callable[[Walked, LastManifest, Callable[[], bool]], Walked]
+"""Sees what a walk finds, and may add to it. Closes the walk, and gets the rest to see canceled."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,12 @@ class Maker:
         dirty: Dirty | None = None,
         suspects: frozenset[int] = frozenset(),
         whereabouts: Whereabouts | None = None,
+        beside: Sequence[Beside] = (),
     ) -> Made:
         """Walk, store, edit. Raises LostStateError where the head's manifest is not all here.
 
         With `dirty` nothing else is looked at but the inodes of `suspects`, provided that there is
-        a head; `whereabouts` knows some of them.
+        a head; `whereabouts` knows some of them. What is found passes through `beside`.
         """
         root = None if head is None else decode_pointer(head.manifest)
         last = self._last = LastManifest(self._state, self._volume_id, root)
@@ -157,6 +162,9 @@ class Maker:
                 is_canceled=is_canceled,
                 moved=whereabouts.moved,
             )
+
+        for each in beside:
+            walk = each(walk, last, is_canceled)
 
         def go_on() -> None:
             # Where all chunks of a huge file are known, nothing else would notice.
@@ -336,7 +344,7 @@ class Maker:
             self._count_error(problem.key, problem.error)
         # What is left out of every snapshot is said of every snapshot.
         self._again.names.update(problem.key for problem in batch.warnings)
-        for problem in batch.warnings[: _PROBLEMS_MAX - len(statistics.warnings)]:
+        for problem in batch.warnings[: PROBLEMS_MAX - len(statistics.warnings)]:
             statistics.warnings.append(_problem(problem.key, problem.error))
 
     def _count_file(self, old: Entry | None, entry: Entry) -> None:
@@ -363,7 +371,7 @@ class Maker:
 
     def _count_error(self, key: bytes, error: SourceError) -> None:
         self._statistics.errors_total += 1
-        if len(self._statistics.errors) < _PROBLEMS_MAX:
+        if len(self._statistics.errors) < PROBLEMS_MAX:
             self._statistics.errors.append(_problem(key, error))
 
 

@@ -5,10 +5,11 @@ file.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
@@ -58,6 +59,19 @@ class Metrics:
         self.registry.register(_Live(sample))
 
 
+class TrackingSample(NamedTuple):
+    """What the daemon knows of changes at one moment; volumes are told by their names."""
+
+    volumes: Mapping[str, int]
+    """How many of them each source tells of."""
+    places: Mapping[str, int]
+    missed: Mapping[str, int]
+    """Zero where nothing was."""
+    sweeps: Mapping[str, int]
+    """By why, in a word."""
+    suspects: int
+
+
 class Sample:
     """What the daemon is at one moment."""
 
@@ -69,12 +83,14 @@ class Sample:
         uploads_waiting: int,
         uploads_running: int,
         volumes: int,
+        tracking: TrackingSample,
     ) -> None:
         self.tasks = dict(tasks)
         self.connected = connected
         self.uploads_waiting = uploads_waiting
         self.uploads_running = uploads_running
         self.volumes = volumes
+        self.tracking = tracking
 
 
 class _Live(Collector):
@@ -105,6 +121,7 @@ class _Live(Collector):
         yield GaugeMetricFamily(
             "tidemark_agent_volumes", "Volumes that are protected here.", sample.volumes
         )
+        yield from _of_tracking(sample.tracking)
         yield from self._of_process()
 
     def _of_process(self) -> Iterator[Metric]:
@@ -121,3 +138,31 @@ class _Live(Collector):
             }
         for name, value in figures.items():
             yield GaugeMetricFamily(f"process_{name}", f"Of this process: {name}.", value)
+
+
+def _of_tracking(tracking: TrackingSample) -> Iterator[Metric]:
+    missed = CounterMetricFamily(
+        "tidemark_missed_changes", "Changes that nothing told of.", labels=["volume"]
+    )
+    tracked = GaugeMetricFamily(
+        "tidemark_agent_volumes_tracked", "Protected volumes by what tells.", labels=["source"]
+    )
+    places = GaugeMetricFamily(
+        "tidemark_agent_dirty_places", "Places kept for the next backup.", labels=["volume"]
+    )
+    sweeps = CounterMetricFamily(
+        "tidemark_agent_sweeps", "Backups that began to look at everything.", labels=["why"]
+    )
+    figures: list[tuple[GaugeMetricFamily | CounterMetricFamily, Mapping[str, int]]] = [
+        (missed, tracking.missed),
+        (tracked, tracking.volumes),
+        (places, tracking.places),
+        (sweeps, tracking.sweeps),
+    ]
+    for family, values in figures:
+        for label, value in values.items():
+            family.add_metric([label], value)
+        yield family
+    yield GaugeMetricFamily(
+        "tidemark_agent_suspects", "Files that may be written without event.", tracking.suspects
+    )

@@ -15,7 +15,7 @@ from typing_extensions import Buffer
 
 from agent.beneath import Tree
 from agent.state import State
-from agent.tracking.tracker import Done, Mode, Taken
+from agent.tracking.tracker import Done, Mode, Since, Taken
 from repository.errors import TidemarkError
 from repository.frames import Location
 from repository.ids import ChunkId
@@ -109,6 +109,8 @@ class BackupTask:
     """Device and inode of directories that are never read as volume data."""
     local_id: bytes = b""
     """What this node calls the volume; the volume's id if empty."""
+    audit: bool = False
+    """Whether to sweep beside the events, and say what they missed."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,23 @@ def added_up(*counts: int) -> int:
     return min(sum(counts), BYTES_MAX)
 
 
+@dataclass(frozen=True)
+class AuditOutcome:
+    """What a sweep beside the events says of them."""
+
+    audited: bool
+    reason: str = ""
+    """Why it says nothing; empty where it was audited."""
+    places: int = 0
+    """How many places events had told of."""
+    candidates: int = 0
+    """How many names the sweep found new, changed or removed."""
+    missed: int = 0
+    """How many of them events had not told of."""
+    missed_paths: Sequence[bytes] = ()
+    """The first of them; of what came or went as a whole, the top."""
+
+
 @dataclass
 class BackupStatistics:
     """What a backup did, in the words of the command line; it is filled while the backup runs.
@@ -171,6 +190,8 @@ class BackupStatistics:
     detection: Detection = Detection.SWEEP
     proof: str = ""
     """What told of the changes, and why not something better; in words for a person."""
+    audit: AuditOutcome | None = None
+    """None where there was none, and none was asked for."""
     warnings: list[PathProblem] = field(default_factory=list)
     errors: list[PathProblem] = field(default_factory=list)
     errors_total: int = 0
@@ -361,10 +382,20 @@ class CoordinatorClient(Protocol):
 
 
 class Tracking(Protocol):
-    """What tells a backup where to look. Both methods block."""
+    """What tells a backup where to look. All methods block."""
 
-    def begin(self, volume_id: bytes, path: bytes, tree: Tree, head: bytes) -> Taken:
+    def begin(
+        self, volume_id: bytes, path: bytes, tree: Tree, head: bytes, *, audit: bool = False
+    ) -> Taken:
         """Decide what the backup looks at of a volume that this node calls so."""
+        ...
+
+    def since(self, taken: Taken, tree: Tree) -> Since:
+        """Tell what came since then, or since this was called last; nothing of it is forgotten."""
+        ...
+
+    def audited(self, taken: Taken, missed: int, now_ns: int) -> None:
+        """Take note of how many changes events did not tell of."""
         ...
 
     def committed(self, taken: Taken, done: Done) -> None:

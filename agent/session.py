@@ -179,6 +179,7 @@ class BackupWish:
     """What this node calls the volume."""
     repository_id: bytes
     recovery_public_key: bytes
+    audit: bool = False
 
 
 class Handler(Protocol):
@@ -551,6 +552,7 @@ def _backup_wish(ask: agent_pb2.RunBackup) -> BackupWish:
         local_id=ask.local_id or ask.volume_id,
         repository_id=ask.repository_id,
         recovery_public_key=ask.recovery_public_key,
+        audit=ask.audit,
     )
 
 

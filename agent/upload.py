@@ -21,6 +21,7 @@ from agent.errors import CoordinatorError, UnreachableError
 from agent.identity import Identity
 from agent.line import Line
 from agent.services import (
+    AuditOutcome,
     BackupStatistics,
     Clock,
     Committed,
@@ -473,6 +474,21 @@ def backup_result(statistics: BackupStatistics) -> common_pb2.BackupResult:
         errors=path_errors(statistics.errors),
         errors_total=statistics.errors_total,
         change_detection=_DETECTIONS[statistics.detection],
+        proof=statistics.proof,
+        audit=_audit_result(statistics.audit),
+    )
+
+
+def _audit_result(audit: AuditOutcome | None) -> common_pb2.AuditResult | None:
+    if audit is None:
+        return None
+    return common_pb2.AuditResult(
+        audited=audit.audited,
+        reason=audit.reason,
+        places_told=audit.places,
+        candidates=audit.candidates,
+        missed=audit.missed,
+        missed_paths=audit.missed_paths[:ERRORS_MAX],
     )
 
 

@@ -124,10 +124,13 @@ class Dispatcher:
 
     # ---- asking for jobs ------------------------------------------------------------------------
 
-    async def create_backup(self, volumes: Sequence[Volume], origin: Origin) -> Job:
+    async def create_backup(
+        self, volumes: Sequence[Volume], origin: Origin, *, audit: bool = False
+    ) -> Job:
         """One task for each volume."""
         orders: list[tuple[Order, NodeId | None]] = [
-            (BackupOrder(volume.volume_id, volume.local_id), volume.node_id) for volume in volumes
+            (BackupOrder(volume.volume_id, volume.local_id, audit), volume.node_id)
+            for volume in volumes
         ]
         subjects = tuple(volume.name for volume in volumes)
         return await self._create(JobKind.BACKUP, origin, subjects, orders)

@@ -107,6 +107,20 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditResult:
+    """What a sweep beside the events says of them, as the volume's agent counted."""
+
+    audited: bool
+    # Why it says nothing; empty where it was audited.
+    reason: str = ""
+    places_told: int = 0
+    candidates: int = 0
+    missed: int = 0
+    # At most 100; missed counts all.
+    missed_paths: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class BackupStatistics:
     """What a backup of one volume did, as its agent counted."""
 
@@ -125,6 +139,9 @@ class BackupStatistics:
     warnings: tuple[PathError, ...] = ()
     errors: tuple[PathError, ...] = ()
     errors_total: int = 0
+    # What told of the changes, in words for a person.
+    proof: str = ""
+    audit: AuditResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +281,8 @@ class BackupOrder:
 
     volume_id: VolumeId
     local_id: VolumeId | None = None
+    # Whether to sweep beside the events, and say what they missed.
+    audit: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,10 @@ class Orders:
         self._dispatcher = dispatcher
         self._selection = selection
 
-    async def backup(self, selectors: Sequence[str], *, everything: bool) -> Job:
-        """Back up these volumes, or all that are protected."""
+    async def backup(
+        self, selectors: Sequence[str], *, everything: bool, audit: bool = False
+    ) -> Job:
+        """Back up these volumes, or all that are protected; and audit what tells of changes."""
         if everything and selectors:
             raise UsageError("give volumes or --all, not both")
         if everything:
@@ -36,7 +38,7 @@ class Orders:
                 )
         else:
             volumes = await self._named(selectors)
-        return await self._dispatcher.create_backup(volumes, Origin.MANUAL)
+        return await self._dispatcher.create_backup(volumes, Origin.MANUAL, audit=audit)
 
     async def _named(self, selectors: Sequence[str]) -> list[Volume]:
         if not selectors:

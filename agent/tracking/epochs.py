@@ -9,6 +9,7 @@ has. The first backup of an epoch sweeps, since nothing vouches for what came be
        └────────── lost ─────────────┘
 """
 
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 import msgspec
@@ -20,6 +21,31 @@ from agent.tracking.source import Swapped
 AUDIT_EVERY: Final = 50
 
 
+_AUDITS: Final = "every so often a sweep looks beside the events"
+_MANY: Final = f"more than {CAP} places have changed"
+_AUDIT_ASKED: Final = "an audit was asked for"
+
+
+class Why(StrEnum):
+    """Why a backup sweeps, in a word for a metric."""
+
+    NOT = ""
+    """It does not."""
+    UNTRACKED = "untracked"
+    """Nothing tells of changes."""
+    FIRST = "first"
+    """Nothing vouches for what came before."""
+    LOST = "lost"
+    """Events were."""
+    UNPROVABLE = "unprovable"
+    """Some changes raise no event, and could not be looked for."""
+    MANY = "many"
+    """To look everywhere costs less."""
+    AUDIT = "audit"
+    MISSED = "missed"
+    """An audit found that events cannot be trusted."""
+
+
 class Way(NamedTuple):
     """How a backup learns what changed."""
 
@@ -27,10 +53,11 @@ class Way(NamedTuple):
     """Where to look; None means everywhere: a sweep."""
     reason: str
     """Why a sweep, in words for a person; empty where events tell."""
+    why: Why = Why.NOT
     is_lost: bool = False
     """Whether the epoch ended here: the volume must be watched anew before it is swept."""
     audits: bool = False
-    """Whether the sweep is to be held against what the events told."""
+    """Whether it sweeps all the same, to hold what it finds against what the events told."""
 
 
 class Epoch(msgspec.Struct):
@@ -42,33 +69,52 @@ class Epoch(msgspec.Struct):
     """Root object of the snapshot since which changes are known; empty before the first."""
     kept: Dirty = msgspec.field(default_factory=Dirty)
     """What a backup has to look at again: those before could not read it, or did not commit."""
+    since: Dirty = msgspec.field(default_factory=Dirty)
+    """What was told while a backup ran, which nobody has looked at yet."""
+    lost: str | None = None
+    """Why more may have changed meanwhile than that."""
     since_sweep: int = 0
     """Backups by events since the last sweep."""
 
-    def begin(self, told: Swapped, head: bytes, unseen: str | None) -> Way:
+    def begin(self, told: Swapped, head: bytes, unseen: str | None, *, audit: bool = False) -> Way:
         """Decide how to back up on top of `head`, the volume's last root object.
 
         `told`: what the source had, from behind the barrier. `unseen`: why writes that raise no
-        event would not be noticed, or None.
+        event would not be noticed, or None. With `audit` a sweep is wanted to look beside the
+        events.
         """
-        if told.lost is not None:
-            return Way(None, told.lost, is_lost=True)
-        self.kept.merge(told.dirty)
+        self.tell(told)
+        self.kept.merge(self.since)
+        self.since = Dirty()
+        if self.lost is not None:
+            return Way(None, self.lost, Why.LOST, is_lost=True)
         unproven = self._unproven(head, unseen)
         if unproven is not None:
-            return Way(None, unproven)
-        if self.since_sweep >= AUDIT_EVERY:
-            return Way(self.kept, "every so often a sweep looks beside the events", audits=True)
+            return unproven
+        if audit or self.since_sweep >= AUDIT_EVERY:
+            return Way(self.kept, _AUDIT_ASKED if audit else _AUDITS, Why.AUDIT, audits=True)
         return Way(self.kept, "")
 
-    def _unproven(self, head: bytes, unseen: str | None) -> str | None:
+    def tell(self, told: Swapped) -> None:
+        """Keep what the source had for the backup that begins next."""
+        self.since.merge(told.dirty)
+        self.lost = self.lost or told.lost
+        if self.since.size() > CAP:
+            self.since, self.lost = Dirty(), self.lost or _MANY
+
+    def _unproven(self, head: bytes, unseen: str | None) -> Way | None:
         if not self.base:
-            return "it is watched since just now"
+            return Way(None, "it is watched since just now", Why.FIRST)
         if self.base != head:
-            return "changes are known since another snapshot than the last one"
+            reason = "changes are known since another snapshot than the last one"
+            return Way(None, reason, Why.FIRST)
         if self.kept.size() > CAP:
-            return f"more than {CAP} places have changed"
-        return unseen
+            return Way(None, _MANY, Why.MANY)
+        return None if unseen is None else Way(None, unseen, Why.UNPROVABLE)
+
+    def places(self) -> int:
+        """How many places wait to be looked at, of those that were told."""
+        return self.kept.size() + self.since.size()
 
     def committed(self, root: bytes, again: Dirty, *, swept: bool) -> None:
         """Take note of the commit of what `begin` said; `again` has to be looked at once more."""

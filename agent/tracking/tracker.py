@@ -3,18 +3,23 @@
 Watching begins before the sweep that it is to save the next backup from. What was told is forgotten
 only with the commit that it went into. Whenever anything may have been missed, the volume is
 watched anew and swept. Everything here is in memory: an agent that starts anew sweeps.
+
+Where an audit finds that events missed a change, the volume is swept from then on, and watched all
+the same, so that another audit can find that they tell of everything again.
 """
 
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol
 
 from agent.beneath import Tree
 from agent.errors import UntrackableError, VolumeError
 from agent.tracking.dirty import Dirty
-from agent.tracking.epochs import Epoch, Way
+from agent.tracking.epochs import Epoch, Way, Why
 from agent.tracking.source import Source, Swapped
 from agent.tracking.suspects import Suspects
 from agent.whereabouts import Whereabouts
@@ -25,6 +30,8 @@ BARRIER_SECONDS: Final = 10.0
 # A volume that cannot be watched is asked about again: a limit may have been raised since.
 _RETRY_SECONDS: Final = 300.0
 _LATE: Final = "events did not arrive in time"
+_ANEW: Final = "it is watched anew since the backup began"
+_NANOSECONDS: Final = 1_000_000_000
 
 
 class Mode(NamedTuple):
@@ -59,6 +66,29 @@ class Done(NamedTuple):
     """Whether it looked at everything, whatever it was told."""
     again: Dirty
     """Where the next one must look, whatever happens until then."""
+
+
+class Since(NamedTuple):
+    """What was told while a backup runs; the next one looks at it."""
+
+    dirty: Dirty
+    suspects: Suspects
+    lost: str | None
+    """Why more may have changed than that."""
+
+
+class Figures(NamedTuple):
+    """What there is to measure."""
+
+    places: Mapping[bytes, int]
+    """By volume, how many of those that were told wait; what the source still has is not looked
+    at."""
+    missed: Mapping[bytes, int]
+    """By volume, how many changes events did not tell of, or nothing did."""
+    sweeps: Mapping[str, int]
+    """How many sweeps began, by why."""
+    suspects: int
+    """Of the last scan."""
 
 
 class Scanner(Protocol):
@@ -99,19 +129,32 @@ class Tracker:
         self._lock = threading.RLock()
         self._watched: dict[bytes, _Watched] = {}
         self._refused: dict[bytes, tuple[bytes, str, float]] = {}
+        self._distrusted: dict[bytes, str] = {}
+        """Volumes whose events missed something, and how much of it when."""
+        self._missed: Counter[bytes] = Counter()
+        self._sweeps: Counter[str] = Counter()
+        self._suspects = 0
 
     def watch(self, volume_id: bytes, path: bytes) -> Mode:
         """Watch a volume from now on, if that can be done, and say how."""
         with self._lock:
-            watched = self._watched.get(volume_id)
-            if watched is not None and watched.path == path:
-                return watched.mode
-            if watched is not None:
-                self._forget(volume_id)
-            refused = self._refused.get(volume_id)
-            if refused is not None and refused[0] == path and self._monotonic() < refused[2]:
-                return Mode("sweep", refused[1])
-            return self._choose(volume_id, path)
+            return self._trusted(volume_id, self._watch(volume_id, path))
+
+    def _watch(self, volume_id: bytes, path: bytes) -> Mode:
+        watched = self._watched.get(volume_id)
+        if watched is not None and watched.path == path:
+            return watched.mode
+        if watched is not None:
+            self._forget(volume_id)
+        refused = self._refused.get(volume_id)
+        if refused is not None and refused[0] == path and self._monotonic() < refused[2]:
+            return Mode("sweep", refused[1])
+        return self._choose(volume_id, path)
+
+    def _trusted(self, volume_id: bytes, mode: Mode) -> Mode:
+        """The mode, unless events have missed something."""
+        missed = self._distrusted.get(volume_id)
+        return mode if missed is None else Mode("sweep", missed)
 
     def _choose(self, volume_id: bytes, path: bytes) -> Mode:
         reasons: list[str] = []
@@ -134,7 +177,7 @@ class Tracker:
         with self._lock:
             watched = self._watched.get(volume_id)
             if watched is not None:
-                return watched.mode
+                return self._trusted(volume_id, watched.mode)
             refused = self._refused.get(volume_id)
             return None if refused is None else Mode("sweep", refused[1])
 
@@ -147,31 +190,99 @@ class Tracker:
             for volume_id in [each for each in self._refused if each not in kept]:
                 del self._refused[volume_id]
 
-    def begin(self, volume_id: bytes, path: bytes, tree: Tree, head: bytes) -> Taken:
+    def begin(
+        self, volume_id: bytes, path: bytes, tree: Tree, head: bytes, *, audit: bool = False
+    ) -> Taken:
         """Decide what a backup looks at, whose root is open and which builds on `head`.
+
+        With `audit` a sweep is wanted to look beside the events, if these are known.
 
         One backup of a volume at a time. It ends with `committed`, or it does not, and then the
         next one looks at all of this again.
         """
-        mode = self.watch(volume_id, path)
+        self.watch(volume_id, path)
         with self._lock:
             watched = self._watched.get(volume_id)
         told = None if watched is None else self._told(watched, volume_id, tree)
         # Behind the barrier: what ended before that has told.
-        suspects = self._scanner.scan()
+        suspects = self._scan()
         with self._lock:
-            if watched is None or told is None:
-                way = Way(None, mode.reason)
-                return Taken(volume_id, mode, way, "", suspects, Whereabouts())
-            way = watched.epoch.begin(told, head, suspects.unseen)
+            way = self._way(watched, told, head, suspects.unseen, audit=audit)
             if way.is_lost:
                 self._forget(volume_id)
-                mode = self._choose(volume_id, path)
+                self._choose(volume_id, path)
                 watched = self._watched.get(volume_id)
+            mode = self.watch(volume_id, path)
+            missed = self._distrusted.get(volume_id)
+            if missed is not None and not way.audits:
+                way = Way(None, missed, Why.MISSED)
+            elif watched is None and not way.reason:
+                way = way._replace(reason=mode.reason)
+            if way.why is not Why.NOT:
+                self._sweeps[way.why] += 1
             if watched is None:
                 return Taken(volume_id, mode, way, "", suspects, Whereabouts())
             epoch = watched.epoch.name
             return Taken(volume_id, mode, way, epoch, suspects, watched.whereabouts)
+
+    @staticmethod
+    def _way(
+        watched: _Watched | None,
+        told: Swapped | None,
+        head: bytes,
+        unseen: str | None,
+        *,
+        audit: bool,
+    ) -> Way:
+        if watched is None or told is None:
+            return Way(None, "", Why.UNTRACKED)
+        return watched.epoch.begin(told, head, unseen, audit=audit)
+
+    def _scan(self) -> Suspects:
+        suspects = self._scanner.scan()
+        self._suspects = suspects.count()
+        return suspects
+
+    def since(self, taken: Taken, tree: Tree) -> Since:
+        """Return what was told since a backup began or this was called last, and keep it.
+
+        The next backup looks at it, whatever becomes of this one.
+        """
+        with self._lock:
+            watched = self._watched.get(taken.volume_id)
+        if watched is None or watched.epoch.name != taken.epoch:
+            return Since(Dirty(), taken.suspects, _ANEW)
+        told = self._told(watched, taken.volume_id, tree)
+        with self._lock:
+            watched.epoch.tell(told)
+        suspects = self._scan()
+        return Since(told.dirty, suspects, told.lost or suspects.unseen)
+
+    def audited(self, taken: Taken, missed: int, now_ns: int) -> None:
+        """Take note of what an audit found: trust a volume's events again, or no more."""
+        with self._lock:
+            if not missed:
+                self._distrusted.pop(taken.volume_id, None)
+                return
+            day = datetime.fromtimestamp(now_ns // _NANOSECONDS, UTC).date()
+            changes = "a change" if missed == 1 else f"{missed:,} changes"
+            self._distrusted[taken.volume_id] = f"events missed {changes} on {day}"
+            self._missed[taken.volume_id] += missed
+
+    def altered(self, taken: Taken, missed: int) -> None:
+        """Take note of files that changed without a sign of it, which no sweep would find."""
+        with self._lock:
+            self._missed[taken.volume_id] += missed
+
+    def figures(self) -> Figures:
+        """Return what there is to measure now."""
+        with self._lock:
+            return Figures(
+                {each: watched.epoch.places() for each, watched in self._watched.items()},
+                dict(self._missed),
+                dict(self._sweeps),
+                self._suspects,
+            )
 
     def _told(self, watched: _Watched, volume_id: bytes, tree: Tree) -> Swapped:
         if not watched.source.barrier(BARRIER_SECONDS):

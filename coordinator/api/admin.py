@@ -195,7 +195,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def CreateBackup(
         self, request: admin_pb2.CreateBackupRequest, context: Context
     ) -> admin_pb2.CreateBackupResponse:
-        job = await self._parts.orders.backup(request.volumes, everything=request.all)
+        job = await self._parts.orders.backup(
+            request.volumes, everything=request.all, audit=request.audit
+        )
         return admin_pb2.CreateBackupResponse(job=translate.job(job, await self._names()))
 
     @override

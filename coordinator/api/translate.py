@@ -11,6 +11,7 @@ from coordinator.catalog.coding import kind_of
 from coordinator.errors import TidemarkError
 from coordinator.model import (
     NANOSECONDS,
+    AuditResult,
     BackupOrder,
     BackupStatistics,
     ChangeDetection,
@@ -147,6 +148,19 @@ def statistics_back(message: common_pb2.BackupResult) -> BackupStatistics:
         warnings=tuple(map(_path_error_back, message.warnings[:ERRORS_MAX])),
         errors=tuple(map(_path_error_back, message.errors[:ERRORS_MAX])),
         errors_total=max(message.errors_total, len(message.errors)),
+        proof=message.proof,
+        audit=_audit_back(message.audit) if message.HasField("audit") else None,
+    )
+
+
+def _audit_back(message: common_pb2.AuditResult) -> AuditResult:
+    return AuditResult(
+        audited=message.audited,
+        reason=message.reason,
+        places_told=message.places_told,
+        candidates=message.candidates,
+        missed=message.missed,
+        missed_paths=tuple(message.missed_paths[:ERRORS_MAX]),
     )
 
 
@@ -187,6 +201,7 @@ def run_task(task: Task, config: RepositoryConfig) -> agent_pb2.ConnectResponse:
             recovery_public_key=config.recovery_public,
             repository_id=config.repository,
             local_id=order.local_id or b"",
+            audit=order.audit,
         )
         return agent_pb2.ConnectResponse(run_backup=backup)
     assert isinstance(order, RestoreOrder)
@@ -328,6 +343,19 @@ def backup_result(statistics: BackupStatistics) -> common_pb2.BackupResult:
         warnings=map(_path_error, statistics.warnings),
         errors=map(_path_error, statistics.errors),
         errors_total=statistics.errors_total,
+        proof=statistics.proof,
+        audit=None if statistics.audit is None else _audit(statistics.audit),
+    )
+
+
+def _audit(value: AuditResult) -> common_pb2.AuditResult:
+    return common_pb2.AuditResult(
+        audited=value.audited,
+        reason=value.reason,
+        places_told=value.places_told,
+        candidates=value.candidates,
+        missed=value.missed,
+        missed_paths=value.missed_paths,
     )
 
 

@@ -7,7 +7,7 @@ UTF-8 with `\xNN` in it and exactly, in base64, under the same name with `_base6
 """
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -80,6 +80,14 @@ def enum_word(descriptor: EnumDescriptor, number: int) -> str | None:
     return "_".join(words)
 
 
+def list_field(name: str, paths: Sequence[bytes]) -> Document:
+    """A list of paths under a name, and exactly under another where one of them is no text."""
+    made: Document = {name: [path_text(path) for path in paths]}
+    if not all(_is_text(path) for path in paths):
+        made[f"{name}_base64"] = [_base64(path) for path in paths]
+    return made
+
+
 def _put(made: Document, field: FieldDescriptor, value: Any) -> None:
     if field.type == FieldDescriptor.TYPE_BYTES:
         made.update(path_fields(field.name, value))
@@ -88,12 +96,10 @@ def _put(made: Document, field: FieldDescriptor, value: Any) -> None:
 
 
 def _put_list(made: Document, field: FieldDescriptor, values: list[Any]) -> None:
-    if field.type != FieldDescriptor.TYPE_BYTES:
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        made.update(list_field(field.name, values))
+    else:
         made[field.name] = [_value(field, value) for value in values]
-        return
-    made[field.name] = [path_text(value) for value in values]
-    if not all(_is_text(value) for value in values):
-        made[f"{field.name}_base64"] = [_base64(value) for value in values]
 
 
 def _value(field: FieldDescriptor, value: Any) -> Any:

@@ -21,7 +21,7 @@ from proto.tidemark.v1.admin_pb2 import (
     JobKind,
     ListJobsRequest,
 )
-from proto.tidemark.v1.common_pb2 import RestoreResult
+from proto.tidemark.v1.common_pb2 import AuditResult, RestoreResult
 
 app = noun("job", "List, watch and cancel jobs.")
 
@@ -114,8 +114,17 @@ def get_job(cli: Invocation, job_id: str) -> Job:
     return cli.client.ask(cli.client.admin.GetJob, GetJobRequest(job_id=job_id)).job
 
 
-def start(cli: Invocation, job: Job, *, wait: bool, result: Callable[[Job], Document]) -> None:
-    """Print that a job began or, having waited for it, what it did; and exit as it did."""
+def start(
+    cli: Invocation,
+    job: Job,
+    *,
+    wait: bool,
+    result: Callable[[Job], Document],
+    table: Callable[[Job], Table] | None = None,
+    end: Callable[[Job], None] = raise_for,
+) -> None:
+    """Print that a job began or, having waited for it, what it did; and exit as `end` says."""
+    table = table or job_table
     if not wait:
         cli.print(
             {"job_id": job.job_id, "phase": phase_word(job)},
@@ -125,8 +134,8 @@ def start(cli: Invocation, job: Job, *, wait: bool, result: Callable[[Job], Docu
     if sys.stderr.isatty():
         sys.stderr.write(f"job {job.job_id}\n")
     ended = wait_for(cli.client, job)
-    cli.print(result(ended), lambda: job_table(ended))
-    raise_for(ended)
+    cli.print(result(ended), lambda: table(ended))
+    end(ended)
 
 
 def phase_word(message: Any) -> str:
@@ -193,6 +202,8 @@ def job_table(job: Job) -> Table:
             ),
             ("problems", _problems(one)),
         ]
+        if one.HasField("audit"):
+            fields.append(("audit", audit_words(one.audit)))
     if job.HasField("restore"):
         done = job.restore
         fields += _restore_fields(done)
@@ -214,6 +225,13 @@ def job_table(job: Job) -> Table:
     if job.message:
         fields.append(("message", job.message))
     return fields_table(fields)
+
+
+def audit_words(audit: AuditResult) -> str:
+    """What a sweep beside the events said of them."""
+    if not audit.audited and not audit.missed:
+        return f"none: {audit.reason}"
+    return f"events missed {audit.missed:,} of {audit.candidates:,} changes"
 
 
 def _restore_fields(done: RestoreResult) -> list[tuple[str, str]]:

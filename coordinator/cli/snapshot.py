@@ -174,6 +174,7 @@ def _table(snapshot: Document) -> Table:
         ("committed", local_time(snapshot["committed_at"])),
         ("phase", snapshot["phase"] or ""),
         ("change detection", snapshot["change_detection"] or "unknown"),
+        ("proof", (snapshot["result"] or {}).get("proof") or "unknown"),
         ("files", f"{snapshot['total_files']:,}"),
         ("size", format_size(snapshot["total_bytes"])),
         ("added", format_size(snapshot["data_added_packed"])),

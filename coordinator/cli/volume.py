@@ -5,15 +5,23 @@ from collections.abc import Sequence
 
 import click
 
+from coordinator.cli.backup import backup_document
 from coordinator.cli.command import Invocation, noun, verb
-from coordinator.cli.documents import Document, document, documents
+from coordinator.cli.documents import Document, document, documents, list_field, path_text
 from coordinator.cli.durations import format_duration
 from coordinator.cli.failure import CommandError, UsageError
+from coordinator.cli.job import phase_word, start, wait_option
 from coordinator.cli.output import Table, fields_table, printable
 from coordinator.cli.times import local_time
-from proto.tidemark.v1.admin_pb2 import ListVolumesRequest, MoveVolumeRequest
+from coordinator.cli.waiting import raise_for
+from proto.tidemark.v1.admin_pb2 import (
+    CreateBackupRequest,
+    Job,
+    ListVolumesRequest,
+    MoveVolumeRequest,
+)
 
-app = noun("volume", "List volumes and their protection, and move them.")
+app = noun("volume", "List volumes and their protection, audit and move them.")
 
 
 @verb(app, "list")
@@ -34,6 +42,61 @@ def show_volume(cli: Invocation, *, volume: str) -> None:
         raise UsageError(f"no volume is called {volume!r}", hint="`tidemark volume list` shows all")
     made = document(answer.volumes[0])
     cli.print(made, lambda: _table(made))
+
+
+@verb(app, "audit")
+@click.argument("volumes", metavar="VOLUME...", nargs=-1, required=True)
+@wait_option
+def audit_volumes(cli: Invocation, *, volumes: tuple[str, ...], wait: bool) -> None:
+    """Back volumes up by a sweep, and say what events missed that it found.
+
+    Exits with 1 if they missed anything; then the volume is swept at each backup until an audit of
+    it comes out clean, or its agent starts anew. VOLUME is a name, node/name or an id.
+    """
+    request = CreateBackupRequest(volumes=volumes, audit=True)
+    job = cli.client.ask(cli.client.admin.CreateBackup, request).job
+    start(cli, job, wait=wait, result=audit_document, table=audit_table, end=raise_for_audit)
+
+
+def audit_document(job: Job) -> Document:
+    """What a script reads of an audit that it waited for; all volumes together."""
+    results = [one.audit for one in job.snapshots]
+    return backup_document(job) | {
+        "audit": {
+            "audited": bool(results) and all(one.audited for one in results),
+            "missed": sum(one.missed for one in results),
+            **list_field("missed_paths", [path for one in results for path in one.missed_paths]),
+        }
+    }
+
+
+def raise_for_audit(job: Job) -> None:
+    """Raise what an ended audit means; where nothing was missed, as a backup that ended so."""
+    missed = sum(one.audit.missed for one in job.snapshots)
+    if missed:
+        raise CommandError(
+            f"events missed {missed:,} changes; what was missed is in the snapshot",
+            hint="the volume is swept from now on; audit it again when you know what was missed",
+        )
+    raise_for(job)
+
+
+def audit_table(job: Job) -> Table:
+    """What was found out of each volume's events."""
+    fields = [("job", job.job_id), ("phase", phase_word(job))]
+    for one in job.snapshots:
+        audit = one.audit
+        fields += [("", ""), ("volume", f"{one.node}/{one.volume}"), ("phase", phase_word(one))]
+        fields.append(("audited", "yes" if audit.audited else f"no: {audit.reason or 'no answer'}"))
+        fields += [
+            ("places told", f"{audit.places_told:,}"),
+            ("changes found", f"{audit.candidates:,}"),
+            ("missed", f"{audit.missed:,}"),
+            *(("", path_text(path)) for path in audit.missed_paths),
+        ]
+        if 0 < len(audit.missed_paths) < audit.missed:
+            fields.append(("", f"… and {audit.missed - len(audit.missed_paths):,} more"))
+    return fields_table(fields)
 
 
 @verb(app, "move")

@@ -7,7 +7,7 @@ from agent.services import Tracking
 from agent.tracking.dirty import Dirty
 from agent.tracking.epochs import Way
 from agent.tracking.suspects import Suspects
-from agent.tracking.tracker import Done, Mode, Taken
+from agent.tracking.tracker import Done, Mode, Since, Taken
 from agent.whereabouts import Whereabouts
 
 
@@ -20,10 +20,20 @@ class ToldTracking(Tracking):
         """Of the backups that were committed."""
 
     @override
-    def begin(self, volume_id: bytes, path: bytes, tree: Tree, head: bytes) -> Taken:
+    def begin(
+        self, volume_id: bytes, path: bytes, tree: Tree, head: bytes, *, audit: bool = False
+    ) -> Taken:
         way = Way(self.dirty, "" if self.dirty is not None else "nothing is watched")
         nobody = Suspects({}, None, 1 << 62)
         return Taken(volume_id, Mode("told", ""), way, "", nobody, Whereabouts())
+
+    @override
+    def since(self, taken: Taken, tree: Tree) -> Since:
+        return Since(Dirty(), taken.suspects, None)
+
+    @override
+    def audited(self, taken: Taken, missed: int, now_ns: int) -> None:
+        """Nothing is audited here."""
 
     @override
     def committed(self, taken: Taken, done: Done) -> None:

@@ -30,6 +30,7 @@ from proto.tidemark.v1.admin_pb2 import (
     CreateNodeTokenRequest,
     GetStatusRequest,
     GetStatusResponse,
+    Volume,
 )
 
 # Children end within 5 s of their parent; this is for a slow disk.
@@ -193,7 +194,7 @@ async def _make_token(directory: Directory, client: Client) -> None:
 
 
 async def _all_announced(settings: Settings, client: Client) -> GetStatusResponse:
-    """The status, once the agent is connected and has announced every protected path."""
+    """The status, once the agent is connected, and watches every protected path."""
     while True:
         try:
             status = await asyncio.to_thread(
@@ -212,14 +213,19 @@ async def _all_announced(settings: Settings, client: Client) -> GetStatusRespons
 
 
 def is_ready(status: GetStatusResponse, volumes: list[Protected]) -> bool:
-    """Whether one connected node announced every one of these paths."""
+    """Whether one connected node announced every one of these paths, and how all are tracked."""
     for node in status.nodes:
-        announced = {
-            (volume.volume, volume.path) for volume in status.volumes if volume.node == node.name
-        }
+        own = [each for each in status.volumes if each.node == node.name]
+        if any(_is_untracked(each) for each in own):
+            continue
+        announced = {(each.volume, each.path) for each in own}
         if node.state == "connected" and announced >= {(one.name, one.path) for one in volumes}:
             return True
     return False
+
+
+def _is_untracked(volume: Volume) -> bool:
+    return volume.present and volume.verdict == "protected" and not volume.tracked_by
 
 
 def why_never(status: GetStatusResponse, directory: Directory) -> CommandError | None:

@@ -557,6 +557,7 @@ class RunBackup(_message.Message):
     RECOVERY_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     REPOSITORY_ID_FIELD_NUMBER: _builtins.int
     LOCAL_ID_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     job_id: _builtins.str
     volume_id: _builtins.bytes
@@ -565,6 +566,8 @@ class RunBackup(_message.Message):
     repository_id: _builtins.bytes
     local_id: _builtins.bytes
     """What this node calls the volume. None from coordinators for which that is the volume's id."""
+    audit: _builtins.bool
+    """Sweep beside the events, and say what they missed. An agent that is older just backs up."""
     def __init__(
         self,
         *,
@@ -574,10 +577,11 @@ class RunBackup(_message.Message):
         recovery_public_key: _builtins.bytes = ...,
         repository_id: _builtins.bytes = ...,
         local_id: _builtins.bytes = ...,
+        audit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "local_id", b"local_id", "recovery_public_key", b"recovery_public_key", "repository_id", b"repository_id", "task_id", b"task_id", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "job_id", b"job_id", "local_id", b"local_id", "recovery_public_key", b"recovery_public_key", "repository_id", b"repository_id", "task_id", b"task_id", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

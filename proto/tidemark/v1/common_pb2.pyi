@@ -228,6 +228,8 @@ class BackupResult(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
     snapshot_id: _builtins.str
     volume: _builtins.str
     volume_id: _builtins.str
@@ -248,6 +250,8 @@ class BackupResult(_message.Message):
     fuzzy_files: _builtins.int
     errors_total: _builtins.int
     duration_seconds: _builtins.float
+    proof: _builtins.str
+    """What told of the changes, and why not something better, in words for a person."""
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathError]:
         """At most 100 each; errors_total counts all."""
@@ -258,6 +262,10 @@ class BackupResult(_message.Message):
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def audit(self) -> Global___AuditResult:
+        """Set where a sweep looked beside the events, or was asked to."""
+
     def __init__(
         self,
         *,
@@ -283,16 +291,65 @@ class BackupResult(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         finished_at: _timestamp_pb2.Timestamp | None = ...,
         duration_seconds: _builtins.float = ...,
+        proof: _builtins.str = ...,
+        audit: Global___AuditResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_snapshot_id", b"_snapshot_id", "finished_at", b"finished_at", "snapshot_id", b"snapshot_id", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_audit", b"_audit", "_snapshot_id", b"_snapshot_id", "audit", b"audit", "finished_at", b"finished_at", "snapshot_id", b"snapshot_id", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_snapshot_id", b"_snapshot_id", "bytes_read", b"bytes_read", "change_detection", b"change_detection", "data_added", b"data_added", "data_added_packed", b"data_added_packed", "duration_seconds", b"duration_seconds", "errors", b"errors", "errors_total", b"errors_total", "files_changed", b"files_changed", "files_new", b"files_new", "files_removed", b"files_removed", "files_unmodified", b"files_unmodified", "finished_at", b"finished_at", "fuzzy_files", b"fuzzy_files", "node", b"node", "phase", b"phase", "snapshot_id", b"snapshot_id", "started_at", b"started_at", "total_bytes_processed", b"total_bytes_processed", "total_files_processed", b"total_files_processed", "volume", b"volume", "volume_id", b"volume_id", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_audit", b"_audit", "_snapshot_id", b"_snapshot_id", "audit", b"audit", "bytes_read", b"bytes_read", "change_detection", b"change_detection", "data_added", b"data_added", "data_added_packed", b"data_added_packed", "duration_seconds", b"duration_seconds", "errors", b"errors", "errors_total", b"errors_total", "files_changed", b"files_changed", "files_new", b"files_new", "files_removed", b"files_removed", "files_unmodified", b"files_unmodified", "finished_at", b"finished_at", "fuzzy_files", b"fuzzy_files", "node", b"node", "phase", b"phase", "proof", b"proof", "snapshot_id", b"snapshot_id", "started_at", b"started_at", "total_bytes_processed", b"total_bytes_processed", "total_files_processed", b"total_files_processed", "volume", b"volume", "volume_id", b"volume_id", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__audit: _TypeAlias = _typing.Literal["audit"]  # noqa: Y015
+    _WhichOneofArgType__audit: _TypeAlias = _typing.Literal["_audit", b"_audit"]  # noqa: Y015
     _WhichOneofReturnType__snapshot_id: _TypeAlias = _typing.Literal["snapshot_id"]  # noqa: Y015
     _WhichOneofArgType__snapshot_id: _TypeAlias = _typing.Literal["_snapshot_id", b"_snapshot_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__audit) -> _WhichOneofReturnType__audit | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__snapshot_id) -> _WhichOneofReturnType__snapshot_id | None: ...
 
 Global___BackupResult: _TypeAlias = BackupResult  # noqa: Y015
+
+@_typing.final
+class AuditResult(_message.Message):
+    """What a sweep beside the events says of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDITED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PLACES_TOLD_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    MISSED_PATHS_FIELD_NUMBER: _builtins.int
+    audited: _builtins.bool
+    """Whether it says anything; if not, the reason says why."""
+    reason: _builtins.str
+    places_told: _builtins.int
+    """Places that events had told of, and names that the sweep found new, changed or removed."""
+    candidates: _builtins.int
+    missed: _builtins.int
+    """Of these, how many events had not told of; and the first 100, of what came or went as a whole
+    the top.
+    """
+    @_builtins.property
+    def missed_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        audited: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        places_told: _builtins.int = ...,
+        candidates: _builtins.int = ...,
+        missed: _builtins.int = ...,
+        missed_paths: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited", b"audited", "candidates", b"candidates", "missed", b"missed", "missed_paths", b"missed_paths", "places_told", b"places_told", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditResult: _TypeAlias = AuditResult  # noqa: Y015
 
 @_typing.final
 class PathChange(_message.Message):

@@ -16,7 +16,7 @@ import pytest
 from agent import attributes
 from agent.backup import run_backup
 from agent.errors import VolumeError
-from agent.services import BackupOutcome, BackupTask, Progress, Services, Volume
+from agent.services import BackupOutcome, BackupTask, Progress, Services, Tracking, Volume
 from agent.state import State
 from agent.tracking.dirty import Dirty
 from repository.chunking import SMALL_BYTES_MAX
@@ -48,12 +48,17 @@ class Agent:
         self.coordinator = MemoryCoordinator()
         self.clock = Clock()
         self.on_progress: Callable[[Progress], None] = lambda _: None
+        self.tracking: Tracking | None = None
+        """What tells of changes, unless a test says it itself."""
+        self.logged: list[tuple[str, str]] = []
 
     async def backup(
         self,
         excludes: frozenset[tuple[int, int]] = frozenset(),
         volume_id: bytes = VOLUME_ID,
         dirty: Dirty | None = None,
+        *,
+        audit: bool = False,
     ) -> BackupOutcome:
         services = Services(
             node_id=NODE,
@@ -62,13 +67,13 @@ class Agent:
             coordinator=self.coordinator,
             workers=self.workers,
             clock=self.clock,
-            tracking=ToldTracking(dirty),
+            tracking=self.tracking or ToldTracking(dirty),
             progress=self.on_progress,
-            log=lambda *_: None,
+            log=lambda level, message: self.logged.append((level, message)),
         )
         volume = Volume(volume_id, "volume", os.fsencode(self.volume))
         public = self.coordinator.recovery.public
-        task = BackupTask("task", "job", volume, REPOSITORY, public, excludes)
+        task = BackupTask("task", "job", volume, REPOSITORY, public, excludes, audit=audit)
         return await run_backup(task, services)
 
     async def check(self) -> None:

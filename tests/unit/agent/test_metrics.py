@@ -5,12 +5,23 @@ import pytest
 
 from agent.config import Address
 from agent.endpoint import Endpoint
-from agent.metrics import Metrics, Sample
+from agent.metrics import Metrics, Sample, TrackingSample
 
 
 def sample() -> Sample:
     return Sample(
-        tasks={"running": 2}, connected=True, uploads_waiting=3, uploads_running=1, volumes=4
+        tasks={"running": 2},
+        connected=True,
+        uploads_waiting=3,
+        uploads_running=1,
+        volumes=4,
+        tracking=TrackingSample(
+            volumes={"fanotify": 3, "sweep": 1},
+            places={"db": 7},
+            missed={"db": 0, "web": 2},
+            sweeps={"first": 4},
+            suspects=5,
+        ),
     )
 
 
@@ -36,6 +47,12 @@ async def test_metrics_and_health_are_shown_on_a_free_port() -> None:
     assert 'tidemark_agent_uploads{state="waiting"} 2.0' in text
     assert 'tidemark_agent_build_info{version="1.2.3"} 1.0' in text
     assert "process_resident_memory_bytes" in text
+    assert 'tidemark_missed_changes_total{volume="db"} 0.0' in text
+    assert 'tidemark_missed_changes_total{volume="web"} 2.0' in text
+    assert 'tidemark_agent_volumes_tracked{source="fanotify"} 3.0' in text
+    assert 'tidemark_agent_dirty_places{volume="db"} 7.0' in text
+    assert 'tidemark_agent_sweeps_total{why="first"} 4.0' in text
+    assert "tidemark_agent_suspects 5.0" in text
     assert health == {"status": "ok", "connected": True, "tasks": {"running": 2}, "volumes": 4}
 
 

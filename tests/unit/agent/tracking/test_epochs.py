@@ -1,7 +1,7 @@
 """What a backup looks at, from the events told and the life of an epoch."""
 
 from agent.tracking.dirty import CAP, Dirty
-from agent.tracking.epochs import AUDIT_EVERY, Epoch, Way
+from agent.tracking.epochs import AUDIT_EVERY, Epoch, Way, Why
 from agent.tracking.source import Swapped
 
 HEAD = b"root of the last snapshot"
@@ -84,7 +84,7 @@ def test_a_sweep_that_fails_leaves_what_was_told_for_the_base() -> None:
 def test_a_loss_ends_the_epoch() -> None:
     way = proven().begin(Swapped(Dirty(names={b"a"}), "the queue overflowed"), HEAD, None)
 
-    assert way == Way(None, "the queue overflowed", is_lost=True)
+    assert way == Way(None, "the queue overflowed", Why.LOST, is_lost=True)
 
 
 def test_writes_that_nobody_would_notice_make_a_backup_sweep() -> None:

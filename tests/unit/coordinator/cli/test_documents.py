@@ -19,7 +19,7 @@ BACKUP_VOLUME_KEYS = {
     *("files_new", "files_changed", "files_removed", "files_unmodified"),
     *("total_files_processed", "total_bytes_processed", "bytes_read"),
     *("data_added", "data_added_packed", "fuzzy_files", "warnings", "errors", "errors_total"),
-    *("started_at", "finished_at", "duration_seconds"),
+    *("started_at", "finished_at", "duration_seconds", "proof", "audit"),
 }
 SNAPSHOT_KEYS = {
     *("snapshot_id", "volume", "volume_id", "node", "sequence", "committed_at", "phase"),

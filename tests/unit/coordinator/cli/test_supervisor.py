@@ -17,7 +17,17 @@ def status(*, state: str = "connected", volumes: list[Volume]) -> GetStatusRespo
 
 
 def announced() -> list[Volume]:
-    return [Volume(volume=one.name, path=one.path, node="n") for one in VOLUMES]
+    return [
+        Volume(
+            volume=one.name,
+            path=one.path,
+            node="n",
+            verdict="protected",
+            present=True,
+            tracked_by="fanotify",
+        )
+        for one in VOLUMES
+    ]
 
 
 def test_ready_when_a_connected_node_announced_every_path() -> None:
@@ -32,6 +42,22 @@ def test_not_ready_before_that() -> None:
     assert not is_ready(status(state="disconnected", volumes=announced()), VOLUMES)
     assert not is_ready(status(volumes=announced()[:1]), VOLUMES)
     assert not is_ready(status(volumes=elsewhere), VOLUMES)
+
+
+def test_not_ready_before_every_protected_volume_is_tracked() -> None:
+    untracked = announced()
+    untracked[1].tracked_by = ""
+    found = Volume(volume="found", node="n", verdict="protected", present=True)
+
+    assert not is_ready(status(volumes=untracked), VOLUMES)
+    assert not is_ready(status(volumes=[*announced(), found]), VOLUMES)
+
+
+def test_what_is_not_protected_or_gone_is_not_waited_for() -> None:
+    gone = Volume(volume="gone", node="n", verdict="protected")
+    excluded = Volume(volume="excluded", node="n", verdict="excluded", present=True)
+
+    assert is_ready(status(volumes=[*announced(), gone, excluded]), VOLUMES)
 
 
 OWN = b"o" * 16
