@@ -208,9 +208,8 @@ class Tracker:
         suspects = self._scan()
         with self._lock:
             way = self._way(watched, told, head, suspects.unseen, audit=audit)
-            if way.is_lost:
-                self._forget(volume_id)
-                self._choose(volume_id, path)
+            if watched is not None and way.is_lost:
+                self._begin_anew(watched, volume_id, path, way)
                 watched = self._watched.get(volume_id)
             mode = self.watch(volume_id, path)
             missed = self._distrusted.get(volume_id)
@@ -224,6 +223,15 @@ class Tracker:
                 return Taken(volume_id, mode, way, "", suspects, Whereabouts())
             epoch = watched.epoch.name
             return Taken(volume_id, mode, way, epoch, suspects, watched.whereabouts)
+
+    def _begin_anew(self, watched: _Watched, volume_id: bytes, path: bytes, way: Way) -> None:
+        """Begin another epoch. A source that lost something watches anew already, if it can."""
+        if way.reason == _LATE or watched.epoch.follows_loss:
+            self._forget(volume_id)
+            self._choose(volume_id, path)
+            return
+        anew = self._watched[volume_id] = _Watched(watched.source, watched.mode, path)
+        anew.epoch.follows_loss = True
 
     @staticmethod
     def _way(
