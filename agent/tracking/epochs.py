@@ -74,7 +74,7 @@ class Epoch(msgspec.Struct):
     lost: str | None = None
     """Why more may have changed meanwhile than that."""
     follows_loss: bool = False
-    """Whether the one before ended by a loss, and nothing has been committed in this one yet."""
+    """Whether the one before ended by a loss, and no backup by events was committed since."""
     since_sweep: int = 0
     """Backups by events since the last sweep."""
 
@@ -121,4 +121,5 @@ class Epoch(msgspec.Struct):
     def committed(self, root: bytes, again: Dirty, *, swept: bool) -> None:
         """Take note of the commit of what `begin` said; `again` has to be looked at once more."""
         self.since_sweep = 0 if swept else self.since_sweep + 1
-        self.base, self.kept, self.follows_loss = root, again, False
+        self.base, self.kept = root, again
+        self.follows_loss = self.follows_loss and swept

@@ -123,7 +123,7 @@ class Tracker:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`sources`: the best one first."""
-        self._sources = sources
+        self.sources = sources
         self._scanner = scanner
         self._monotonic = monotonic
         self._lock = threading.RLock()
@@ -158,7 +158,7 @@ class Tracker:
 
     def _choose(self, volume_id: bytes, path: bytes) -> Mode:
         reasons: list[str] = []
-        for source in self._sources:
+        for source in self.sources:
             try:
                 source.watch(volume_id, path)
             except (UntrackableError, VolumeError) as error:
@@ -310,7 +310,7 @@ class Tracker:
         """Watch nothing any more."""
         with self._lock:
             self._watched.clear()
-        for source in self._sources:
+        for source in self.sources:
             source.close()
 
     def _forget(self, volume_id: bytes) -> None:

@@ -13,7 +13,7 @@ from agent.errors import UntrackableError
 from agent.tracking.dirty import Dirty
 from agent.tracking.fanotify import FanotifySource
 from agent.tracking.inotify import InotifySource
-from agent.tracking.source import Source
+from agent.tracking.source import Source, Swapped
 from agent.tracking.suspects import Suspects
 from agent.tracking.tracker import Done, Mode, Taken, Tracker
 
@@ -50,6 +50,22 @@ class Late(FanotifySource):
     @override
     def barrier(self, timeout_seconds: float) -> bool:
         return not self.is_late and super().barrier(timeout_seconds)
+
+
+class Losing(FanotifySource):
+    """Loses what it is told, for ever; and counts how often it was asked to watch."""
+
+    asked = 0
+
+    @override
+    def watch(self, volume_id: bytes, path: bytes) -> None:
+        self.asked += 1
+        super().watch(volume_id, path)
+
+    @override
+    def swap(self, volume_id: bytes, tree: Tree) -> Swapped:
+        super().swap(volume_id, tree)
+        return Swapped(Dirty(), "the queue overflowed")
 
 
 class Node:
@@ -183,6 +199,18 @@ def test_events_that_arrive_late_make_a_backup_sweep_and_begin_anew(
         (node.volume / "new").touch()
 
         assert names(node.back_up()) == {b"", b"new"}
+
+
+def test_a_source_that_loses_again_and_again_is_asked_to_begin_from_nothing(
+    tmp_path: Path,
+) -> None:
+    with node_with(tmp_path, Losing) as node:
+        [source] = node.tracker.sources
+        assert isinstance(source, Losing)
+
+        for asked in (1, 2, 2, 3):
+            assert node.back_up().way.reason == "the queue overflowed"
+            assert source.asked == asked
 
 
 def test_another_directory_in_the_volumes_place_is_swept(node: Node) -> None:
