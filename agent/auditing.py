@@ -17,7 +17,7 @@ from typing import Final
 from agent.beneath import Tree
 from agent.last import LastManifest
 from agent.sweep import Batch, Found, Removed, entry_type
-from agent.tracking.audit import Candidate, Judgement
+from agent.tracking.audit import KEPT_MAX, Candidate, Judgement
 from agent.tracking.dirty import Dirty
 from agent.tracking.tracker import Since, Taken
 from repository.entries import SEPARATOR, Entry, EntryType
@@ -81,7 +81,8 @@ class Audit:
                 if not self.void:
                     self._note(batch, last)
                 yield batch
-            if not is_canceled() and self._look(last):
+            self._judged.settle()
+            if not is_canceled() and self._look(last, at_end=True):
                 self._judged.close()
         finally:
             walk.close()
@@ -90,17 +91,19 @@ class Audit:
         for candidate in candidates_of(batch):
             self._judged.note(candidate)
             if self._judged.is_full:
-                if not self._look(last):
+                if not self._look(last, at_end=False):
                     return
                 self._judged.sentence()
 
-    def _look(self, last: LastManifest) -> bool:
+    def _look(self, last: LastManifest, *, at_end: bool) -> bool:
         """Learn what was told since, until everything is explained or more looks are of no use.
 
         False where that cannot be known.
         """
-        for pause in _PAUSES_SECONDS:
-            if self.void or not self._judged.unexplained:
+        # Where so much was missed already, a few more or less are not worth the wait.
+        pauses = _PAUSES_SECONDS if self.missed < KEPT_MAX else _PAUSES_SECONDS[:1]
+        for pause in pauses:
+            if self.void or not self._judged.unexplained(waiting=at_end):
                 break
             with self._let_go():
                 self._wait(pause)
@@ -123,7 +126,7 @@ class Audit:
         """
         told = {
             above
-            for key in self._judged.unexplained
+            for key in self._judged.unexplained(waiting=True)
             for above in _above(key)
             if self._judged.is_told(above)
         }

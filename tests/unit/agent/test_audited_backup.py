@@ -215,6 +215,25 @@ async def test_an_audit_without_a_base_says_why_there_is_none(node: Node) -> Non
     assert node.mode().source == "forgetful"
 
 
+@pytest.mark.usefixtures("hasty")
+async def test_an_audit_that_cannot_be_one_says_why_though_events_are_not_trusted(
+    node: Node,
+) -> None:
+    await node.backup()
+    node.source.forgets = {b"two"}
+    (node.volume / "two").write_bytes(b"changed")
+    assert (await node.audit()).missed == 1
+    node.tracker.keep_only([])
+
+    audit = await node.audit()
+
+    assert not audit.audited
+    assert audit.reason.startswith("it is watched since just now; events missed a change on 2")
+    assert node.mode().source == "sweep"
+    assert (await node.audit()).audited
+    assert node.mode().source == "forgetful"
+
+
 async def test_an_audit_without_the_last_manifest_says_so(node: Node) -> None:
     await node.backup()
     head = node.agent.state.head(VOLUME_ID)

@@ -232,6 +232,24 @@ def test_of_a_canceled_sweep_nothing_is_said(story: Story) -> None:
     assert (story.looks, audit.missed) == (0, 0)
 
 
+def test_another_name_that_comes_later_explains_one_without_a_look(story: Story) -> None:
+    (story.volume / "other").chmod(0o600)
+
+    audit = story.audit(Dirty(names={b"zz"}))
+
+    assert (audit.missed, audit.candidates, story.looks) == (0, 2, 0)
+
+
+def test_where_very_much_was_missed_nobody_waits_for_the_rest(story: Story) -> None:
+    for number in range(3000):
+        (story.volume / f"n{number:04}").touch()
+
+    audit = story.audit(Dirty(names={b""}))
+
+    assert audit.missed == 3000
+    assert len(story.pauses) == 4 + 1 + 1
+
+
 def test_many_changes_are_looked_for_in_between(story: Story) -> None:
     for number in range(2500):
         (story.volume / f"n{number:04}").touch()
