@@ -25,7 +25,7 @@ from agent.ending import to_its_end
 from agent.errors import StateError, UnreachableError, VolumeError
 from agent.known import KnownChunks
 from agent.last import LostStateError
-from agent.making import PROBLEMS_MAX, Made, Maker
+from agent.making import PROBLEMS_MAX, Beside, Made, Maker
 from agent.manifest import MetadataWriter
 from agent.packing import FinishedPack, PackIdentity, Packs
 from agent.reading import Scanned
@@ -242,9 +242,11 @@ class _Backup:
         maker = Maker(volume_id, services.state, workers, self._storer, metadata, self.statistics)
         audit = self._audit(small) if taken.way.audits and head is not None else None
         self._rehash = None if head is None else self._next_rehash(small, keys)
-        beside = [
-            each for each in (audit and audit.beside, self._rehash and self._rehash.among) if each
-        ]
+        beside: list[Beside] = []
+        if audit is not None:
+            beside.append(audit.beside)
+        if self._rehash is not None:
+            beside.append(self._rehash.among)
         try:
             made = maker.make(
                 small.tree,
@@ -258,9 +260,12 @@ class _Backup:
                 whereabouts=taken.whereabouts,
                 beside=beside,
             )
-        except LostStateError:
-            # Places that were promised to nodes are known by now: what is known must be true.
-            metadata.flush()
+        except (LostStateError, TidemarkError) as error:
+            if audit is not None and audit.missed:
+                self._conclude(audit)  # a miss is one, whatever becomes of this backup
+            if isinstance(error, LostStateError):
+                # Places that were promised to nodes are known by now: what is known must be true.
+                metadata.flush()
             raise
         self._conclude(audit)
         self._tell_altered()
@@ -331,7 +336,8 @@ class _Backup:
         warnings[:0] = [PathProblem(path, message, hint) for path in paths[:PROBLEMS_MAX]]
         del warnings[PROBLEMS_MAX:]
         shown = ", ".join(os.fsdecode(path) or "." for path in paths[:_PATHS_LOGGED])
-        more = f", and {total - _PATHS_LOGGED:,} more" if total > _PATHS_LOGGED else ""
+        rest = total - min(len(paths), _PATHS_LOGGED)
+        more = f", and {rest:,} more" if rest else ""
         self._services.log("error", f"{message}: {shown}{more}")
 
     async def _in_thread(self, packs: Packs, work: Callable[[], _T]) -> _T:
