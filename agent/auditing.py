@@ -17,7 +17,7 @@ from typing import Final
 from agent.beneath import Tree
 from agent.last import LastManifest
 from agent.sweep import Batch, Found, Removed, entry_type
-from agent.tracking.audit import Candidate, Judgement
+from agent.tracking.audit import KEPT_MAX, Candidate, Judgement
 from agent.tracking.dirty import Dirty
 from agent.tracking.tracker import Since, Taken
 from repository.entries import SEPARATOR, Entry, EntryType
@@ -50,8 +50,13 @@ class Audit:
         self.places = taken.way.dirty.size()
         """How many had been told."""
         self._judged = Judgement(_with_suspects(taken.way.dirty, self._suspects))
-        self.void = "it did not come to its end"
-        """Why nothing can be said; empty once it can be."""
+        self._lost = ""
+        self._has_ended = False
+
+    @property
+    def void(self) -> str:
+        """Why nothing can be said; empty where all was judged."""
+        return self._lost or ("" if self._has_ended else "it did not come to its end")
 
     @property
     def candidates(self) -> int:
@@ -75,14 +80,15 @@ class Audit:
         is_canceled: Callable[[], bool],
     ) -> Generator[Batch, None, None]:
         """Pass on what the sweep finds, and judge it. May raise LostStateError."""
-        self.void = ""
         try:
             for batch in walk:
-                if not self.void:
+                if not self._lost:
                     self._note(batch, last)
                 yield batch
-            if not is_canceled() and self._look(last):
+            self._judged.settle()
+            if not is_canceled() and self._look(last, at_end=True):
                 self._judged.close()
+                self._has_ended = True
         finally:
             walk.close()
 
@@ -90,30 +96,32 @@ class Audit:
         for candidate in candidates_of(batch):
             self._judged.note(candidate)
             if self._judged.is_full:
-                if not self._look(last):
+                if not self._look(last, at_end=False):
                     return
                 self._judged.sentence()
 
-    def _look(self, last: LastManifest) -> bool:
+    def _look(self, last: LastManifest, *, at_end: bool) -> bool:
         """Learn what was told since, until everything is explained or more looks are of no use.
 
         False where that cannot be known.
         """
-        for pause in _PAUSES_SECONDS:
-            if self.void or not self._judged.unexplained:
+        # Where so much was missed already, a few more or less are not worth the wait.
+        pauses = _PAUSES_SECONDS if self.missed < KEPT_MAX else _PAUSES_SECONDS[:1]
+        for pause in pauses:
+            if self._lost or not self._judged.unexplained(waiting=at_end):
                 break
             with self._let_go():
                 self._wait(pause)
                 since = self._since()
             if since.lost is not None:
-                self.void = since.lost
+                self._lost = since.lost
                 break
             suspects = since.suspects.on(self._device)
             self._judged.tell(_with_suspects(since.dirty, suspects))
             moved = self._moved(last)
             if moved:
                 self._judged.tell(Dirty(subtrees=moved))
-        return not self.void
+        return not self._lost
 
     def _moved(self, last: LastManifest) -> set[bytes]:
         """Told directories above what is not explained that are not there any more.
@@ -123,7 +131,7 @@ class Audit:
         """
         told = {
             above
-            for key in self._judged.unexplained
+            for key in self._judged.unexplained(waiting=True)
             for above in _above(key)
             if self._judged.is_told(above)
         }

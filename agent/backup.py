@@ -25,10 +25,11 @@ from agent.ending import to_its_end
 from agent.errors import StateError, UnreachableError, VolumeError
 from agent.known import KnownChunks
 from agent.last import LostStateError
-from agent.making import PROBLEMS_MAX, Made, Maker
+from agent.making import PROBLEMS_MAX, Beside, Made, Maker
 from agent.manifest import MetadataWriter
 from agent.packing import FinishedPack, PackIdentity, Packs
 from agent.reading import Scanned
+from agent.rehashing import Rehash, begun, next_share
 from agent.services import (
     BY_HAND,
     AuditOutcome,
@@ -70,6 +71,10 @@ _REFS_PIECE_BYTES: Final = 1024 * 1024
 # A line of a job's log names so many; its warnings name more.
 _PATHS_LOGGED: Final = 10
 _NO_MANIFEST: Final = "the last manifest is not all here"
+_ALTERED_HINT: Final = (
+    "see the kernel's log for its disk, and compare it with an older snapshot; this one has it as "
+    "it is now"
+)
 _UNTOLD_HINT: Final = "it is in this snapshot; report it, and see the volume swept until an audit"
 _T = TypeVar("_T")
 
@@ -90,6 +95,7 @@ class _Backup:
     def __init__(self, task: BackupTask, services: Services) -> None:
         self._task = task
         self._taken: Taken
+        self._rehash: Rehash | None = None
         self._services = services
         self._started_ns = services.clock.now_ns()
         self._canceled = threading.Event()
@@ -235,6 +241,12 @@ class _Backup:
         metadata = MetadataWriter(packs, known, keys.ids, stage)
         maker = Maker(volume_id, services.state, workers, self._storer, metadata, self.statistics)
         audit = self._audit(small) if taken.way.audits and head is not None else None
+        self._rehash = None if head is None else self._next_rehash(small, keys)
+        beside: list[Beside] = []
+        if audit is not None:
+            beside.append(audit.beside)
+        if self._rehash is not None:
+            beside.append(self._rehash.among)
         try:
             made = maker.make(
                 small.tree,
@@ -246,17 +258,39 @@ class _Backup:
                 dirty=None if taken.way.audits else taken.way.dirty,
                 suspects=small.scanned.suspects,
                 whereabouts=taken.whereabouts,
-                beside=[audit.beside] if audit is not None else [],
+                beside=beside,
             )
-        except LostStateError:
-            # Places that were promised to nodes are known by now: what is known must be true.
-            metadata.flush()
+        except (LostStateError, TidemarkError) as error:
+            if audit is not None and audit.missed:
+                self._conclude(audit)  # a miss is one, whatever becomes of this backup
+            if isinstance(error, LostStateError):
+                # Places that were promised to nodes are known by now: what is known must be true.
+                metadata.flush()
             raise
         self._conclude(audit)
+        self._tell_altered()
         packs.flush()
         self.statistics.bytes_read = self._storer.counters.bytes_read
         self.statistics.data_added = self._storer.counters.bytes_added + metadata.bytes_added
         return made
+
+    def _next_rehash(self, small: SmallFiles, keys: WriterKeys) -> Rehash | None:
+        """What has to be read again in spite of its stat, if it is time for that."""
+        done = self._services.state.rehashed(self._task.volume.volume_id)
+        share = next_share(done, self._started_ns)
+        if share is None:
+            return None
+        # Nobody who writes to the volume knows what comes next.
+        return Rehash(share, small.tree, keys.boundaries, small.scanned.suspects)
+
+    async def _keep_rehashed(self) -> None:
+        """Note how far that has come, once it is committed."""
+        state, volume_id = self._services.state, self._task.volume.volume_id
+        done = begun(state.rehashed(volume_id), self._started_ns)
+        if self._rehash is not None:
+            done = self._rehash.done
+        if done is not None:
+            await state.keep_rehashed(volume_id, done)
 
     def _audit(self, small: SmallFiles) -> Audit:
         since = partial(self._services.tracking.since, self._taken, small.tree)
@@ -285,6 +319,15 @@ class _Backup:
             self._services.tracking.audited(self._taken, audit.missed, now_ns)
         self._warn_of(paths, audit.missed, "events did not tell of this change", _UNTOLD_HINT)
 
+    def _tell_altered(self) -> None:
+        """Say what changed without a sign of it."""
+        statistics = self.statistics
+        if statistics.altered_files:
+            self._services.tracking.altered(self._taken, statistics.altered_files)
+            message = "its content changed, and its times did not"
+            paths = statistics.altered_paths
+            self._warn_of(paths, statistics.altered_files, message, _ALTERED_HINT)
+
     def _warn_of(self, paths: list[bytes], total: int, message: str, hint: str) -> None:
         """Name what was missed, before whatever else there is to warn of."""
         if not total:
@@ -293,7 +336,8 @@ class _Backup:
         warnings[:0] = [PathProblem(path, message, hint) for path in paths[:PROBLEMS_MAX]]
         del warnings[PROBLEMS_MAX:]
         shown = ", ".join(os.fsdecode(path) or "." for path in paths[:_PATHS_LOGGED])
-        more = f", and {total - _PATHS_LOGGED:,} more" if total > _PATHS_LOGGED else ""
+        rest = total - min(len(paths), _PATHS_LOGGED)
+        more = f", and {rest:,} more" if rest else ""
         self._services.log("error", f"{message}: {shown}{more}")
 
     async def _in_thread(self, packs: Packs, work: Callable[[], _T]) -> _T:
@@ -363,6 +407,7 @@ class _Backup:
         failpoint("agent.head.committed", StateError)
         done = Done(committed.root, made.detection is Detection.SWEEP, made.again)
         await asyncio.to_thread(self._services.tracking.committed, self._taken, done)
+        await self._keep_rehashed()
         return committed
 
     def _proof(self, made: Made) -> str:

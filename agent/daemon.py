@@ -364,10 +364,7 @@ class _Agent(Handler):
         if phase is Phase.COMPLETED:
             now = self._services.clock.now_ns() / 1e9
             self._metrics.last_success.labels(task.volume.name).set(now)
-        audit = outcome.statistics.audit
-        if audit is not None and audit.missed:
-            paths = [os.fsdecode(path) for path in audit.missed_paths[:_PATHS_LOGGED]]
-            _log.error("events missed changes", missed=audit.missed, paths=paths)
+        _log_missed(outcome.statistics)
         _log_end("backup ends", phase, outcome.error)
         return lambda: self._control.send_backup_end(task, outcome)
 
@@ -417,6 +414,19 @@ def _failed_backup(error: TidemarkError) -> BackupOutcome:
 def _failed_restore(error: TidemarkError) -> RestoreOutcome:
     phase = Phase.CANCELED if isinstance(error, CanceledError) else Phase.FAILED
     return RestoreOutcome(RestoreStatistics(), phase, error)
+
+
+def _log_missed(statistics: BackupStatistics) -> None:
+    audit, altered = statistics.audit, statistics.altered_files
+    if audit is not None and audit.missed:
+        _log.error("events missed changes", missed=audit.missed, paths=_named(audit.missed_paths))
+    if altered:
+        paths = _named(statistics.altered_paths)
+        _log.error("files changed without a sign", missed=altered, paths=paths)
+
+
+def _named(paths: Sequence[bytes]) -> list[str]:
+    return [os.fsdecode(path) for path in paths[:_PATHS_LOGGED]]
 
 
 def _log_end(event: str, phase: Phase, error: TidemarkError | None) -> None:

@@ -4,7 +4,7 @@ Keys that are asked for in order lie in the same few nodes, so those last used s
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from operator import itemgetter
 from typing import Final
 
@@ -45,6 +45,29 @@ class LastManifest:
     def leaves(self) -> Iterator[Leaf]:
         """All leaves in order of keys."""
         return iter(()) if self.root is None else drive_batches(own_leaves(self.root), self._answer)
+
+    def some_leaves(self, begin: bytes, is_chosen: Callable[[bytes], bool]) -> Iterator[Leaf]:
+        """Leaves of which some key is not below `begin`, chosen by the key that each begins with.
+
+        Others are not read.
+        """
+        pending: list[tuple[bytes, Pointer, int | None]] = []
+        if self.root is not None:
+            pending.append((b"", self.root, None))
+        while pending:
+            first, pointer, level = pending.pop()
+            if level == 0 and not is_chosen(first):
+                continue
+            node = _decoded(self.load(pointer), level)
+            if isinstance(node, Leaf):
+                if level == 0 or is_chosen(first):
+                    yield node
+                continue
+            low = max(0, bisect_right(node.items, begin, key=_key_of) - 1)
+            pending += [
+                (key, decode_pointer(raw), node.level - 1)
+                for key, raw in reversed(node.items[low:])
+            ]
 
     def within(self, key: bytes) -> Iterator[tuple[Leaf, Stats]]:
         """What there is at the key, by itself, and then what is beneath it: parts of leaves.

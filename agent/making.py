@@ -32,8 +32,10 @@ from agent.sweep import Batch, Found, Removed, sweep
 from agent.tracking.dirty import Dirty
 from agent.whereabouts import Whereabouts
 from repository.chunking import SMALL_BYTES_MAX
+from repository.content import read_extents
 from repository.editing import Edit, Edited, Editor
 from repository.entries import (
+    Content,
     Entry,
     EntryType,
     Flag,
@@ -45,6 +47,7 @@ from repository.entries import (
 )
 from repository.errors import CanceledError
 from repository.frames import RAW_BYTES_TARGET
+from repository.needs import drive
 from repository.refs import Refs
 from repository.snapshot import BYTES_MAX, Detection, peek_signed_root, split_root
 from repository.tree import Boundaries, decode_pointer
@@ -297,6 +300,7 @@ class Maker:
             return None
         if saved.lacks is not None:
             self._count_error(saved.key, saved.lacks)
+        self._look_for_altered(saved)
         entry, old = self._without_long_attributes(saved.entry), saved.old
         if saved.error is None:
             self._count_file(old, entry)
@@ -310,6 +314,19 @@ class Maker:
             self._usage.count_entry(entry, self._load_new_list, 1)
         return saved.key, encode_entry(entry)
 
+    def _look_for_altered(self, saved: Saved) -> None:
+        """Take note of a file that changed though nothing of its stat says so."""
+        old, entry, statistics = saved.old, saved.entry, self._statistics
+        if old is None or entry is None or not _has_same_stat(old, entry):
+            return
+        if old.content == entry.content or old.content is None or entry.content is None:
+            return
+        if is_same_content(old.content, entry.content, self._list_of):
+            return
+        statistics.altered_files += 1
+        if len(statistics.altered_paths) < PROBLEMS_MAX:
+            statistics.altered_paths.append(path_of(saved.key))
+
     def _without_long_attributes(self, entry: Entry) -> Entry:
         """The entry with attributes stored outside of it if they are long."""
         if entry.xattrs is None or not are_long(entry.xattrs):
@@ -319,6 +336,9 @@ class Maker:
 
     def _load_new_list(self, pointer: Pointer) -> bytes:
         self._list_uses[pointer.id] += 1
+        return self._list_of(pointer)
+
+    def _list_of(self, pointer: Pointer) -> bytes:
         made = self._metadata.lists.get(pointer.id)
         return self._last.load(pointer) if made is None else made  # of a file that was moved
 
@@ -378,6 +398,32 @@ class Maker:
 def is_equal(old: Entry, new: Entry) -> bool:
     """Whether a restore of either would give the same: what only tells inodes is not restored."""
     return _restored(old) == _restored(new)
+
+
+def is_same_content(old: Content, new: Content, load: Callable[[Pointer], bytes]) -> bool:
+    """Whether two contents of one length hold the same bytes, wherever these lie.
+
+    What was cut in another way, or has other holes, may do so: it passes for the same.
+    """
+    if old.chunking is not new.chunking:
+        return True
+    parts = [
+        [(each.length, each.id) for some in drive(read_extents(content), load) for each in some]
+        for content in (old, new)
+    ]
+    holes = [[length for length, chunk_id in part if not chunk_id] for part in parts]
+    return parts[0] == parts[1] or holes[0] != holes[1]
+
+
+def _has_same_stat(old: Entry, new: Entry) -> bool:
+    """Whether all that a sweep compares is equal, and was to be trusted."""
+    return (
+        old.type is EntryType.FILE
+        and new.ctime_ns != 0
+        and not old.flags
+        and structs.replace(old, content=None, xattrs=None, long_xattrs=None)
+        == structs.replace(new, content=None, xattrs=None, long_xattrs=None)
+    )
 
 
 def _restored(entry: Entry) -> Entry:

@@ -192,6 +192,10 @@ class BackupStatistics:
     """What told of the changes, and why not something better; in words for a person."""
     audit: AuditOutcome | None = None
     """None where there was none, and none was asked for."""
+    altered_files: int = 0
+    """Whose content is another one though nothing else of them is; they were stored anew."""
+    altered_paths: list[bytes] = field(default_factory=list)
+    """The first of them."""
     warnings: list[PathProblem] = field(default_factory=list)
     errors: list[PathProblem] = field(default_factory=list)
     errors_total: int = 0
@@ -396,6 +400,10 @@ class Tracking(Protocol):
 
     def audited(self, taken: Taken, missed: int, now_ns: int) -> None:
         """Take note of how many changes events did not tell of."""
+        ...
+
+    def altered(self, taken: Taken, missed: int) -> None:
+        """Take note of how many files changed without any sign of it."""
         ...
 
     def committed(self, taken: Taken, done: Done) -> None:

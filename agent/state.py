@@ -80,6 +80,14 @@ CREATE TABLE frames (
     PRIMARY KEY (volume, pack, frame)
 ) STRICT, WITHOUT ROWID;
 """
+# Came later, and may go: an older agent leaves it alone.
+_ADDED = """
+CREATE TABLE IF NOT EXISTS rehashed (
+    volume   INTEGER PRIMARY KEY,
+    day      INTEGER NOT NULL,
+    next_key BLOB                     -- null where all of the day's files were read
+) STRICT;
+"""
 # Rows that one statement inserts. Each step of SQLite lets go of the interpreter's lock and waits
 # to have it back, so a row at a time is mostly waiting.
 _ROWS = 500
@@ -97,6 +105,15 @@ class Head(NamedTuple):
     sequence: int
     manifest: bytes
     """The encoded pointer to the manifest's root node."""
+
+
+class Rehashed(NamedTuple):
+    """How far unchanged files were read again."""
+
+    day: int
+    """Whose files, in days since 1970."""
+    next_key: bytes | None
+    """The first key that was not looked at; None where there is none left."""
 
 
 class FrameCount(NamedTuple):
@@ -151,6 +168,16 @@ class State:
         query = "SELECT root, sequence, manifest FROM volumes WHERE volume_id = ? AND root <> x''"
         for row in self._rows(query, (volume_id,)):
             return Head(*cast("tuple[bytes, int, bytes]", row))
+        return None
+
+    def rehashed(self, volume_id: bytes) -> Rehashed | None:
+        """Return how far files of a volume were read again; None where that never began."""
+        query = (
+            "SELECT day, next_key FROM rehashed"
+            " WHERE volume = (SELECT volume FROM volumes WHERE volume_id = ?)"
+        )
+        for row in self._rows(query, (volume_id,)):
+            return Rehashed(*cast("tuple[int, bytes | None]", row))
         return None
 
     def load_node(self, volume_id: bytes, node_id: bytes) -> bytes | None:
@@ -319,11 +346,20 @@ class State:
 
         await self._write(write, durable=True)
 
+    async def keep_rehashed(self, volume_id: bytes, rehashed: Rehashed) -> None:
+        """Take note of how far files were read again. To lose it costs reading some once more."""
+
+        def write(db: apsw.Connection) -> None:
+            number = _volume_number(db, volume_id, None)
+            db.execute("INSERT OR REPLACE INTO rehashed VALUES (?, ?, ?)", (number, *rehashed))
+
+        await self._write(write, durable=False)
+
     async def forget_volume(self, volume_id: bytes) -> None:
         """Forget a volume's head, manifest, counts and borrowed chunks. Others stay known."""
 
         def write(db: apsw.Connection) -> None:
-            for table in ("nodes", "frames", "borrowed", "volumes"):
+            for table in ("nodes", "frames", "borrowed", "rehashed", "volumes"):
                 db.execute(
                     f"DELETE FROM {table}"  # noqa: S608 - a name from the line above
                     " WHERE volume = (SELECT volume FROM volumes WHERE volume_id = ?)",
@@ -376,6 +412,8 @@ def _open_writer(path: Path) -> tuple[apsw.Connection, str]:
         db = _connect(path)
         version = db.pragma("user_version")
         if version == _SCHEMA_VERSION:
+            with db:
+                db.execute(_ADDED)
             return db, ""
         if lost:
             lost = f"it is of version {version}, and this agent keeps version {_SCHEMA_VERSION}"
@@ -385,6 +423,7 @@ def _open_writer(path: Path) -> tuple[apsw.Connection, str]:
         db = _connect(path)
         with db:
             db.execute(_SCHEMA)
+            db.execute(_ADDED)
             db.pragma("user_version", _SCHEMA_VERSION)
         return db, lost
 

@@ -137,18 +137,18 @@ class Judgement:
         """Whether it is time to tell what came since, lest there be too many to keep."""
         return len(self._open) >= KEPT_MAX
 
-    @property
-    def unexplained(self) -> list[bytes]:
-        """Keys of what nothing explains so far."""
-        return [each.candidate.key for each in (*self._open, *self._waiting)]
+    def unexplained(self, *, waiting: bool) -> list[bytes]:
+        """Keys of what nothing explains so far, and of what waits for another name, too."""
+        opened = (*self._open, *self._waiting) if waiting else self._open
+        return [each.candidate.key for each in opened]
 
     def tell(self, since: Dirty) -> None:
         """This was told, too, by the time that the last candidate was found."""
         self._told.append(since)
         self._parents.append(None)
-        self._explain()
+        self.settle()
 
-    def _explain(self) -> None:
+    def settle(self) -> None:
         """Settle what can be, until that explains no other name of an inode."""
         rest, linked = (self._open, self._waiting), -1
         while linked != len(self._linked):
@@ -181,7 +181,7 @@ class Judgement:
 
     def close(self) -> None:
         """No candidate comes any more: what is open was missed."""
-        self._explain()
+        self.settle()
         self._open, self._waiting = [*self._open, *self._waiting], []
         self._open.sort(key=lambda each: each.candidate.key)
         self.sentence()

@@ -214,7 +214,9 @@ class Tracker:
             mode = self.watch(volume_id, path)
             missed = self._distrusted.get(volume_id)
             if missed is not None and not way.audits:
-                way = Way(None, missed, Why.MISSED)
+                # Who asked for an audit is told what keeps it from being one.
+                reason = f"{way.reason}; {missed}" if audit and way.reason else missed
+                way = Way(None, reason, Why.MISSED)
             elif watched is None and not way.reason:
                 way = way._replace(reason=mode.reason)
             if way.why is not Why.NOT:

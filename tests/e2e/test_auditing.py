@@ -27,9 +27,6 @@ def test_an_audit_says_that_events_told_of_everything(machine: Machine, tmp_path
             first = up.json("volume", "audit", "web", "--wait")
             (volume / os.fsdecode(b"new \xff")).write_bytes(b"new")
             made = up.json("volume", "audit", "web", "--wait")
-            table = up.run("volume", "audit", "web", "--wait").ok().stdout.decode()
-            begun = up.json("volume", "audit", "web")
-            up.run("job", "watch", begun["job_id"]).ok()
             snapshot = up.json("snapshot", "show", made["snapshots"][0]["snapshot_id"])
             page = up.run("snapshot", "show", "latest").ok().stdout.decode()
             measured = metrics(up)
@@ -46,8 +43,7 @@ def test_an_audit_says_that_events_told_of_everything(machine: Machine, tmp_path
     assert "an audit was asked for; events missed 0 of" in snapshot["result"]["proof"]
     assert snapshot["result"]["audit"]["audited"]
     assert "proof             sweep: an audit was asked for; events missed 0 of" in page
-    assert "audited        yes" in table
     assert 'tidemark_missed_changes_total{volume="web"} 0.0' in measured
     assert 'tidemark_agent_volumes_tracked{source="fanotify"} 1.0' in measured
-    assert 'tidemark_agent_sweeps_total{why="audit"} 3.0' in measured
+    assert 'tidemark_agent_sweeps_total{why="audit"} 1.0' in measured
     assert 'tidemark_agent_dirty_places{volume="web"}' in measured

@@ -18,6 +18,7 @@ class ToldTracking(Tracking):
         self.dirty = dirty
         self.done: list[Done] = []
         """Of the backups that were committed."""
+        self.altered_files = 0
 
     @override
     def begin(
@@ -34,6 +35,10 @@ class ToldTracking(Tracking):
     @override
     def audited(self, taken: Taken, missed: int, now_ns: int) -> None:
         """Nothing is audited here."""
+
+    @override
+    def altered(self, taken: Taken, missed: int) -> None:
+        self.altered_files += missed
 
     @override
     def committed(self, taken: Taken, done: Done) -> None:

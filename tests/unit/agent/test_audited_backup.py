@@ -23,6 +23,7 @@ from agent.tracking.fanotify import FanotifySource
 from agent.tracking.source import Source, Swapped
 from agent.tracking.suspects import SuspectScanner, scan
 from agent.tracking.tracker import Mode, Tracker
+from repository.errors import StoreFullError
 from repository.snapshot import Detection
 from tests.faults.disks import LoopDisk, loop_disk
 from tests.unit.agent.test_backup import VOLUME_ID, Agent
@@ -207,11 +208,51 @@ async def test_a_miss_stays_found_where_its_backup_fails(node: Node) -> None:
     await node.agent.check()
 
 
+@pytest.mark.usefixtures("hasty")
+async def test_a_miss_stays_found_where_its_backup_ends_while_it_reads(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await node.backup()
+    node.source.forgets = {b"two"}
+    (node.volume / "two").write_bytes(b"changed")
+
+    def full(*_: object) -> None:
+        raise StoreFullError("no room")
+
+    monkeypatch.setattr("agent.storing.Storer.save_batch", full)
+    failed = await node.agent.backup(audit=True)
+
+    assert isinstance(failed.error, StoreFullError)
+    assert failed.statistics.audit is not None
+    assert failed.statistics.audit.missed_paths == [b"two"]
+    assert node.missed() == 1
+    assert node.mode().source == "sweep"
+
+
 async def test_an_audit_without_a_base_says_why_there_is_none(node: Node) -> None:
     audit = await node.audit()
 
     assert not audit.audited
     assert audit.reason == "it is watched since just now"
+    assert node.mode().source == "forgetful"
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_an_audit_that_cannot_be_one_says_why_though_events_are_not_trusted(
+    node: Node,
+) -> None:
+    await node.backup()
+    node.source.forgets = {b"two"}
+    (node.volume / "two").write_bytes(b"changed")
+    assert (await node.audit()).missed == 1
+    node.tracker.keep_only([])
+
+    audit = await node.audit()
+
+    assert not audit.audited
+    assert audit.reason.startswith("it is watched since just now; events missed a change on 2")
+    assert node.mode().source == "sweep"
+    assert (await node.audit()).audited
     assert node.mode().source == "forgetful"
 
 

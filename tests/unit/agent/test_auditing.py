@@ -232,14 +232,41 @@ def test_of_a_canceled_sweep_nothing_is_said(story: Story) -> None:
     assert (story.looks, audit.missed) == (0, 0)
 
 
-def test_many_changes_are_looked_for_in_between(story: Story) -> None:
-    for number in range(2500):
+def test_another_name_that_comes_later_explains_one_without_a_look(story: Story) -> None:
+    (story.volume / "other").chmod(0o600)
+
+    audit = story.audit(Dirty(names={b"zz"}))
+
+    assert (audit.missed, audit.candidates, story.looks) == (0, 2, 0)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many are kept."""
+    for module in ("agent.auditing", "agent.tracking.audit"):
+        monkeypatch.setattr(f"{module}.KEPT_MAX", 100)
+
+
+@pytest.mark.usefixtures("few")
+def test_where_very_much_was_missed_nobody_waits_for_the_rest(story: Story) -> None:
+    for number in range(300):
         (story.volume / f"n{number:04}").touch()
-    told = {b"n%04d" % number for number in range(2500)}
-    story.tell(Dirty(names={each for each in told if each < b"n1000"} | {b""}))
-    story.tell(Dirty(names=told - {b"n2400"}))
+
+    audit = story.audit(Dirty(names={b""}))
+
+    assert (audit.missed, len(audit.missed_keys)) == (300, 100)
+    assert len(story.pauses) == 4 + 1 + 1
+
+
+@pytest.mark.usefixtures("few")
+def test_many_changes_are_looked_for_in_between(story: Story) -> None:
+    for number in range(250):
+        (story.volume / f"n{number:03}").touch()
+    told = {b"n%03d" % number for number in range(250)}
+    story.tell(Dirty(names={each for each in told if each < b"n100"} | {b""}))
+    story.tell(Dirty(names=told - {b"n240"}))
 
     audit = story.audit(Dirty())
 
-    assert (audit.void, audit.missed_keys) == ("", [b"n2400"])
-    assert audit.candidates == 2501
+    assert (audit.void, audit.missed_keys) == ("", [b"n240"])
+    assert audit.candidates == 251

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import apsw
 import pytest
 
 from agent.errors import StateError
-from agent.state import FrameChange, FrameCount, Head, State
+from agent.state import FrameChange, FrameCount, Head, Rehashed, State
 from repository.frames import Location
 from repository.ids import PackNonce
 
@@ -187,6 +188,31 @@ def test_a_database_of_another_version_is_begun_anew(path: Path, version: int) -
         assert state.lost.startswith(f"it is of version {version}, ")
     with State(path) as state:
         assert state.lost == ""
+
+
+def test_how_far_files_were_read_again_is_kept_and_goes_with_its_volume(path: Path) -> None:
+    with State(path) as state:
+        assert state.rehashed(VOLUME) is None
+        asyncio.run(state.keep_rehashed(VOLUME, Rehashed(1, b"key")))
+        asyncio.run(state.keep_rehashed(VOLUME, Rehashed(2, None)))
+        asyncio.run(state.keep_rehashed(OTHER, Rehashed(3, b"key")))
+    with State(path) as state:
+        assert state.rehashed(VOLUME) == Rehashed(2, None)
+        asyncio.run(state.forget_volume(VOLUME))
+        assert state.rehashed(VOLUME) is None
+        assert state.rehashed(OTHER) == Rehashed(3, b"key")
+
+
+def test_a_database_of_before_files_were_read_again_is_not_begun_anew(path: Path) -> None:
+    with State(path) as state:
+        asyncio.run(state.commit(VOLUME, HEAD, {}, []))
+    with contextlib.closing(apsw.Connection(str(path))) as db:
+        db.execute("DROP TABLE rehashed")
+
+    with State(path) as state:
+        assert state.lost == ""
+        assert state.head(VOLUME) == HEAD
+        assert state.rehashed(VOLUME) is None
 
 
 def test_a_database_that_was_not_there_is_not_lost(path: Path) -> None:
