@@ -174,7 +174,10 @@ def write_out(descriptor: int) -> bool:
     a mapping has to fault first, and that moves the file's ctime: it shows. False where it never
     does, on tmpfs and the like. Raises OSError where it cannot be written.
     """
-    kind = filesystem_of(descriptor).magic
+    try:
+        kind = filesystem_of(descriptor).magic
+    except OSError:  # a FUSE filesystem that does not say what it is
+        kind = 0
     if kind in _IN_MEMORY:
         return False
     if kind in _WRITES_RANGES:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from agent.errors import VolumeError
 from agent.services import BY_HAND, Verdict, Volume
 from agent.tracking.tracker import Mode, Tracker
 
@@ -51,14 +50,10 @@ class Watching:
     def _watch(self, volumes: Sequence[Volume]) -> Mapping[bytes, Mode]:
         protected = [each for each in volumes if each.verdict is Verdict.PROTECTED]
         self._tracker.keep_only(each.volume_id for each in protected)
-        return {each.volume_id: self._watch_one(each) for each in protected}
-
-    def _watch_one(self, volume: Volume) -> Mode:
-        try:
-            return self._tracker.watch(volume.volume_id, watched_path(volume))
-        except VolumeError as error:
-            # It may come back; then its next backup watches it.
-            return Mode("sweep", error.message)
+        return {
+            each.volume_id: self._tracker.watch(each.volume_id, watched_path(each))
+            for each in protected
+        }
 
     def count(self) -> Mapping[str, int]:
         """Return how many volumes each source tells of."""

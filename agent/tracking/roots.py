@@ -76,7 +76,12 @@ def path_of(descriptor: int) -> bytes:
 
 def check_trackable(tree: Tree) -> None:
     """Raise UntrackableError where no event tells of every change, whatever asks for events."""
-    magic = filesystem_of(tree.root).magic
+    try:
+        magic = filesystem_of(tree.root).magic
+    except OSError as error:
+        raise UntrackableError(
+            f"its filesystem does not say what it is: {(error.strerror or '').lower()}", hint=_SWEEP
+        ) from error
     if magic in _SHARED:
         raise UntrackableError(
             f"others may write to {_SHARED[magic]}, and no event tells of it", hint=_SWEEP

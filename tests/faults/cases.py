@@ -57,6 +57,7 @@ _SCENES: Final = (
     ("agent.backup.", Scene.BACKUP),
     ("agent.session.", Scene.BACKUP),
     ("agent.base.", Scene.LOST_STATE),
+    ("agent.changes.", Scene.BACKUP),
     ("agent.batch.", Scene.BACKUP),
     ("agent.large.", Scene.BACKUP),
     ("agent.frame.", Scene.BACKUP),
