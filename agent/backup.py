@@ -212,7 +212,7 @@ class _Backup:
         now_ns = services.clock.now_ns
         suspects = self._taken.suspects
         device = tree.stat_root().st_dev
-        scanned = Scanned(suspects.on(device), suspects.begun_ns)
+        scanned = Scanned(suspects.beneath(device), suspects.begun_ns)
         with SmallFiles(tree, keys.ids, Turn(), services.log, now_ns, scanned=scanned) as small:
             try:
                 return self._attempt(head, small, keys, packs, known)

@@ -176,8 +176,10 @@ def write_out(descriptor: int) -> bool:
     """
     try:
         kind = filesystem_of(descriptor).magic
-    except OSError:  # a FUSE filesystem that does not say what it is
-        kind = 0
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        kind = 0  # a FUSE filesystem that does not say what it is
     if kind in _IN_MEMORY:
         return False
     if kind in _WRITES_RANGES:

@@ -1,11 +1,12 @@
 """Makes the tracker of an agent, with all sources of changes that there are."""
 
+import importlib
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from agent.tracking.fanotify import FanotifySource
-from agent.tracking.inotify import InotifySource
+from agent.tracking.source import Source
 from agent.tracking.suspects import SuspectScanner, scan
 from agent.tracking.tracker import Tracker
 
@@ -16,5 +17,11 @@ _VOUCHED_FOR: Final = frozenset({1})
 
 def open_tracker(state: Path) -> Tracker:
     """Make a tracker; `state` is the agent's own directory, where cookies are made."""
+
+    def inotify() -> Source:
+        # Only here: where fanotify is allowed, watchdog is never loaded.
+        made: Source = importlib.import_module("agent.tracking.inotify").InotifySource(state)
+        return made
+
     scanner = SuspectScanner(partial(scan, vouched_for=_VOUCHED_FOR))
-    return Tracker([FanotifySource(state), InotifySource(state)], scanner)
+    return Tracker([partial(FanotifySource, state), inotify], scanner)

@@ -69,12 +69,16 @@ class Suspects(msgspec.Struct, frozen=True):
         return sum(map(len, self.inodes.values()))
 
     def on(self, device: int) -> frozenset[int]:
-        """Inode numbers of the suspects that may lie in a volume whose root has that st_dev.
+        """Inode numbers of the suspects of one st_dev."""
+        return self.inodes.get(device, frozenset())
+
+    def beneath(self, device: int) -> frozenset[int]:
+        """Those that may lie in a volume whose root has that st_dev, and some others.
 
         Where that is no disk's number, as on btrfs, what is beneath may have others like it.
         """
         if os.major(device):
-            return self.inodes.get(device, frozenset())
+            return self.on(device)
         alike = (found for other, found in self.inodes.items() if not os.major(other))
         return frozenset().union(*alike)
 

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol
 
@@ -118,12 +118,14 @@ class Tracker:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Callable[[], Source]],
         scanner: Scanner,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`sources`: the best one first."""
-        self.sources = sources
+        """`sources` makes them, the best one first; the next only where that is refused."""
+        self._makers = sources
+        self.sources: list[Source] = []
+        """Those made so far."""
         self._scanner = scanner
         self._monotonic = monotonic
         self._lock = threading.RLock()
@@ -158,10 +160,13 @@ class Tracker:
 
     def _choose(self, volume_id: bytes, path: bytes) -> Mode:
         reasons: list[str] = []
-        for source in self.sources:
+        for source in self._each_source():
             try:
                 source.watch(volume_id, path)
-            except (UntrackableError, VolumeError) as error:
+            except VolumeError as error:
+                reasons = [error.message]
+                break
+            except UntrackableError as error:
                 reasons.append(f"{source.name}: {error.message}")
                 continue
             mode = Mode(source.name, "; ".join(reasons))
@@ -171,6 +176,12 @@ class Tracker:
         reason = "; ".join(reasons)
         self._refused[volume_id] = (path, reason, self._monotonic() + _RETRY_SECONDS)
         return Mode("sweep", reason)
+
+    def _each_source(self) -> Iterator[Source]:
+        for number, make in enumerate(self._makers):
+            if number == len(self.sources):
+                self.sources.append(make())
+            yield self.sources[number]
 
     def mode(self, volume_id: bytes) -> Mode | None:
         """Return what tells of a volume's changes; None while nobody has asked."""

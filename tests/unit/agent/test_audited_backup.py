@@ -71,7 +71,7 @@ class Node:
         self.volume = agent.volume
         self.source = source
         scanner = SuspectScanner(partial(scan, vouched_for={1}))
-        self.tracker = agent.tracking = Tracker([source], scanner)
+        self.tracker = agent.tracking = Tracker([lambda: source], scanner)
 
     async def backup(self, *, audit: bool = False) -> BackupOutcome:
         outcome = await self.agent.backup(audit=audit)

@@ -32,7 +32,7 @@ async def test_a_protected_path_that_is_missing_is_told_and_others_are_watched(
         Volume(b"excluded", "excluded", b"", verdict=Verdict.EXCLUDED),
     ]
     (tmp_path / "state").mkdir()
-    tracker = Tracker([InotifySource(tmp_path / "state")], NobodyScanner())
+    tracker = Tracker([lambda: InotifySource(tmp_path / "state")], NobodyScanner())
     changed = asyncio.Event()
     watching = Watching(tracker, lambda: volumes, changed.set)
     try:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ class Losing(FanotifySource):
 class Node:
     """A tracker with one volume."""
 
-    def __init__(self, root: Path, *sources: Source) -> None:
+    def __init__(self, root: Path, *sources: Callable[[], Source]) -> None:
         self.volume = root / "volume"
         self.volume.mkdir()
         self.scanner = Scanner()
@@ -96,7 +97,7 @@ class Node:
 def node_with(root: Path, *kinds: Callable[[Path], Source]) -> Iterator[Node]:
     state = root / "state"
     state.mkdir()
-    node = Node(root, *(kind(state) for kind in kinds))
+    node = Node(root, *(partial(kind, state) for kind in kinds))
     try:
         yield node
     finally:
@@ -205,11 +206,10 @@ def test_a_source_that_loses_again_and_again_is_asked_to_begin_from_nothing(
     tmp_path: Path,
 ) -> None:
     with node_with(tmp_path, Losing) as node:
-        [source] = node.tracker.sources
-        assert isinstance(source, Losing)
-
         for asked in (1, 2, 2, 3):
             assert node.back_up().way.reason == "the queue overflowed"
+            [source] = node.tracker.sources
+            assert isinstance(source, Losing)
             assert source.asked == asked
 
 
