@@ -420,7 +420,8 @@ def write_after_naming(hands: Hands, path: str, _: str, number: int) -> None:
     where = hands.at(path)
     descriptor = os.open(os.path.dirname(where), os.O_WRONLY | os.O_TMPFILE, 0o600)
     try:
-        os.link(f"/proc/self/fd/{descriptor}", where, follow_symlinks=True)
+        # Only with a directory, which this path needs not, Python follows a link.
+        os.link(f"/proc/self/fd/{descriptor}", where, src_dir_fd=descriptor)
         os.pwrite(descriptor, _bytes(number, 60), 5)
     finally:
         os.close(descriptor)

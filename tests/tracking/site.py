@@ -134,9 +134,13 @@ class Site:
 
     # What is in a snapshot.
 
+    def tree(self) -> dict[bytes, tuple[Entry, bytes]]:
+        """Entries and contents of the last one."""
+        return asyncio.run(self.coordinator.tree())
+
     def check(self) -> None:
         """The last snapshot is the volume as it is now, and whole. The volume must be quiet."""
-        found = asyncio.run(self.coordinator.tree())
+        found = self.tree()
         attributes = asyncio.run(self.coordinator.attributes())
         assert not {key: entry.flags for key, (entry, _) in found.items() if entry.flags}
         first = _firsts(
