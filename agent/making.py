@@ -34,6 +34,7 @@ from agent.whereabouts import Whereabouts
 from repository.chunking import SMALL_BYTES_MAX
 from repository.editing import Edit, Edited, Editor
 from repository.entries import (
+    ROOT_KEY,
     Entry,
     EntryType,
     Flag,
@@ -147,7 +148,8 @@ class Maker:
             detection = Detection.EVENTS
             whereabouts = whereabouts or Whereabouts()
             known = set(whereabouts.keys_of(suspects, last, totals[0]))
-            dirty = Dirty(dirty.names | known, dirty.subtrees, dirty.inodes)
+            everywhere = {ROOT_KEY} if whereabouts.is_everywhere else set()
+            dirty = Dirty(dirty.names | known, dirty.subtrees | everywhere, dirty.inodes)
             walk = rescan(
                 tree,
                 dirty,

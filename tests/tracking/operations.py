@@ -44,10 +44,8 @@ class Trait(enum.Flag):
     DIRECTORIES = enum.auto()
     LINKS = enum.auto()
     """It makes further names."""
-    LEAVES = enum.auto()
-    """It moves something out, or writes to what is out."""
-    UNNAMED = enum.auto()
-    """It writes to a file after the name went that it was opened by, while there is another."""
+    UNTOLD = enum.auto()
+    """It writes to a file by a further name that is outside, or soon gone."""
 
 
 class Held:
@@ -396,14 +394,14 @@ def link_and_write(hands: Hands, path: str, other: str, number: int) -> None:
     _write(hands.inside(other), 0, _bytes(number, 60), 5)
 
 
-@_operation(3, Trait.UNNAMED)
+@_operation(3, Trait.UNTOLD)
 def write_by_a_link_that_goes(hands: Hands, path: str, other: str, number: int) -> None:
     os.link(hands.inside(path), hands.at(other), follow_symlinks=False)
     _write(hands.inside(other), 0, _bytes(number, 60), 5)
     os.unlink(hands.inside(other))
 
 
-@_operation(3, Trait.UNNAMED)
+@_operation(3)
 def write_after_unlink(hands: Hands, path: str, _: str, number: int) -> None:
     where = hands.inside(path)
     descriptor = _open(where, os.O_WRONLY)
@@ -414,7 +412,7 @@ def write_after_unlink(hands: Hands, path: str, _: str, number: int) -> None:
         os.close(descriptor)
 
 
-@_operation(2, Trait.UNNAMED)
+@_operation(2)
 def write_after_naming(hands: Hands, path: str, _: str, number: int) -> None:
     """A file that had no name when it was opened."""
     where = hands.at(path)
@@ -491,17 +489,17 @@ def move_in(hands: Hands, path: str, _: str, number: int) -> None:
         raise
 
 
-@_operation(2, Trait.DIRECTORIES | Trait.LEAVES)
+@_operation(2, Trait.DIRECTORIES)
 def move_out(hands: Hands, path: str, _: str, number: int) -> None:
     os.rename(hands.inside(path), hands.out(f"out{number}"))
 
 
-@_operation(2, Trait.LEAVES | Trait.UNNAMED)
+@_operation(2, Trait.UNTOLD)
 def link_out(hands: Hands, path: str, _: str, number: int) -> None:
     os.link(hands.inside(path), hands.out(f"link{number % 4}"), follow_symlinks=False)
 
 
-@_operation(4, Trait.LEAVES | Trait.UNNAMED)
+@_operation(4, Trait.UNTOLD)
 def write_out_there(hands: Hands, _: str, __: str, number: int) -> None:
     _write(hands.out(f"link{number % 4}"), 0, _bytes(number, 60), 5)
 

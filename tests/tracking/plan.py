@@ -33,21 +33,19 @@ class Burst(NamedTuple):
     threads: list[list[Step]]
 
 
-def left_out(source: str, seed: int) -> Trait:
+def left_out(source: str) -> Trait:
     """What a workload must leave alone, since a source cannot tell of it (see inotify's docstring).
 
-    A file that is written to through a name outside of the volume, or one that had come and gone:
-    so there are either further names, which stay then, or ways out of the volume.
+    A file that had one name and is written to by another, which is outside or gone at once: so what
+    gets further names keeps them.
     """
-    if source != "inotify":
-        return Trait(0)
-    return Trait.UNNAMED | (Trait.LEAVES if seed % 2 else Trait.LINKS)
+    return Trait.UNTOLD if source == "inotify" else Trait(0)
 
 
 def plan(seed: int, bursts: int, without: Trait) -> list[Burst]:
     """All of a seed's bursts; with more of them, the first ones are the same."""
     kinds = {name: each.weight for name, each in OPERATIONS.items() if not each.traits & without}
-    stays = bool(without & Trait.LEAVES)
+    stays = bool(without & Trait.UNTOLD)
     return [_burst(random.Random(f"{seed} {number}"), kinds, stays) for number in range(bursts)]
 
 

@@ -71,7 +71,7 @@ class Bench:
         try:
             with site(self._tracker, self._disk, self._state, self._clock) as one:
                 self._fill(one, seed)
-                for number, burst in enumerate(plan(seed, rounds, left_out(self._source, seed))):
+                for number, burst in enumerate(plan(seed, rounds, left_out(self._source))):
                     try:
                         self._round(one, burst)
                     except AssertionError as error:

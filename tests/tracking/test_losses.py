@@ -25,9 +25,12 @@ from repository.errors import StoreFullError, StoreUnavailableError
 from repository.snapshot import Detection
 from tests.e2e.harness import Machine
 from tests.faults.disks import LoopDisk, loop_disk, memory_disk
+from tests.faults.site import pause
 from tests.tracking.site import Clock, Site, site, track
 
 SWEEP, EVENTS = Detection.SWEEP, Detection.EVENTS
+# Longer than what agent/reading.py waits for a clock to move on.
+SETTLED_SECONDS: Final = 0.03
 HOUR_NS: Final = 3_600_000_000_000
 # Half of the events that are raised come of a file's new name, the other half of the file.
 RENAMES: Final = 100_000
@@ -113,6 +116,13 @@ def by_sweep(one: Site) -> str:
     return proof
 
 
+def by_events_and_settled(one: Site) -> None:
+    """Back up until no file is looked at again for being changed just before."""
+    by_events(one)
+    pause(SETTLED_SECONDS)
+    by_events(one)
+
+
 # Stores that raise no event.
 
 
@@ -188,6 +198,43 @@ def test_a_writer_that_never_stops_is_told_of(
     assert entry.flags == Flag.FUZZY
     assert statistics.fuzzy_files == 1
     assert statistics.errors_total == 0
+
+
+# Names that nobody tells of.
+
+
+def test_what_is_written_through_a_name_outside_of_the_volume_is_found(told: Site) -> None:
+    path, outside = told.volume / "file", told.outside / "link"
+    outside.hardlink_to(path)
+    path.chmod(0o600)
+    by_events_and_settled(told)
+    for content in (b"from outside", b"and again"):
+        outside.write_bytes(content)
+        by_events_and_settled(told)
+
+
+def test_what_is_done_through_a_name_that_comes_and_goes_is_found_by_those_that_stay(
+    told: Site,
+) -> None:
+    (told.volume / "linked").hardlink_to(told.volume / "dir/sub/deep")
+    by_events_and_settled(told)
+    (told.volume / "dir/brief").hardlink_to(told.volume / "linked")
+    os.chown(told.volume / "dir/brief", 3, 3)
+    (told.volume / "dir/brief").unlink()
+
+    by_events(told)
+
+
+def test_where_very_many_files_have_several_names_all_is_looked_at(
+    told: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.whereabouts._LINKED_MAX", 0)
+    (told.outside / "link").hardlink_to(told.volume / "dir/sub/deep")
+    (told.volume / "dir/sub/deep").chmod(0o600)
+    by_events_and_settled(told)
+    (told.outside / "link").write_bytes(b"from outside")
+
+    by_events(told)
 
 
 # Events that do not come.
