@@ -27,7 +27,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 
 .PHONY: help
 help: ## print this list
-	@awk -F':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## make .venv from requirements.lock, with hashes checked
@@ -152,6 +152,10 @@ campaign-core: bytecode ## every failpoint, failing store call and power cut; a 
 .PHONY: bench-tracking
 bench-tracking: bytecode ## measure change tracking on a million files
 	$(BIN)/python -m tests.bench.tracking
+
+.PHONY: campaign-tracking
+campaign-tracking: bytecode ## random changes under backups, by each source on each filesystem
+	$(BIN)/python -m tests.tracking $(CAMPAIGN_ARGS)
 
 .PHONY: bench
 bench: bytecode ## measure, side by side with what is installed

@@ -35,6 +35,7 @@ from repository.chunking import SMALL_BYTES_MAX
 from repository.content import read_extents
 from repository.editing import Edit, Edited, Editor
 from repository.entries import (
+    ROOT_KEY,
     Content,
     Entry,
     EntryType,
@@ -155,7 +156,8 @@ class Maker:
             detection = Detection.EVENTS
             whereabouts = whereabouts or Whereabouts()
             known = set(whereabouts.keys_of(suspects, last, totals[0]))
-            dirty = Dirty(dirty.names | known, dirty.subtrees, dirty.inodes)
+            everywhere = {ROOT_KEY} if whereabouts.is_everywhere else set()
+            dirty = Dirty(dirty.names | known, dirty.subtrees | everywhere, dirty.inodes)
             walk = rescan(
                 tree,
                 dirty,

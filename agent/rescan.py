@@ -43,13 +43,14 @@ def rescan(  # noqa: PLR0913 - as a sweep, with what it needs to know of the las
     excludes: frozenset[tuple[int, int]] = frozenset(),
     is_canceled: Callable[[], bool] = lambda: False,
     scratch: str | None = None,
-    moved: Callable[[int], None] = lambda _: None,
+    moved: Callable[[int, int], None] = lambda *_: None,
 ) -> Generator[Batch, None, None]:
     """Yield what differs from the last manifest in the places of a dirty set, as a sweep does.
 
     `totals`: files and bytes that the last manifest has. What of it was not looked at counts as
     unchanged. `moved` is told of inodes that are not where the manifest has them, or that it does
-    not have. The rest is as for `sweep`; besides, LostStateError.
+    not have, or that have more or fewer names, and how many these are. The rest is as for `sweep`;
+    besides, LostStateError.
     """
     places = _Places(dirty.names, dirty.subtrees)
     first = _PartialWalk(tree, places, last, excludes, scratch)
@@ -218,15 +219,16 @@ def _looked_at(batch: Batch) -> tuple[int, int]:
     return files, size
 
 
-def _tell_moved(batch: Batch, moved: Callable[[int], None]) -> None:
+def _tell_moved(batch: Batch, moved: Callable[[int, int], None]) -> None:
     for found in batch.found:
-        old = found.old
-        if old is None or old.inode != found.stat.st_ino:
-            moved(found.stat.st_ino)
-            if old is not None:
-                moved(old.inode)
+        old, now = found.old, found.stat
+        links = 1 if stat.S_ISDIR(now.st_mode) else now.st_nlink
+        if old is None or (old.inode, old.links) != (now.st_ino, now.st_nlink):
+            moved(now.st_ino, links)
+            if old is not None and old.inode != now.st_ino:
+                moved(old.inode, 1)
     for removed in batch.removed:
-        moved(removed.old.inode)
+        moved(removed.old.inode, 1)
 
 
 def _size(old: Entry | EntryStat) -> int:

@@ -16,7 +16,10 @@ whoever looks there, be it after this swap or the next. Whatever is told of a di
 name is looked at again: events come late, and it may mean another directory by then.
 
 What inotify cannot tell: a file written through a name outside of the volume, or through another
-hard link in it that was made and removed again between two backups. Its own name did not change.
+hard link in it that was made and removed again between two backups. Its own name did not change. So
+files that have several names are looked at whatever is told, and a further name of a file is looked
+at as soon as it is told. What stays unheard is a file that had one name when it was backed up, and
+got another one outside, or one that was gone before it could be looked at, within milliseconds.
 """
 
 import errno
@@ -317,8 +320,20 @@ class _Watched(WatchCallback):
             is_listed_directory = event.mask & _DIRECTORY and event.mask & _LISTED
             if is_listed_directory and event.mask & _ARRIVED:
                 self._dirty.subtrees.add(place.key)
+            if event.mask & _ARRIVED and not event.mask & _DIRECTORY:
+                self._look_for_other_names(place.key)
             self._bound()
             return place if is_listed_directory else None
+
+    def _look_for_other_names(self, key: bytes) -> None:
+        """Note the number of what came there, if it has other names: this one may go again.
+
+        By its path alone, since nothing more comes of it than a look too many or one too few.
+        """
+        with suppress(OSError):
+            found = os.lstat(self.root.path + b"/" + key.replace(b"\0", b"/"))
+            if found.st_nlink > 1:
+                self._dirty.inodes.add(found.st_ino)
 
     def _tell_subtree(self, key: bytes) -> None:
         with self._lock:
@@ -421,6 +436,7 @@ class InotifySource(Source):
     """Watches of all volumes, and of the cookies' directory, in one instance."""
 
     name: ClassVar[str] = "inotify"
+    tells_inodes: ClassVar[bool] = False
 
     def __init__(self, state: Path) -> None:
         """Begin an instance with a directory in the agent's state. Raises StateError.

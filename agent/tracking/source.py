@@ -23,6 +23,8 @@ class Source(Protocol):
     """
 
     name: ClassVar[str]
+    tells_inodes: ClassVar[bool] = True
+    """Whether a file is told that was changed through a name which is in no volume, or gone."""
 
     def watch(self, volume_id: bytes, path: bytes) -> None:
         """Tell of every change that begins after this returns; what was told before is forgotten.

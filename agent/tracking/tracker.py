@@ -105,8 +105,12 @@ class _Watched:
         self.source = source
         self.mode = mode
         self.path = path
-        self.whereabouts = Whereabouts()
+        self.forget_whereabouts()
         self.epoch = _new_epoch()
+
+    def forget_whereabouts(self) -> None:
+        """The manifest is another one than those before."""
+        self.whereabouts = Whereabouts(linked=not self.source.tells_inodes)
 
 
 def _new_epoch() -> Epoch:
@@ -317,7 +321,7 @@ class Tracker:
             if watched is not None and watched.epoch.name == taken.epoch:
                 watched.epoch.committed(done.root, done.again, swept=done.swept)
                 if done.swept:
-                    watched.whereabouts = Whereabouts()
+                    watched.forget_whereabouts()
 
     def close(self) -> None:
         """Watch nothing any more."""

@@ -704,6 +704,17 @@ def test_a_source_is_used_from_many_threads(place: Place) -> None:
     assert failures == []
 
 
+def test_a_further_name_that_goes_after_a_while_is_told_by_the_inode(place: Place) -> None:
+    watch(place)
+    os.link(place.volume / "file", place.volume / "dir/brief")
+    assert place.source.barrier(BARRIER_SECONDS)
+
+    (place.volume / "dir/brief").write_bytes(b"x")
+    (place.volume / "dir/brief").unlink()
+
+    assert (place.volume / "file").stat().st_ino in told(place).dirty.inodes
+
+
 @pytest.mark.parametrize("name", ["fanotify", "inotify"])
 def test_where_others_write_or_nothing_is_told_it_says_so(name: str, tmp_path: Path) -> None:
     source = begin(name, tmp_path / "state")
