@@ -253,11 +253,15 @@ class FanotifySource(Source):
         return None
 
     def _watch_anew(self, volume_id: bytes, tree: Tree) -> None:
-        """Watch what is there now. Where that cannot be, the next swap finds the same reason."""
+        """Watch what is there now. Where that cannot be, nothing is watched until somebody asks.
+
+        What was watched before must not count again when it comes back: nobody looked at it
+        meanwhile.
+        """
         try:
             self._watch(volume_id, tree)
         except UntrackableError:
-            return
+            self._forget(volume_id)
 
     def _take(self) -> None:
         """Give each filesystem what the reader has for it; nobody asks for the rest."""
