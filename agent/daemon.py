@@ -26,6 +26,7 @@ import msgspec
 from typing_extensions import override
 
 from agent.backup import run_backup
+from agent.clones import Clones
 from agent.config import Address, Config
 from agent.errors import ConfigError, StateError, UnreachableError, VolumeError
 from agent.identity import Identity, load_identity, prepare_keys, save_membership
@@ -144,7 +145,8 @@ class _Agent(Handler):
             self._discovery = importlib.import_module("agent.discovering").Discovery(
                 parts.config.docker, self._volumes, clock, self._on_discovery
             )
-        self._watching = Watching(parts.tracker, self._volumes.all, self._on_watching)
+        clones = Clones(parts.state, parts.config.clone_dirs, self._volumes.paths, _no_clone)
+        self._watching = Watching(parts.tracker, clones, self._volumes.all, self._on_watching)
         self._line = parts.line
         self._calls = CoordinatorCalls(parts.line, clock)
         self._control = ControlStream(parts.line, self, clock)
@@ -167,6 +169,7 @@ class _Agent(Handler):
             tracking=parts.tracker,
             progress=lambda _: None,
             log=lambda _level, _message: None,
+            clones=clones,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -367,6 +370,10 @@ class _Agent(Handler):
             progress=lambda progress: self._control.send_progress(task_id, progress),
             log=lambda level, message: self._control.send_log(task_id, level, message),
         )
+
+
+def _no_clone(reason: str) -> None:
+    _log.warning("large files are read whole", reason=reason)
 
 
 def _phase_of(outcome: BackupOutcome) -> Phase:
