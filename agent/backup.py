@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from agent.auditing import Audit
 from agent.beneath import Tree
@@ -66,6 +66,9 @@ from repository.snapshot import (
 )
 from repository.tree import Boundaries, encode_pointer
 
+if TYPE_CHECKING:
+    from agent.clones import VolumeClones
+
 _UPLOADS: Final = 2
 _REFS_PIECE_BYTES: Final = 1024 * 1024
 # A line of a job's log names so many; its warnings name more.
@@ -100,11 +103,20 @@ class _Backup:
         self._started_ns = services.clock.now_ns()
         self._canceled = threading.Event()
         self._storer: Storer | None = None
+        self._clones: VolumeClones | None = None
         self._packed_bytes = 0
         self.statistics = BackupStatistics()
 
     async def run(self) -> Committed:
-        """Everything, in order."""
+        """Everything, in order; then without the clones that nothing is to come of."""
+        try:
+            return await self._run()
+        finally:
+            if self._clones is not None:
+                closing = asyncio.get_running_loop().run_in_executor(None, self._clones.close)
+                await to_its_end(closing)
+
+    async def _run(self) -> Committed:
         self._report("opening")
         volume = self._task.volume
         through_links = volume.source == BY_HAND
@@ -139,6 +151,8 @@ class _Backup:
         """Learn where to look. What was told so far happened before anything is read."""
         volume = self._task.volume
         local_id = self._task.local_id or volume.volume_id
+        if self._services.clones is not None:
+            self._clones = self._services.clones.of_volume(local_id, tree)
         path = os.path.realpath(volume.path) if volume.source == BY_HAND else volume.path
         audit = self._task.audit
         return self._services.tracking.begin(local_id, path, tree, session.head_root, audit=audit)
@@ -236,7 +250,7 @@ class _Backup:
         self.statistics = BackupStatistics()
         workers, now_ns = services.workers, services.clock.now_ns
         taken = self._taken
-        self._storer = Storer(small, packs, known, keys, workers, now_ns)
+        self._storer = Storer(small, packs, known, keys, workers, now_ns, self._clones)
         stage = partial(services.state.stage_nodes, volume_id)
         metadata = MetadataWriter(packs, known, keys.ids, stage)
         maker = Maker(volume_id, services.state, workers, self._storer, metadata, self.statistics)
@@ -405,6 +419,8 @@ class _Backup:
             replace=made.base,
         )
         failpoint("agent.head.committed", StateError)
+        if self._clones is not None:
+            await asyncio.to_thread(self._clones.committed)
         done = Done(committed.root, made.detection is Detection.SWEEP, made.again)
         await asyncio.to_thread(self._services.tracking.committed, self._taken, done)
         await self._keep_rehashed()

@@ -65,6 +65,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     exclude: tuple[Path, ...] = ()
     # Directories beneath which restores may write; by default <state>/restores.
     restore_root: tuple[Path, ...] = ()
+    # Directories, one of a filesystem, where clones of large files are kept beside <state>.
+    clone_dir: tuple[Path, ...] = ()
     # End when the process that started this one is gone (`tidemark up` sets it for its children).
     exit_with_parent: bool = False
 
@@ -72,6 +74,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def restore_roots(self) -> tuple[Path, ...]:
         """Where restores may write."""
         return self.restore_root or (self.state / "restores",)
+
+    @property
+    def clone_dirs(self) -> tuple[Path, ...]:
+        """Where clones of large files may be kept, the state directory first."""
+        return (self.state, *self.clone_dir)
 
 
 class Invocation(msgspec.Struct, frozen=True):
@@ -183,6 +190,7 @@ _ONE: Final[dict[str, Callable[[str], Any]]] = {
 _MANY: Final[dict[str, Callable[[str], Any]]] = {
     "exclude": _parse_absolute,
     "restore_root": _parse_absolute,
+    "clone_dir": _parse_absolute,
 }
 _KEYS: Final = (*_ONE, *_MANY)
 
@@ -310,6 +318,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         action="append",
         help="restores may write beneath it; repeatable (default <state>/restores)",
+    )
+    parser.add_argument(
+        "--clone-dir",
+        metavar="DIR",
+        action="append",
+        help="clones of large files are kept in it, on their filesystem; repeatable",
     )
     parser.add_argument("--exit-with-parent", action="store_true", help=argparse.SUPPRESS)
     return parser

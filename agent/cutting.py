@@ -37,10 +37,16 @@ class FileCutter:
         file.bytes_read -= filled
         return bytes(self._window[:filled])
 
-    def pieces(self, file: LargeFile, chunking: ChunkClass) -> Iterator[bytes | Hole]:
-        """The chunks and holes of a file whose pass has begun. Sets the size that was found."""
-        position, size = 0, file.stat.st_size
-        for begin, end in _data_ranges(file):
+    def pieces(
+        self, file: LargeFile, chunking: ChunkClass, offset: int = 0, limit: int | None = None
+    ) -> Iterator[bytes | Hole]:
+        """The chunks and holes of a file whose pass has begun. Sets the size that was found.
+
+        From an offset on, and to a limit that the file does not end before; both on bounds of
+        blocks, unless the limit is the end.
+        """
+        position, size = offset, file.length if limit is None else limit
+        for begin, end in _data_ranges(file, offset, size):
             if begin > position:
                 yield Hole(begin - position)
             position = yield from self._cut(file, chunking, begin, end)
@@ -77,14 +83,13 @@ class FileCutter:
         return blocks(len(held) if last else len(held) - len(held) % BLOCK_BYTES)
 
 
-def _data_ranges(file: LargeFile) -> Iterator[tuple[int, int]]:
+def _data_ranges(file: LargeFile, offset: int, size: int) -> Iterator[tuple[int, int]]:
     """(begin, end) of what is no hole, on bounds of blocks, so that pages stay aligned."""
-    size = file.stat.st_size
-    if file.stat.st_blocks * 512 >= size:
-        yield 0, size
+    if file.allocated >= file.length:
+        yield offset, size
         return
     held: tuple[int, int] | None = None
-    for begin, end in file.data_ranges():
+    for begin, end in file.data_ranges(offset, size):
         aligned = begin - begin % BLOCK_BYTES, min(size, end + -end % BLOCK_BYTES)
         if held is not None and aligned[0] - held[1] < _HOLE_BYTES_MIN:
             held = held[0], max(held[1], aligned[1])

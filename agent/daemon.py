@@ -27,6 +27,7 @@ import msgspec
 from typing_extensions import override
 
 from agent.backup import run_backup
+from agent.clones import Clones
 from agent.config import Address, Config
 from agent.endpoint import Endpoint
 from agent.errors import ConfigError, StateError, UnreachableError, VolumeError
@@ -150,7 +151,8 @@ class _Agent(Handler):
                 parts.config.docker, self._volumes, clock, self._on_discovery
             )
         self._tracker = parts.tracker
-        self._watching = Watching(parts.tracker, self._volumes.all, self._on_watching)
+        clones = Clones(parts.state, parts.config.clone_dirs, self._volumes.paths, _no_clone)
+        self._watching = Watching(parts.tracker, clones, self._volumes.all, self._on_watching)
         self._line = parts.line
         self._calls = CoordinatorCalls(parts.line, clock)
         self._control = ControlStream(parts.line, self, clock)
@@ -173,6 +175,7 @@ class _Agent(Handler):
             tracking=parts.tracker,
             progress=lambda _: None,
             log=lambda _level, _message: None,
+            clones=clones,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -395,6 +398,10 @@ class _Agent(Handler):
             progress=lambda progress: self._control.send_progress(task_id, progress),
             log=lambda level, message: self._control.send_log(task_id, level, message),
         )
+
+
+def _no_clone(reason: str) -> None:
+    _log.warning("large files are read whole", reason=reason)
 
 
 def _phase_of(outcome: BackupOutcome) -> Phase:

@@ -27,7 +27,7 @@ from agent.manifest import MetadataWriter, Usage
 from agent.rescan import rescan
 from agent.services import BackupStatistics, PathProblem, added_up
 from agent.state import FrameChange, Head, State
-from agent.storing import PendingFile, Saved, Storer
+from agent.storing import Lists, PendingFile, Saved, Storer
 from agent.sweep import Batch, Found, Removed, sweep
 from agent.tracking.dirty import Dirty
 from agent.whereabouts import Whereabouts
@@ -256,15 +256,15 @@ class Maker:
 
     def _save_large(self, found: Found) -> PendingFile:
         with self._turn.let_go():
-            return self._storer.save_large(found, self._put_list, self._on_progress)
+            return self._storer.save_large(found, self._lists(), self._on_progress)
 
     def _begin(self, group: _Group) -> _Group:
         if group.found:
             group.future = self._workers.submit(self._storer.save_batch, group.found)
         return group
 
-    def _put_list(self, encoded: bytes) -> Pointer:
-        return self._metadata.put_list(encoded)
+    def _lists(self) -> Lists:
+        return Lists(self._metadata.put_list, self._last.load)
 
     # From what became of a name to its edit.
 
@@ -277,7 +277,7 @@ class Maker:
                 edit = self._remove(item.key, item.old)
             else:  # it was small when the walk saw it
                 with self._turn.let_go():
-                    grown = self._storer.save_large(item, self._put_list, self._on_progress)
+                    grown = self._storer.save_large(item, self._lists(), self._on_progress)
                     saved = grown.result()
                 edit = self._edit_of(saved)
             self._metadata.lists.clear()

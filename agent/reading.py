@@ -35,6 +35,8 @@ _TICK_NS = 20_000_000
 # is under way, bytes change under a stamp that was there before. Disks are given up on after 30 s.
 _UNDER_WAY_NS = 30_000_000_000
 _GENERATION_BYTES = 8
+# What st_blocks counts, whatever the filesystem's own blocks are.
+_STAT_BLOCK_BYTES = 512
 # No file is larger, and no read may begin there.
 _SIZE_MAX = (1 << 63) - 1
 _VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EINVAL})
@@ -257,7 +259,10 @@ class LargeFile:
         self._suspect = suspect
         self._quiet = self._provable = True
         with _translated():
-            self._descriptor, self.stat = tree.open_regular(key)
+            self.descriptor, self.stat = tree.open_regular(key)
+        self._content = self.descriptor
+        self.length, self.allocated = self.stat.st_size, self.stat.st_blocks * _STAT_BLOCK_BYTES
+        """Of what is read: how long it is, and how much of that is no hole."""
         self.bytes_read = 0
         self.had = NO_ATTRIBUTES
         """Its attributes as they were when the last pass began; so with the generation."""
@@ -275,28 +280,39 @@ class LargeFile:
 
     def close(self) -> None:
         """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = self._content = -1
 
     def begin(self) -> None:
         """Begin a pass over the file: from now on it must not change."""
         with _translated():
-            self.stat = os.fstat(self._descriptor)
+            self.stat = os.fstat(self.descriptor)
             if self._suspect:
                 self.stat, self._quiet, self._provable, _ = _written_out(
-                    self._descriptor, self.stat, TRIES
+                    self.descriptor, self.stat, TRIES
                 )
-            self.had = attributes_of(self._descriptor)
-            self.generation = generation_of(self._descriptor, self.stat)
+            self.had = attributes_of(self.descriptor)
+            self.generation = generation_of(self.descriptor, self.stat)
+        self._content = self.descriptor
+        self.length, self.allocated = self.stat.st_size, self.stat.st_blocks * _STAT_BLOCK_BYTES
         self.size = 0
+
+    def read_clone(self, descriptor: int) -> None:
+        """Read what a clone holds, from now on, that was made since the pass began.
+
+        The stat stays the file's. Nobody writes to a clone, so all of it is of one moment.
+        """
+        found = os.fstat(descriptor)
+        self._content = descriptor
+        self.length, self.allocated = found.st_size, found.st_blocks * _STAT_BLOCK_BYTES
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill the buffer from there; fewer bytes than it holds mean the file ends there."""
         filled = 0
         with _translated():
             while filled < len(buffer):
-                count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
+                count = os.preadv(self._content, [buffer[filled:]], offset + filled)
                 if not count:
                     break
                 filled += count
@@ -311,8 +327,8 @@ class LargeFile:
         """
         self.begin()
         offset = 0
-        while offset < self.stat.st_size:
-            buffer = take()[: self.stat.st_size - offset]
+        while offset < self.length:
+            buffer = take()[: self.length - offset]
             filled = self.read_into(buffer, offset)
             if filled:
                 yield offset, buffer[:filled]
@@ -320,6 +336,11 @@ class LargeFile:
             if filled < len(buffer):
                 break
         self.size = offset
+
+    def is_unchanged(self) -> bool:
+        """Tell whether the file is what it was when the pass began."""
+        with _translated():
+            return self._quiet and is_same(self.stat, os.fstat(self.descriptor))
 
     def is_stable(self) -> bool:
         """Tell whether the file is what it was when the pass began, and was read completely.
@@ -329,9 +350,8 @@ class LargeFile:
         """
         with _translated():
             end = self.stat.st_size
-            beyond = end < _SIZE_MAX and os.pread(self._descriptor, 1, end)
-            after = os.fstat(self._descriptor)
-        if not (self._quiet and is_same(self.stat, after)):
+            beyond = end < _SIZE_MAX and os.pread(self.descriptor, 1, end)
+        if not self.is_unchanged():
             return False
         if beyond:
             raise SourceError(
@@ -345,10 +365,10 @@ class LargeFile:
         settled = is_settled(self.stat, now_ns, scanned_ns, suspect=self._suspect)
         return self._provable and settled
 
-    def data_ranges(self) -> Iterator[tuple[int, int]]:
+    def data_ranges(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (offset, end) of what is no hole, so that a sparse giant costs what it holds."""
         with _translated():
-            yield from data_ranges(self._descriptor, 0, self.stat.st_size)
+            yield from data_ranges(self._content, begin, end)
 
 
 def data_ranges(descriptor: int, offset: int, end: int) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ import msgspec
 from typing_extensions import Buffer
 
 from agent.beneath import Tree
+from agent.clones import Clones
 from agent.state import State
 from agent.tracking.tracker import Done, Mode, Since, Taken
 from repository.errors import TidemarkError
@@ -427,3 +428,5 @@ class Services:
     tracking: Tracking
     log: Callable[[str, str], None]
     """(level, message) for the job's own log: "info", "warning" or "error". From any thread."""
+    clones: Clones | None = None
+    """Of large files, from one backup to the next."""

@@ -3,9 +3,9 @@
 Per volume it holds the head (the newest countersigned root and where its manifest begins), the
 nodes of that manifest, how often each frame is referenced from it, and where chunks lie that it
 held on another node, which no other volume may name. For all volumes together it holds where the
-chunks lie that this node has stored. All of it can be lost: that costs a re-read of the volumes,
-never a re-upload and never a snapshot. So it must never be trusted beyond what the coordinator
-confirms at commit.
+chunks lie that this node has stored, and which clones it has of large files. All of it can be lost:
+that costs a re-read of the volumes, never a re-upload and never a snapshot. So it must never be
+trusted beyond what the coordinator confirms at commit.
 
 Exactly one connection writes, in a thread of its own. Every other thread that reads gets a
 connection of its own, which cannot write. Methods that change something are coroutines and return
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 # Raised with every change of the tables below, and of entries, which lie in them. A database of
 # another version is begun anew, whether older or newer: a re-read is all that it costs, and going
 # back to an older agent needs nobody.
-_SCHEMA_VERSION = 5
+_SCHEMA_VERSION = 6
 _SCHEMA = """
 CREATE TABLE volumes (
     volume    INTEGER PRIMARY KEY,
@@ -79,6 +79,18 @@ CREATE TABLE frames (
     live_bytes INTEGER NOT NULL,
     PRIMARY KEY (volume, pack, frame)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE clones (
+    local_id BLOB NOT NULL,           -- of the volume; those of others are all forgotten
+    key      BLOB NOT NULL,
+    path     BLOB NOT NULL,
+    inode    INTEGER NOT NULL,
+    content  BLOB NOT NULL,
+    size     INTEGER NOT NULL,
+    own      INTEGER NOT NULL,
+    own_time INTEGER NOT NULL,
+    changed  INTEGER NOT NULL,
+    PRIMARY KEY (local_id, key)
+) STRICT;
 """
 # Came later, and may go: an older agent leaves it alone.
 _ADDED = """
@@ -130,6 +142,31 @@ class FrameChange(NamedTuple):
     frame: int
     refs: int
     live_bytes: int
+
+
+class Clone(NamedTuple):
+    """A clone of a file, as it was when a content was stored."""
+
+    local_id: bytes
+    """What this node calls the volume."""
+    key: bytes
+    path: bytes
+    """Where the clone is."""
+    inode: int
+    """Of the file that was cloned."""
+    content: bytes
+    """A hash of the content that an entry has of it."""
+    size: int
+    own: int
+    """The clone's own inode, and the time that tells whether anybody has touched it."""
+    own_time_ns: int
+    changed: int
+    """Bytes by which the file differed from its clone before: what it takes to keep this one."""
+
+    @property
+    def name(self) -> tuple[bytes, bytes]:
+        """What there is one clone of."""
+        return self.local_id, self.key
 
 
 class State:
@@ -254,6 +291,11 @@ class State:
         for row in self._rows(query, (volume_id,)):
             yield FrameChange(*cast("tuple[bytes, int, int, int]", row))
 
+    def clones(self) -> list[Clone]:
+        """Return all clones that are kept."""
+        rows = cast("Iterable[tuple[object, ...]]", self._rows("SELECT * FROM clones", ()))
+        return [Clone(*row) for row in rows]  # type: ignore[arg-type]
+
     # Writing.
 
     async def remember_chunks(
@@ -317,6 +359,19 @@ class State:
             failpoint("agent.nodes.written", StateError)
 
         return self._submit(write, durable=False)
+
+    def change_clones(
+        self, kept: Sequence[Clone], dropped: Iterable[tuple[bytes, bytes]]
+    ) -> "Future[None]":
+        """Forget the clones of these (local id, key), and then keep others."""
+        gone = list(dropped)
+
+        def write(db: apsw.Connection) -> None:
+            db.executemany("DELETE FROM clones WHERE local_id = ? AND key = ?", gone)
+            row = ", ".join("?" * len(Clone._fields))
+            db.executemany(f"INSERT OR REPLACE INTO clones VALUES ({row})", kept)  # noqa: S608
+
+        return self._submit(write, durable=True)
 
     async def commit(
         self,

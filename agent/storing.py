@@ -6,17 +6,21 @@ compressed nor sent. A path that cannot be read is a `Saved` with an error; a st
 written is an exception, and ends the backup.
 """
 
+import itertools
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import structs
 
 from agent.attributes import NO_ATTRIBUTES, Had, lacking
+from agent.blocks import Changes, OldContent, Stretch, holes_joined, stretches
+from agent.clones import BYTES_MIN, Cloned, VolumeClones
 from agent.cutting import FileCutter, Hole, small_pieces
 from agent.errors import SourceError
 from agent.known import KnownChunks
@@ -36,7 +40,7 @@ from repository.chunking import (
     MAGIC_BYTES,
     classify,
 )
-from repository.content import ContentWriter
+from repository.content import ContentWriter, read_extents
 from repository.entries import (
     ChunkClass,
     Content,
@@ -58,6 +62,7 @@ from repository.frames import (
 )
 from repository.ids import ChunkId, ObjectType
 from repository.layout import WriterKeys
+from repository.needs import drive
 from repository.pack import PackKind
 
 # Rewritten blocks of a paged file share a frame with few others, or collection could free nothing.
@@ -69,8 +74,22 @@ _REREAD_BYTES_MAX: Final = 1024 * 1024 * 1024
 _LARGE_TRIES: Final = 20
 
 
-# The extents of a stretch of a large file, or their promise.
-_Extents = list[Extent] | Future[list[Extent]]
+# The extents of a stretch of a large file, or their promise; a stretch that is as it was.
+_Extents = list[Extent] | Future[list[Extent]] | Stretch
+
+
+class Lists(NamedTuple):
+    """The list nodes of files with many extents."""
+
+    put: Callable[[bytes], Pointer]
+    """Stores one."""
+    load: Callable[[Pointer], bytes]
+    """Reads one of the last manifest."""
+
+    def extents(self, content: Content | None) -> Iterator[Extent]:
+        """Yield the extents of a content that the last manifest has."""
+        batches = () if content is None else drive(read_extents(content), self.load)
+        return itertools.chain.from_iterable(batches)
 
 
 class Saved(msgspec.Struct, frozen=True, gc=False):
@@ -103,7 +122,7 @@ class Counters:
 class Storer:
     """Stores the contents of one volume's files in one session."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a session has
         self,
         small: SmallFiles,
         packs: Packs,
@@ -111,8 +130,10 @@ class Storer:
         keys: WriterKeys,
         workers: Executor,
         now_ns: Callable[[], int],
+        clones: VolumeClones | None = None,
     ) -> None:
         self._tree = small.tree
+        self._clones = clones
         self._small = small
         self.turn = small.turn
         self._packs = packs
@@ -219,51 +240,99 @@ class Storer:
     # Large files: read and cut here, hashed and stored in worker threads.
 
     def save_large(
-        self, found: Found, put_list: Callable[[bytes], Pointer], on_progress: Callable[[], None]
+        self, found: Found, lists: Lists, on_progress: Callable[[], None]
     ) -> "PendingFile":
-        """Read a large file in the calling thread; its content is complete once it is awaited."""
+        """Read a large file in the calling thread; its content is complete once it is awaited.
+
+        Both in the thread that `lists` belongs to, for which LostStateError may be raised.
+        """
         try:
-            return self._save_large(found, put_list, on_progress)
+            return self._save_large(found, lists, on_progress)
         except SourceError as error:
             return PendingFile(_unsaved(found, error))
 
     def _save_large(
-        self, found: Found, put_list: Callable[[bytes], Pointer], on_progress: Callable[[], None]
+        self, found: Found, lists: Lists, on_progress: Callable[[], None]
     ) -> "PendingFile":
         suspect = found.stat.st_ino in self._scanned.suspects
         with LargeFile(self._tree, found.key, suspect=suspect) as file:
+            cloned = self._clone(found, file)
+            if cloned is not None:
+                reading = self._read_large(found, file, on_progress, _to_read(found, cloned, lists))
+                saved = self._saved_large(found, file, settled=cloned.is_stable)
+                return PendingFile(saved, reading, lists, self._keeping(cloned))
             stable, tries = False, 0
             while True:
-                chunking, groups = self._read_large(found, file, on_progress)
-                failpoint("agent.large.read", SourceError)
+                file.begin()
+                reading = self._read_large(found, file, on_progress)
                 stable, tries = file.is_stable(), tries + 1
                 costly = file.bytes_read + file.stat.st_size > _REREAD_BYTES_MAX
                 if stable or tries == _LARGE_TRIES or (costly and tries > 1):
                     break
-            entry = entry_of(
-                file.stat,
-                size=file.size,
-                fuzzy=not stable,
-                settled=file.is_settled(self._now_ns(), self._scanned.begun_ns),
-                had=file.had,
-                generation=file.generation,
-            )
-            saved = Saved(found.key, found.old, entry, lacks=lacking(file.had.refused))
-            return PendingFile(saved, chunking, groups, put_list)
+            saved = self._saved_large(found, file, settled=stable, fuzzy=not stable)
+            return PendingFile(saved, reading, lists)
+
+    def _saved_large(
+        self, found: Found, file: LargeFile, *, settled: bool, fuzzy: bool = False
+    ) -> Saved:
+        is_settled = file.is_settled(self._now_ns(), self._scanned.begun_ns)
+        entry = entry_of(
+            file.stat,
+            size=file.size,
+            fuzzy=fuzzy,
+            settled=settled and is_settled,
+            had=file.had,
+            generation=file.generation,
+        )
+        return Saved(found.key, found.old, entry, lacks=lacking(file.had.refused))
+
+    def _clone(self, found: Found, file: LargeFile) -> Cloned | None:
+        """A clone to read in the place of a file that is worth it, where there can be one."""
+        if self._clones is None or file.length < BYTES_MIN:
+            return None
+        if self._class(found, file) is not ChunkClass.PAGED:
+            return None
+        return self._clones.clone(file, found.key, found.old)
+
+    def _keeping(self, cloned: Cloned) -> Callable[[Content, int], None]:
+        assert self._clones is not None
+        return partial(self._clones.keep, cloned)
+
+    def _class(self, found: Found, file: LargeFile) -> ChunkClass:
+        beginning = self._cutter.beginning(file, MAGIC_BYTES)
+        return classify(path_of(found.key), file.length, beginning, _class_of(found.old))
 
     def _read_large(
-        self, found: Found, file: LargeFile, on_progress: Callable[[], None]
-    ) -> "tuple[ChunkClass, list[_Extents]]":
-        file.begin()
-        beginning = self._cutter.beginning(file, MAGIC_BYTES)
-        previous = _class_of(found.old)
-        chunking = classify(path_of(found.key), file.stat.st_size, beginning, previous)
-        rewrite = chunking is ChunkClass.PAGED and previous is ChunkClass.PAGED
+        self,
+        found: Found,
+        file: LargeFile,
+        on_progress: Callable[[], None],
+        wanted: Iterable[Stretch] | None = None,
+    ) -> "_Reading":
+        """Read a file whose pass has begun, as a whole or what is wanted of it."""
+        chunking = self._class(found, file)
+        rewrite = chunking is ChunkClass.PAGED and _is_paged(found.old)
         frame_bytes = _REWRITTEN_BYTES if rewrite else RAW_BYTES_TARGET
+        groups: list[_Extents] = []
+        for stretch in (None,) if wanted is None else wanted:
+            if stretch is not None and stretch.is_kept:
+                groups.append(stretch)
+                continue
+            bounds = () if stretch is None else (stretch.begin, stretch.end)
+            pieces = self._cutter.pieces(file, chunking, *bounds)
+            groups += self._store_pieces(pieces, frame_bytes, on_progress)
+        if wanted is not None:
+            file.size = file.length
+        failpoint("agent.large.read", SourceError)
+        return _Reading(chunking, groups)
+
+    def _store_pieces(
+        self, pieces: Iterable[bytes | Hole], frame_bytes: int, on_progress: Callable[[], None]
+    ) -> "list[_Extents]":
         groups: list[_Extents] = []
         group: list[bytes] = []
         group_bytes = 0
-        for piece in self._cutter.pieces(file, chunking):
+        for piece in pieces:
             if not isinstance(piece, Hole):
                 group.append(piece)
                 group_bytes += len(piece)
@@ -277,7 +346,7 @@ class Storer:
         if group:
             groups.append(self._submit(group, frame_bytes))
             self.counters.add(read=group_bytes)
-        return chunking, groups
+        return groups
 
     def _submit(self, group: list[bytes], frame_bytes: int) -> "Future[list[Extent]]":
         self._groups.acquire()
@@ -339,31 +408,63 @@ class Storer:
         return placed
 
 
+class _Reading(NamedTuple):
+    """What was read of a large file, or is there already."""
+
+    chunking: ChunkClass
+    groups: Sequence[_Extents]
+
+
 class PendingFile:
     """A file whose chunks are on their way."""
 
     def __init__(
         self,
         saved: Saved,
-        chunking: ChunkClass = ChunkClass.GENERAL,
-        groups: "Sequence[_Extents]" = (),
-        put_list: Callable[[bytes], Pointer] | None = None,
+        reading: _Reading | None = None,
+        lists: Lists | None = None,
+        keep: Callable[[Content, int], None] | None = None,
     ) -> None:
+        """`keep` is told of the content, and of how many bytes of it are not as they were."""
         self._saved = saved
-        self._chunking = chunking
-        self._groups = groups
-        self._put_list = put_list
+        self._reading = reading
+        self._lists = lists
+        self._keep = keep
 
     def result(self) -> Saved:
         """Wait for the chunks; then the entry is complete. Raises what stored it not."""
-        if self._saved.entry is None or self._put_list is None or not self._groups:
+        reading, lists = self._reading, self._lists
+        if self._saved.entry is None or reading is None or lists is None or not reading.groups:
             return self._saved
-        writer = ContentWriter(self._chunking, self._put_list)
-        for group in self._groups:
-            for extent in group.result() if isinstance(group, Future) else group:
-                writer.add(extent)
-        entry = structs.replace(self._saved.entry, content=writer.finish())
+        old = None if self._saved.old is None else self._saved.old.content
+        extents = holes_joined(_extents(reading.groups, OldContent(lists.extents(old))))
+        writer = ContentWriter(reading.chunking, lists.put)
+        changes = Changes(lists.extents(old)) if self._keep is not None else None
+        for extent in extents:
+            writer.add(extent)
+            if changes is not None:
+                changes.add(extent)
+        content = writer.finish()
+        if self._keep is not None and changes is not None:
+            self._keep(content, changes.bytes)
+        entry = structs.replace(self._saved.entry, content=content)
         return structs.replace(self._saved, entry=entry)
+
+
+def _extents(groups: Iterable[_Extents], old: OldContent) -> Iterator[Extent]:
+    for group in groups:
+        if isinstance(group, Stretch):
+            yield from old.within(group.begin, group.end)
+        else:
+            yield from group.result() if isinstance(group, Future) else group
+
+
+def _to_read(found: Found, cloned: Cloned, lists: Lists) -> Iterable[Stretch]:
+    """What a clone must be read of, and what stands in the last manifest."""
+    old = found.old
+    if old is None or cloned.changed is None:
+        return [Stretch(0, cloned.size, is_kept=False)]
+    return stretches(cloned.changed, lists.extents(old.content), old.size, cloned.size)
 
 
 def entry_of(  # noqa: PLR0913 - what there is to say of a name

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from agent.clones import DIRECTORY
 from agent.config import Config, Protected, read_protected
 from agent.discovery.answer import Answer
 from agent.discovery.ledger import ENGINE, Own, ledger
@@ -59,6 +60,11 @@ class Volumes:
     def protected(self) -> int:
         """Return how many are backed up."""
         return sum(each.verdict is Verdict.PROTECTED for each in self._volumes.values())
+
+    def paths(self) -> Sequence[bytes]:
+        """Return where those lie that are backed up."""
+        volumes = self._volumes.values()
+        return [each.path for each in volumes if each.verdict is Verdict.PROTECTED]
 
     def get(self, wanted: bytes) -> Volume | None:
         """Return the volume of that id."""
@@ -187,7 +193,8 @@ def _save(file: Path, volumes: Sequence[Volume]) -> None:
 
 def never_read(config: Config) -> tuple[Path, ...]:
     """Return the directories that are no volume data: the agent's own, and those excluded."""
-    return (config.state, *config.exclude)
+    clones = (each / DIRECTORY for each in config.clone_dir)
+    return (config.state, *config.exclude, *clones)
 
 
 def real_paths(directories: Iterable[Path]) -> Iterable[bytes]:

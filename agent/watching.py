@@ -1,5 +1,7 @@
 """Has every protected volume watched, from when the agent knows of it to when it is gone.
 
+With it go the clones of its files.
+
 A backup would do it as well, but only a volume that is watched before its first backup can tell
 beforehand how its changes are found. To watch a large volume may take seconds where the kernel has
 no better way, so it is done in a thread, one volume after the other.
@@ -12,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from agent.clones import Clones
 from agent.services import BY_HAND, Verdict, Volume
 from agent.tracking.tracker import Mode, Tracker
 
@@ -22,11 +25,13 @@ class Watching:
     def __init__(
         self,
         tracker: Tracker,
+        clones: Clones,
         volumes: Callable[[], Sequence[Volume]],
         changed: Callable[[], None],
     ) -> None:
         """`changed` is called whenever something else tells of a volume's changes than before."""
         self._tracker = tracker
+        self._clones = clones
         self._volumes = volumes
         self._changed = changed
         self._modes: Mapping[bytes, Mode] = {}
@@ -50,6 +55,7 @@ class Watching:
     def _watch(self, volumes: Sequence[Volume]) -> Mapping[bytes, Mode]:
         protected = [each for each in volumes if each.verdict is Verdict.PROTECTED]
         self._tracker.keep_only(each.volume_id for each in protected)
+        self._clones.keep_only(each.volume_id for each in protected)
         return {
             each.volume_id: self._tracker.watch(each.volume_id, watched_path(each))
             for each in protected

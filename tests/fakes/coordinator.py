@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Final
 
 from typing_extensions import Buffer, override
@@ -225,7 +226,7 @@ class MemoryCoordinator(CoordinatorClient):
             count(pointer)
         for content in filter(None, (entry.content for entry in entries)):
             for extents in drive(read_extents(content), load_list):
-                for extent in extents:
+                for extent in filter(attrgetter("nonce"), extents):  # no hole
                     count(extent)
         return used
 

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,6 +25,9 @@ from repository.entries import EntryType, Flag
 from repository.errors import FencedError, StoreFullError, StoreUnavailableError
 from tests.fakes.coordinator import NODE, REPOSITORY, MemoryCoordinator
 from tests.fakes.tracking import ToldTracking
+
+if TYPE_CHECKING:
+    from agent.clones import Clones
 
 VOLUME_ID = b"V" * 16
 
@@ -51,6 +55,7 @@ class Agent:
         self.tracking: Tracking | None = None
         """What tells of changes, unless a test says it itself."""
         self.logged: list[tuple[str, str]] = []
+        self.clones: Clones | None = None
 
     async def backup(
         self,
@@ -70,6 +75,7 @@ class Agent:
             tracking=self.tracking or ToldTracking(dirty),
             progress=self.on_progress,
             log=lambda level, message: self.logged.append((level, message)),
+            clones=self.clones,
         )
         volume = Volume(volume_id, "volume", os.fsencode(self.volume))
         public = self.coordinator.recovery.public

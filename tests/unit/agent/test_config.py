@@ -47,6 +47,12 @@ def test_lists_come_from_repeated_flags_files_and_separated_variables(tmp_path: 
     assert found.restore_roots == (Path("/c"), Path("/d"))
 
 
+def test_clones_lie_in_the_state_directory_and_where_else_is_said() -> None:
+    found = config("--state", "/state", "--clone-dir", "/a", "--clone-dir", "/b")
+
+    assert found.clone_dirs == (Path("/state"), Path("/a"), Path("/b"))
+
+
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text("colour: blue\nstate: [1, 2]\n")

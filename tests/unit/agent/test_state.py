@@ -7,7 +7,7 @@ import apsw
 import pytest
 
 from agent.errors import StateError
-from agent.state import FrameChange, FrameCount, Head, Rehashed, State
+from agent.state import Clone, FrameChange, FrameCount, Head, Rehashed, State
 from repository.frames import Location
 from repository.ids import PackNonce
 
@@ -259,3 +259,18 @@ async def test_what_was_staged_for_no_commit_is_forgotten_with_the_next(path: Pa
         await commit(state, VOLUME, HEAD, {b"b": (1, None)}, [])
 
         assert state.load_nodes(VOLUME, [b"a", b"b"]) == {b"b": b"B"}
+
+
+def test_clones_are_kept_replaced_and_forgotten(path: Path) -> None:
+    first = Clone(VOLUME, b"a", b"/clones/1", 7, b"c" * 32, 100, 8, 9, 10)
+    other = first._replace(local_id=OTHER)
+    second = first._replace(path=b"/clones/2", inode=11)
+    with State(path) as state:
+        state.change_clones([first, other], []).result()
+        assert sorted(state.clones()) == sorted([first, other])
+        state.change_clones([second], [first.name]).result()
+        state.change_clones([], [(VOLUME, b"nothing")]).result()
+    with State(path) as state:
+        assert sorted(state.clones()) == sorted([second, other])
+        state.change_clones([], [second.name, other.name]).result()
+        assert state.clones() == []

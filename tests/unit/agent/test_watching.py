@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
+from agent.clones import Clones
 from agent.services import Verdict, Volume
+from agent.state import State
 from agent.tracking.inotify import InotifySource
 from agent.tracking.suspects import Suspects
 from agent.tracking.tracker import Mode, Scanner, Tracker
@@ -34,7 +36,8 @@ async def test_a_protected_path_that_is_missing_is_told_and_others_are_watched(
     (tmp_path / "state").mkdir()
     tracker = Tracker([lambda: InotifySource(tmp_path / "state")], NobodyScanner())
     changed = asyncio.Event()
-    watching = Watching(tracker, lambda: volumes, changed.set)
+    state = State(tmp_path / "state" / "state.db")
+    watching = Watching(tracker, Clones(state, []), lambda: volumes, changed.set)
     try:
         async with asyncio.TaskGroup() as group, asyncio.timeout(10):
             running = group.create_task(watching.run())
@@ -43,6 +46,7 @@ async def test_a_protected_path_that_is_missing_is_told_and_others_are_watched(
         told = {each.name: each.tracked for each in watching.told(volumes)}
     finally:
         tracker.close()
+        state.close()
 
     assert told == {
         "gone": Mode("sweep", f"{tmp_path}/gone is not there"),
