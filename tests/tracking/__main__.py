@@ -11,6 +11,7 @@ import secrets
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from tests.faults.disks import loop_disk
@@ -48,6 +49,8 @@ def _missed(bench: Bench, seed: int) -> str | None:
         bench.run(seed)
     except AssertionError as error:
         return str(error)
+    except Exception:  # noqa: BLE001 - each seed is told of, whatever it met
+        return f"seed {seed}: {traceback.format_exc()}"
     return None
 
 
