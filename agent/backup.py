@@ -47,6 +47,7 @@ from agent.state import Head
 from agent.storing import Storer
 from agent.tracking.tracker import Done, Taken, proof_of
 from agent.turn import Turn
+from agent.watching import watched_path
 from repository.entries import path_of
 from repository.errors import CanceledError, DamagedError, FencedError, TidemarkError
 from repository.failpoints import failpoint
@@ -153,8 +154,7 @@ class _Backup:
         local_id = self._task.local_id or volume.volume_id
         if self._services.clones is not None:
             self._clones = self._services.clones.of_volume(local_id, tree)
-        path = os.path.realpath(volume.path) if volume.source == BY_HAND else volume.path
-        audit = self._task.audit
+        path, audit = watched_path(volume), self._task.audit
         return self._services.tracking.begin(local_id, path, tree, session.head_root, audit=audit)
 
     async def _recall(self, session: Session) -> None:

@@ -217,12 +217,8 @@ class State:
             return Rehashed(*cast("tuple[int, bytes | None]", row))
         return None
 
-    def load_node(self, volume_id: bytes, node_id: bytes) -> bytes | None:
-        """Return a manifest node of a volume's head, or None."""
-        return self.load_nodes(volume_id, (node_id,)).get(node_id)
-
     def load_nodes(self, volume_id: bytes, node_ids: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return those of the nodes that are here."""
+        """Return those manifest nodes of a volume's head that are here."""
         query = (
             "SELECT node_id, data FROM nodes WHERE node_id IN carray(?)"
             " AND volume = (SELECT volume FROM volumes WHERE volume_id = ?)"

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from agent.errors import UntrackableError, VolumeError
 from agent.tracking.fanotify import FanotifySource
 from agent.tracking.inotify import InotifySource
 from agent.tracking.source import Source, Swapped
-from tests.faults.disks import LoopDisk, loop_disk, memory_disk, overlay_disk
+from tests.faults.disks import LoopDisk, loop_disk, loop_disks, memory_disk, overlay_disk
 
 ID, OTHER_ID = b"volume", b"other"
 BARRIER_SECONDS = 20.0
@@ -55,14 +55,7 @@ class Place(NamedTuple):
 
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], LoopDisk]]:
-    made: dict[str, LoopDisk] = {}
-    with ExitStack() as opened:
-
-        def disk(kind: str) -> LoopDisk:
-            if kind not in made:
-                made[kind] = opened.enter_context(loop_disk(kind, tmp_path_factory.mktemp(kind)))
-            return made[kind]
-
+    with loop_disks(tmp_path_factory.mktemp) as disk:
         yield disk
 
 

@@ -4,8 +4,8 @@ import fcntl
 import os
 import struct
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +68,20 @@ def loop_disk(kind: str, directory: Path) -> Iterator[LoopDisk]:
         with suppress(subprocess.CalledProcessError):
             disk.unmount()
         image.unlink()
+
+
+@contextmanager
+def loop_disks(make_directory: Callable[[str], Path]) -> Iterator[Callable[[str], LoopDisk]]:
+    """One of each kind, made when it is asked for first."""
+    made: dict[str, LoopDisk] = {}
+    with ExitStack() as opened:
+
+        def disk(kind: str) -> LoopDisk:
+            if kind not in made:
+                made[kind] = opened.enter_context(loop_disk(kind, make_directory(kind)))
+            return made[kind]
+
+        yield disk
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ from repository.entries import Flag
 from repository.errors import StoreFullError, StoreUnavailableError
 from repository.snapshot import Detection
 from tests.e2e.harness import Machine
-from tests.faults.disks import LoopDisk, loop_disk, memory_disk
+from tests.faults.disks import LoopDisk, loop_disks, memory_disk
 from tests.faults.site import pause
 from tests.tracking.site import Clock, Site, site, track
 
@@ -48,14 +48,7 @@ for number in range(1, 1 << 40):
 
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], LoopDisk]]:
-    made: dict[str, LoopDisk] = {}
-    with ExitStack() as opened:
-
-        def disk(kind: str) -> LoopDisk:
-            if kind not in made:
-                made[kind] = opened.enter_context(loop_disk(kind, tmp_path_factory.mktemp(kind)))
-            return made[kind]
-
+    with loop_disks(tmp_path_factory.mktemp) as disk:
         yield disk
 
 

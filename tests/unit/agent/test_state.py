@@ -21,10 +21,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state.db"
 
 
+def node(state: State, volume_id: bytes, node_id: bytes) -> bytes | None:
+    return state.load_nodes(volume_id, [node_id]).get(node_id)
+
+
 def test_a_new_state_knows_nothing(path: Path) -> None:
     with State(path) as state:
         assert state.head(VOLUME) is None
-        assert state.load_node(VOLUME, b"n" * 32) is None
+        assert node(state, VOLUME, b"n" * 32) is None
         assert state.known([b"c" * 32]) == {}
         assert state.known([]) == {}
 
@@ -74,7 +78,7 @@ async def test_a_commit_edits_the_manifest_of_its_volume_only(path: Path) -> Non
 
         assert state.head(VOLUME) == Head(b"next", 8, b"p")
         assert state.load_nodes(VOLUME, [b"a", b"b", b"c"]) == {b"b": b"B", b"c": b"C"}
-        assert state.load_node(OTHER, b"a") == b"A"
+        assert node(state, OTHER, b"a") == b"A"
 
 
 @pytest.mark.asyncio
@@ -84,7 +88,7 @@ async def test_a_commit_that_replaces_leaves_nothing_of_what_was(path: Path) -> 
 
         await commit(state, VOLUME, HEAD, {b"b": (1, b"B")}, [], replace=True)
 
-        assert state.load_node(VOLUME, b"a") is None
+        assert node(state, VOLUME, b"a") is None
         assert list(state.all_frames(VOLUME)) == []
 
 
@@ -161,7 +165,7 @@ async def test_a_forgotten_volume_is_gone_but_its_chunks_stay(path: Path) -> Non
         await state.forget_volume(VOLUME)
 
         assert state.head(VOLUME) is None
-        assert state.load_node(VOLUME, b"a") is None
+        assert node(state, VOLUME, b"a") is None
         assert state.known([b"c"])
 
 
@@ -243,10 +247,10 @@ async def test_a_node_stays_until_its_last_use_ends(tmp_path: Path) -> None:
         await commit(state, VOLUME, HEAD, {b"a": (1, b"A")}, [])
         await commit(state, VOLUME, HEAD, {b"a": (2, b"A")}, [])
         await commit(state, VOLUME, HEAD, {b"a": (-2, None)}, [])
-        assert state.load_node(VOLUME, b"a") == b"A"
+        assert node(state, VOLUME, b"a") == b"A"
 
         await commit(state, VOLUME, HEAD, {b"a": (-1, None)}, [])
-        assert state.load_node(VOLUME, b"a") is None
+        assert node(state, VOLUME, b"a") is None
 
 
 @pytest.mark.asyncio
@@ -254,7 +258,7 @@ async def test_what_was_staged_for_no_commit_is_forgotten_with_the_next(path: Pa
     with State(path) as state:
         await asyncio.wrap_future(state.stage_nodes(VOLUME, [(b"a", b"A"), (b"b", b"B")]))
         assert state.head(VOLUME) is None
-        assert state.load_node(VOLUME, b"a") == b"A"
+        assert node(state, VOLUME, b"a") == b"A"
 
         await commit(state, VOLUME, HEAD, {b"b": (1, None)}, [])
 
