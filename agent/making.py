@@ -12,9 +12,10 @@ error.
 import heapq
 import stat
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Final, TypeVar
 
@@ -30,7 +31,7 @@ from agent.state import FrameChange, Head, State
 from agent.storing import Lists, PendingFile, Saved, Storer
 from agent.sweep import Batch, Found, Removed, sweep
 from agent.tracking.dirty import Dirty
-from agent.whereabouts import Whereabouts
+from agent.whereabouts import Walked, Whereabouts
 from repository.chunking import SMALL_BYTES_MAX
 from repository.content import read_extents
 from repository.editing import Edit, Edited, Editor
@@ -63,7 +64,6 @@ PROBLEMS_MAX: Final = 100  # of each kind, as much as the protocol carries
 
 _T = TypeVar("_T")
 
-Walked = Generator[Batch, None, None]
 Beside = Callable[[Walked, LastManifest, Callable[[], bool]], Walked]
 """Sees what a walk finds, and may add to it. Closes the walk, and gets the rest to see canceled."""
 
@@ -144,18 +144,23 @@ class Maker:
         """Walk, store, edit. Raises LostStateError where the head's manifest is not all here.
 
         With `dirty` nothing else is looked at but the inodes of `suspects`, provided that there is
-        a head; `whereabouts` knows some of them. What is found passes through `beside`.
+        a head; `whereabouts` knows some of them, and learns of all in a sweep. What is found passes
+        through `beside`.
         """
         root = None if head is None else decode_pointer(head.manifest)
         last = self._last = LastManifest(self._state, self._volume_id, root)
         totals = None if head is None else _totals(head)
         if dirty is None or totals is None:
             detection = Detection.SWEEP
-            walk = sweep(tree, last.leaves(), excludes=excludes, is_canceled=is_canceled)
+            sweeping = partial(sweep, tree, excludes=excludes, is_canceled=is_canceled)
+            if whereabouts is None:
+                walk = sweeping(last.leaves())
+            else:
+                walk = whereabouts.swept(sweeping, last.leaves(), is_canceled)
         else:
             detection = Detection.EVENTS
             whereabouts = whereabouts or Whereabouts()
-            known = set(whereabouts.keys_of(suspects, last, totals[0]))
+            known = set(whereabouts.keys_of(suspects, last))
             everywhere = {ROOT_KEY} if whereabouts.is_everywhere else set()
             dirty = Dirty(dirty.names | known, dirty.subtrees | everywhere, dirty.inodes)
             walk = rescan(

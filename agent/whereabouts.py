@@ -10,11 +10,15 @@ Where events do not tell of inodes, files with several names are asked for at ev
 may have been changed through a name that the manifest never had.
 """
 
-from collections.abc import Collection, Iterator
+from array import array
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from stat import S_ISDIR
 from typing import Final
 
 from agent.last import LastManifest
+from agent.sweep import Batch
 from repository.entries import EntryType
+from repository.walking import Leaf
 
 # Numbers of a filesystem's inodes lie close together, so that the rest of a division spreads them.
 # With so many bits for each, one in 32 of others is looked for in vain, once.
@@ -23,6 +27,33 @@ _BITS_MIN: Final = 1 << 16
 # With more files of several names, some 20 MiB, everything is looked at instead.
 _LINKED_MAX: Final = 100_000
 _DIRECTORY: Final = EntryType.DIRECTORY.value
+
+Walked = Generator[Batch, None, None]
+
+
+class Inodes:
+    """All inodes that a sweep comes past: those of the last manifest, and those that are new."""
+
+    def __init__(self) -> None:
+        self.all = array("Q")
+        self.linked: set[int] = set()
+        """Those that have several names."""
+
+    def of_leaves(self, leaves: Iterable[Leaf]) -> Iterator[Leaf]:
+        """Pass leaves on."""
+        for leaf in leaves:
+            for _, stat in leaf.stats:
+                self.all.append(stat.inode)
+                if stat.links > 1 and stat.type != _DIRECTORY:
+                    self.linked.add(stat.inode)
+            yield leaf
+
+    def of_batch(self, batch: Batch) -> None:
+        """Take what is new or another one."""
+        for found in batch.found:
+            self.all.append(found.stat.st_ino)
+            if found.stat.st_nlink > 1 and not S_ISDIR(found.stat.st_mode):
+                self.linked.add(found.stat.st_ino)
 
 
 class Whereabouts:
@@ -43,15 +74,15 @@ class Whereabouts:
         """Whether too many are asked for to look for each."""
         return len(self._linked) > _LINKED_MAX
 
-    def keys_of(self, inodes: Collection[int], last: LastManifest, files: int) -> Iterator[bytes]:
-        """Yield all keys that the manifest has of these inodes. May raise LostStateError.
-
-        `files`: how many it has, more or less.
-        """
+    def keys_of(self, inodes: Collection[int], last: LastManifest) -> Iterator[bytes]:
+        """Yield all keys that the manifest has of these inodes. May raise LostStateError."""
         if not inodes and not self._wants_linked:
             return
         if not self._bits:
-            self._learn(last, files)
+            passed = Inodes()
+            for _ in passed.of_leaves(last.leaves()):
+                pass
+            self._learn(passed)
         wanted = self._linked.union(inodes) if not self.is_everywhere else inodes
         here = [inode for inode in wanted if self._may_have(inode)]
         found: dict[int, list[bytes]] = {inode: [] for inode in here if inode not in self._keys}
@@ -61,21 +92,42 @@ class Whereabouts:
         for inode in here:
             yield from self._keys[inode]
 
+    def swept(
+        self,
+        sweep: Callable[[Iterable[Leaf]], Walked],
+        leaves: Iterable[Leaf],
+        is_canceled: Callable[[], bool],
+    ) -> Walked:
+        """Pass on what a sweep beside the last manifest finds, and learn all inodes of the next."""
+        inodes = Inodes()
+        walk = sweep(inodes.of_leaves(leaves))
+        try:
+            for batch in walk:
+                inodes.of_batch(batch)
+                yield batch
+            if not is_canceled():
+                self._learn(inodes)
+        finally:
+            walk.close()
+
+    def _learn(self, inodes: Inodes) -> None:
+        """Take these for all that the manifest may have."""
+        self._keys.clear()
+        self._bits = bytearray(max(_BITS_MIN, len(inodes.all) * _BITS_PER_INODE) // 8)
+        for inode in inodes.all:
+            self._add(inode)
+        if self._wants_linked:
+            self._linked = inodes.linked
+
     def moved(self, inode: int, links: int) -> None:
         """Take note that an inode has come to a name, or gone from one, and how many it has."""
         if self._bits:
             self._keys.pop(inode, None)
-            self._add(inode, links)
+            self._add(inode)
+            if links > 1 and self._wants_linked:
+                self._linked.add(inode)
 
-    def _learn(self, last: LastManifest, files: int) -> None:
-        self._bits = bytearray(max(_BITS_MIN, files * _BITS_PER_INODE) // 8)
-        for leaf in last.leaves():
-            for _, stat in leaf.stats:
-                self._add(stat.inode, 1 if stat.type == _DIRECTORY else stat.links)
-
-    def _add(self, inode: int, links: int) -> None:
-        if links > 1 and self._wants_linked:
-            self._linked.add(inode)
+    def _add(self, inode: int) -> None:
         bit = inode % (8 * len(self._bits))
         self._bits[bit >> 3] |= 1 << (bit & 7)
 

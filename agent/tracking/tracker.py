@@ -53,8 +53,8 @@ class Taken(NamedTuple):
     """Empty where nothing is watched."""
     suspects: Suspects
     """Files that may be written to without any event."""
-    whereabouts: Whereabouts
-    """Where the last manifest has some of them."""
+    whereabouts: Whereabouts | None
+    """Where the last manifest has some of them; a sweep learns it for those after it."""
 
 
 class Done(NamedTuple):
@@ -105,12 +105,12 @@ class _Watched:
         self.source = source
         self.mode = mode
         self.path = path
-        self.forget_whereabouts()
+        self.whereabouts = self.nowhere()
         self.epoch = _new_epoch()
 
-    def forget_whereabouts(self) -> None:
-        """The manifest is another one than those before."""
-        self.whereabouts = Whereabouts(linked=not self.source.tells_inodes)
+    def nowhere(self) -> Whereabouts:
+        """What has to be learned of a manifest."""
+        return Whereabouts(linked=not self.source.tells_inodes)
 
 
 def _new_epoch() -> Epoch:
@@ -237,9 +237,10 @@ class Tracker:
             if way.why is not Why.NOT:
                 self._sweeps[way.why] += 1
             if watched is None:
-                return Taken(volume_id, mode, way, "", suspects, Whereabouts())
-            epoch = watched.epoch.name
-            return Taken(volume_id, mode, way, epoch, suspects, watched.whereabouts)
+                return Taken(volume_id, mode, way, "", suspects, None)
+            by_events = way.dirty is not None and not way.audits
+            whereabouts = watched.whereabouts if by_events else watched.nowhere()
+            return Taken(volume_id, mode, way, watched.epoch.name, suspects, whereabouts)
 
     def _begin_anew(self, watched: _Watched, volume_id: bytes, path: bytes, way: Way) -> None:
         """Begin another epoch. A source that lost something watches anew already, if it can."""
@@ -320,8 +321,8 @@ class Tracker:
             watched = self._watched.get(taken.volume_id)
             if watched is not None and watched.epoch.name == taken.epoch:
                 watched.epoch.committed(done.root, done.again, swept=done.swept)
-                if done.swept:
-                    watched.forget_whereabouts()
+                if taken.whereabouts is not None:
+                    watched.whereabouts = taken.whereabouts
 
     def close(self) -> None:
         """Watch nothing any more."""
