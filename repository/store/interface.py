@@ -7,6 +7,7 @@ raises, and never falls short silently.
 
 import re
 from collections.abc import AsyncIterator, Awaitable
+from datetime import datetime
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
@@ -21,6 +22,17 @@ class ObjectInfo(NamedTuple):
 
     name: str
     size: int
+
+
+class SignedRequest(NamedTuple):
+    """One request to the store that whoever holds it may send, without any credential.
+
+    `headers` are sent exactly as they stand: they are part of the signature.
+    """
+
+    method: str
+    url: str
+    headers: dict[str, str]
 
 
 class ObjectWriter(Protocol):
@@ -86,6 +98,40 @@ class Store(Protocol):
         Only while nobody writes.
         """
         return
+
+
+class Signing(Protocol):
+    """Lets somebody else send one request, for a while. Signs without any I/O.
+
+    A store that has this has `Store`, too; one that cannot be signed for does not have it.
+    """
+
+    @property
+    def endpoint(self) -> str:
+        """What every URL signed here begins with; ends with a slash."""
+        ...
+
+    def sign_put(
+        self,
+        name: str,
+        *,
+        size_bytes: int,
+        md5: bytes,
+        sha256: bytes,
+        seconds: int,
+        retain_until: datetime | None = None,
+    ) -> Awaitable[SignedRequest]:
+        """Write this object with exactly this content, for so many seconds from now.
+
+        Where the store cannot do so itself, nothing keeps the request from being sent twice: with
+        the same content. `retain_until` (with a zone) locks the object for so long; UsageError
+        where the store cannot.
+        """
+        ...
+
+    def sign_get(self, name: str, *, seconds: int) -> Awaitable[SignedRequest]:
+        """Read this object for so many seconds from now; the sender may add a Range header."""
+        ...
 
 
 def check_prefix(prefix: str) -> str:
