@@ -19,6 +19,7 @@ import msgspec
 import yaml
 from typing_extensions import override
 
+from agent.endpoints import check_endpoint
 from agent.errors import ConfigError
 
 ENVIRONMENT_PREFIX: Final = "TIDEMARK_AGENT_"
@@ -67,6 +68,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     restore_root: tuple[Path, ...] = ()
     # Directories, one of a filesystem, where clones of large files are kept beside <state>.
     clone_dir: tuple[Path, ...] = ()
+    # URLs of the stores that packs are sent to directly, and read from, by signed requests.
+    store_endpoint: tuple[str, ...] = ()
+    # PEM certificates that vouch for these stores, beside those that the system trusts.
+    store_ca: Path | None = None
     # End when the process that started this one is gone (`tidemark up` sets it for its children).
     exit_with_parent: bool = False
 
@@ -186,12 +191,16 @@ _ONE: Final[dict[str, Callable[[str], Any]]] = {
     "http": parse_address,
     "protect_file": Path,
     "docker": _parse_engine,
+    "store_ca": _parse_absolute,
 }
 _MANY: Final[dict[str, Callable[[str], Any]]] = {
     "exclude": _parse_absolute,
     "restore_root": _parse_absolute,
     "clone_dir": _parse_absolute,
+    "store_endpoint": check_endpoint,
 }
+# In a variable these stand with spaces between them, since they have colons of their own.
+_SPACED: Final = frozenset({"store_endpoint"})
 _KEYS: Final = (*_ONE, *_MANY)
 
 
@@ -259,7 +268,8 @@ def _from_environment(environment: Mapping[str, str], problems: list[str]) -> di
         if key not in _KEYS:
             problems.append(f"unknown variable {name}")
             continue
-        texts = value.split(os.pathsep) if key in _MANY else [value]
+        separator = None if key in _SPACED else os.pathsep
+        texts = value.split(separator) if key in _MANY else [value]
         found[key] = _Given(name, [text for text in texts if text])
     return found
 
@@ -324,6 +334,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         action="append",
         help="clones of large files are kept in it, on their filesystem; repeatable",
+    )
+    parser.add_argument(
+        "--store-endpoint",
+        metavar="URL",
+        action="append",
+        help="a store that packs may be sent to directly; repeatable (default: through the "
+        "coordinator)",
+    )
+    parser.add_argument(
+        "--store-ca", metavar="FILE", help="PEM certificates that vouch for such a store"
     )
     parser.add_argument("--exit-with-parent", action="store_true", help=argparse.SUPPRESS)
     return parser

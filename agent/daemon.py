@@ -29,6 +29,7 @@ from typing_extensions import override
 from agent.backup import run_backup
 from agent.clones import Clones
 from agent.config import Address, Config
+from agent.direct import DirectStore
 from agent.endpoint import Endpoint
 from agent.errors import ConfigError, StateError, UnreachableError, VolumeError
 from agent.identity import Identity, load_identity, prepare_keys, save_membership
@@ -154,7 +155,8 @@ class _Agent(Handler):
         clones = Clones(parts.state, parts.config.clone_dirs, self._volumes.paths, _no_clone)
         self._watching = Watching(parts.tracker, clones, self._volumes.all, self._on_watching)
         self._line = parts.line
-        self._calls = CoordinatorCalls(parts.line, clock)
+        self._store = DirectStore(parts.config.store_endpoint, parts.config.store_ca)
+        self._calls = CoordinatorCalls(parts.line, clock, self._store)
         self._control = ControlStream(parts.line, self, clock)
         self._renewal = Renewal(
             parts.config.coordinator,
@@ -203,6 +205,7 @@ class _Agent(Handler):
                 for task in eternal:
                     task.cancel()
         finally:
+            await self._store.close()
             await endpoint.close()
 
     async def _stay_connected(self, group: asyncio.TaskGroup) -> None:

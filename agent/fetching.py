@@ -51,6 +51,7 @@ class OpenedGrant:
         self.root: RootBody = peek_signed_root(split_root(grant.root)[1])
         self._packs = {PackNonce(pack.pack_nonce): pack for pack in grant.packs}
         self._frames = {(frame.pack_nonce, frame.frame): frame for frame in grant.frames}
+        self.endpoint = grant.endpoint
         self._opened: dict[PackNonce, tuple[PackKey, FrameTable]] = {}
 
     def place(self, identity: FrameIdentity) -> Place:
@@ -131,7 +132,8 @@ class Fetcher(FrameSource):
         """Return the sealed frames of a group that `in_pack_order` made."""
         ranges = [(each.place.offset, each.place.length) for each in group]
         self.bytes_fetched += sum(length for _, length in ranges)
-        return await self._client.read_pack(self._task_id, group[0].place.pack, ranges)
+        pack, endpoint = group[0].place.pack, self._grant.endpoint
+        return await self._client.read_pack(self._task_id, pack, ranges, endpoint)
 
     async def fetch_each(
         self, group: Sequence[Wanted]

@@ -22,6 +22,7 @@ from repository.frames import Location
 from repository.ids import ChunkId
 from repository.keys import SigningKey
 from repository.snapshot import BYTES_MAX, Detection
+from repository.store.interface import Checksum
 
 
 class Phase(enum.IntEnum):
@@ -225,6 +226,15 @@ class RestoreStatistics:
     changes_total: int = 0
 
 
+class SignedUploads(NamedTuple):
+    """How packs may be sent to the store itself."""
+
+    endpoint: str
+    """What every signed URL begins with."""
+    checksum: Checksum
+    """What the store compares of a pack."""
+
+
 @dataclass(frozen=True)
 class Session:
     """The right to write one snapshot of one volume."""
@@ -237,6 +247,8 @@ class Session:
     """The volume's last committed root object; empty before the first."""
     head_sequence: int
     lease_seconds: int
+    signed_uploads: SignedUploads | None = None
+    """None where packs go through the coordinator."""
 
 
 class StoredChunks(NamedTuple):
@@ -333,6 +345,8 @@ class Grant:
     wrapped_reader_keys: bytes
     packs: Sequence[GrantedPack]
     frames: Sequence[GrantedFrame]
+    endpoint: str = ""
+    """What every signed read begins with; empty where packs come through the coordinator."""
 
 
 class RestoreClient(Protocol):
@@ -343,9 +357,12 @@ class RestoreClient(Protocol):
         ...
 
     async def read_pack(
-        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
+        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]], endpoint: str = ""
     ) -> list[memoryview]:
-        """Return (offset, length) ranges of a pack that the grant covers, in this order."""
+        """Return (offset, length) ranges of a pack that the grant covers, in this order.
+
+        `endpoint`: the grant's.
+        """
         ...
 
 

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from typing_extensions import Buffer, override
 
 from agent.config import Address
+from agent.direct import DirectStore, SignedReads, digests
 from agent.errors import CoordinatorError, UnreachableError
 from agent.identity import Identity
 from agent.line import Line
@@ -33,6 +34,7 @@ from agent.services import (
     Phase,
     RestoreClient,
     Session,
+    SignedUploads,
     StoredChunks,
 )
 from proto.payload import decode_bytes_field, encode_bytes_field
@@ -51,7 +53,9 @@ from repository.errors import (
 from repository.failpoints import failpoint
 from repository.frames import Location
 from repository.ids import CHUNK_ID_BYTES, ChunkId, PackNonce
+from repository.ranges import reads
 from repository.snapshot import Detection
+from repository.store.interface import Checksum, SignedRequest
 
 Channel = grpc.aio.Channel
 _T = TypeVar("_T")
@@ -70,6 +74,14 @@ _DETECTIONS: Final = {
     Detection.EVENTS: common_pb2.CHANGE_DETECTION_EVENTS,
     Detection.SWEEP: common_pb2.CHANGE_DETECTION_SWEEP,
 }
+_CHECKSUMS: Final = {
+    agent_pb2.PACK_CHECKSUM_MD5: Checksum.MD5,
+    agent_pb2.PACK_CHECKSUM_SHA256: Checksum.SHA256,
+}
+# Of a pack in an object store: so many needless bytes cost less than another request, and so many
+# come with one. What one call asks for comes with one, then.
+_GAP_BYTES: Final = 1024 * 1024
+_READ_BYTES: Final = 16 * 1024 * 1024
 # Two packs of 32 MiB on their way use any line; more would only use memory.
 _UPLOADS: Final = 2
 # A call without much data; the coordinator syncs files for some of them.
@@ -197,9 +209,14 @@ def _from_status(code: grpc.StatusCode, details: str) -> TidemarkError:
 class CoordinatorCalls(CoordinatorClient, RestoreClient):
     """The calls, over one line that all tasks share."""
 
-    def __init__(self, line: Line[NodeChannel], clock: Clock) -> None:
+    def __init__(
+        self, line: Line[NodeChannel], clock: Clock, store: DirectStore | None = None
+    ) -> None:
+        """`store` takes what the coordinator signs; without one all goes through the line."""
         self._line = line
         self._clock = clock
+        self._store = store or DirectStore()
+        self._reads = SignedReads(clock.monotonic)
         self._uploads = asyncio.Semaphore(_UPLOADS)
         self.uploads_waiting = 0
         self.uploads_running = 0
@@ -217,6 +234,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             head_root=answer.head_root,
             head_sequence=answer.head_sequence,
             lease_seconds=answer.lease_seconds,
+            signed_uploads=_signed_uploads(answer),
         )
 
     @override
@@ -246,27 +264,40 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             name=name,
             size_bytes=size_bytes,
         )
-
-        def requests() -> Iterator[bytes]:
-            yield agent_pb2.UploadPackRequest(header=header).SerializeToString()
-            for piece in pieces(buffers):
-                yield encode_bytes_field(_UPLOAD_DATA, piece)
-                failpoint("agent.pack.half_sent", UnreachableError)
-
-        seconds = _CALL_SECONDS + size_bytes / _BYTES_PER_SECOND_MIN
         self.uploads_waiting += 1
         try:
             async with self._uploads:
                 self.uploads_running += 1
                 try:
-                    await self._persist(
-                        lambda line: _streamed(partial(line.upload, timeout=seconds), requests()),
-                        session.lease_seconds,
-                    )
+                    send = await self._sending(session, header, buffers)
+                    await self._persist(send, session.lease_seconds)
                 finally:
                     self.uploads_running -= 1
         finally:
             self.uploads_waiting -= 1
+
+    async def _sending(
+        self, session: Session, header: agent_pb2.PackHeader, buffers: Sequence[Buffer]
+    ) -> Callable[[NodeChannel], Awaitable[object]]:
+        """Say how to send a pack: to the store itself where it may be."""
+        signed = session.signed_uploads
+        if signed is None or not self._store.serves(signed.endpoint):
+            return partial(_send_through, header=header, buffers=buffers)
+        checksum, name = await asyncio.to_thread(digests, buffers, signed.checksum)
+        pack = agent_pb2.PackDigest(header=header, checksum=checksum, blake3=name)
+        return partial(self._send_directly, pack=pack, buffers=buffers)
+
+    async def _send_directly(
+        self, line: NodeChannel, pack: agent_pb2.PackDigest, buffers: Sequence[Buffer]
+    ) -> None:
+        """Have the request signed, send it, and have the coordinator look what there is."""
+        asked = agent_pb2.SignUploadRequest(pack=pack)
+        answer = await line.stub.SignUpload(asked, timeout=_CALL_SECONDS)
+        if answer.HasField("request"):
+            request = _signed_request(answer.request)
+            await self._store.put(request, buffers, pack.header.size_bytes)
+            sent = agent_pb2.ConfirmUploadRequest(pack=pack)
+            await line.stub.ConfirmUpload(sent, timeout=_CALL_SECONDS)
 
     @override
     async def commit(
@@ -322,14 +353,18 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
                 wrapped_reader_keys=header.wrapped_reader_keys,
                 packs=packs,
                 frames=frames,
+                endpoint=header.endpoint,
             )
 
         return await self._persist(ask, _PATIENCE_SECONDS)
 
     @override
     async def read_pack(
-        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
+        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]], endpoint: str = ""
     ) -> list[memoryview]:
+        if self._store.serves(endpoint):
+            reading = partial(self._read_directly, task_id=task_id, name=name, ranges=ranges)
+            return await self._persist(reading, _PATIENCE_SECONDS)
         request = agent_pb2.ReadPackRequest(
             task_id=task_id,
             name=name,
@@ -355,26 +390,68 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         arrived = await self._persist(ask, _PATIENCE_SECONDS)
         return cut(arrived, [length for _, length in ranges])
 
+    async def _read_directly(
+        self, line: NodeChannel, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
+    ) -> list[memoryview]:
+        """Read ranges of a pack from the store itself, neighbours by one request."""
+        found: list[memoryview] = []
+        for read in reads(ranges, gap_bytes=_GAP_BYTES, read_bytes=_READ_BYTES):
+            request = self._reads.find(task_id, name)
+            if request is None:
+                asked = agent_pb2.SignReadsRequest(task_id=task_id, names=[name])
+                answer = await line.stub.SignReads(asked, timeout=_CALL_SECONDS)
+                if len(answer.requests) != 1:
+                    raise CoordinatorError("the coordinator signed another number of requests")
+                request = _signed_request(answer.requests[0])
+                self._reads.keep(task_id, name, request, answer.requests[0].valid_seconds)
+            try:
+                arrived = await self._store.get(request, read.offset, read.length)
+            except StoreUnavailableError:
+                self._reads.forget(task_id, name)  # it may have expired
+                raise
+            begin = read.offset
+            found += [arrived[at - begin : at - begin + length] for at, length in read.wanted]
+        return cut(found, [length for _, length in ranges])
+
     async def _persist(
         self, call: Callable[[NodeChannel], Awaitable[_T]], patience_seconds: float
     ) -> _T:
-        """Make a call again while the coordinator is away, for so long."""
+        """Make a call again while the coordinator or the store is away, for so long."""
         shortest, longest = _BACKOFF_SECONDS
         give_up_at: float | None = None
+        failure: TidemarkError
+        cause: BaseException | None
         while True:
             try:
                 async with self._line.use() as line:
                     return await call(line)
             except grpc.RpcError as error:
-                failure = translated(error)
-                if not isinstance(failure, UnreachableError | StoreUnavailableError):
-                    raise failure from error
-                now = self._clock.monotonic()
-                give_up_at = now + patience_seconds if give_up_at is None else give_up_at
-                if now >= give_up_at:
-                    raise failure from error
+                failure, cause = translated(error), error
+            except StoreUnavailableError as error:
+                failure, cause = error, error.__cause__
+            if not isinstance(failure, UnreachableError | StoreUnavailableError):
+                raise failure from cause
+            now = self._clock.monotonic()
+            give_up_at = now + patience_seconds if give_up_at is None else give_up_at
+            if now >= give_up_at:
+                raise failure from cause
             await asyncio.sleep(shortest * _random.uniform(0.5, 1.5))
             shortest = min(shortest * 2, longest)
+
+
+async def _send_through(
+    line: NodeChannel, header: agent_pb2.PackHeader, buffers: Sequence[Buffer]
+) -> None:
+    """Send a pack to the coordinator, which stores it."""
+
+    def requests() -> Iterator[bytes]:
+        yield agent_pb2.UploadPackRequest(header=header).SerializeToString()
+        for piece in pieces(buffers):
+            yield encode_bytes_field(_UPLOAD_DATA, piece)
+            failpoint("agent.pack.half_sent", UnreachableError)
+
+    seconds = _CALL_SECONDS + header.size_bytes / _BYTES_PER_SECOND_MIN
+    await _streamed(partial(line.upload, timeout=seconds), requests())
 
 
 async def _streamed(
@@ -411,6 +488,18 @@ def _chunks_of(frame: agent_pb2.StoredFrame) -> Iterator[tuple[ChunkId, Location
         start = number * CHUNK_ID_BYTES
         chunk_id = ChunkId(frame.chunk_ids[start : start + CHUNK_ID_BYTES])
         yield chunk_id, Location(nonce, frame.frame_number, number, length)
+
+
+def _signed_uploads(answer: agent_pb2.OpenSessionResponse) -> SignedUploads | None:
+    """Return how packs may be sent to the store; None, too, where that is newer than we are."""
+    told = answer.signed_uploads
+    if not answer.HasField("signed_uploads") or told.checksum not in _CHECKSUMS:
+        return None
+    return SignedUploads(told.endpoint, _CHECKSUMS[told.checksum])
+
+
+def _signed_request(told: agent_pb2.SignedRequest) -> SignedRequest:
+    return SignedRequest(told.method, told.url, dict(told.headers))
 
 
 def _read_piece(message: bytes) -> memoryview:

@@ -46,11 +46,15 @@ from repository.layout import (
     certificate_name,
     decode_config,
 )
-from repository.store.interface import Store
+from repository.store.interface import Signing, Store
 from repository.store.local import LocalStore
 from repository.store.readonly import ReadOnlyStore
 
 log = get_logger()
+
+# A request to the store that is signed for an agent begins within this, or is signed anew; how long
+# it then takes does not matter.
+SIGNED_SECONDS: Final = 300
 
 OpenStore = Callable[[Path], Store]
 
@@ -86,6 +90,8 @@ class Repository:
     keys: RepositoryKeys
     signing: SigningKey
     coordinator_id: bytes
+    signing_store: Signing | None = None
+    """The store, where agents may send it requests that the coordinator signs."""
 
     @property
     def metadata_key(self) -> UnsealingKey:

@@ -1,14 +1,19 @@
 """Packs on their way in: nothing is acknowledged that was not found whole.
 
-While a pack streams to the store it is hashed. Before it gets its name its length, the hash in
-that name and the node's signature must agree; before it gets into the catalog its footer must open
-with the coordinator's key and describe frames that can be. The first pack of a session is opened
-through custody as well, so that a broken agent cannot fill a repository with what nobody can read.
-What is refused after it got its name stays in the store unreferenced.
+They come in two ways. Where the store can be signed for, the agent sends a pack to the store
+itself, by a request that is good for this name, length and content alone; then the store is asked
+what it has, and the pack's end is read from it. Elsewhere the pack streams through here, and is
+hashed on its way: before it gets its name its length and the hash in that name must agree.
+
+Either way the node's signature must be right, and the footer must open with the coordinator's key
+and describe frames that can be, before the pack gets into the catalog. The first pack of a session
+is opened through custody as well, so that a broken agent cannot fill a repository with what nobody
+can read. What is refused after it got its name stays in the store unreferenced.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,14 +28,16 @@ from coordinator.errors import (
     FormatError,
     KeyMaterialError,
     ObjectExistsError,
+    ObjectMissingError,
     RejectedError,
     StoreUnavailableError,
 )
-from coordinator.founding import Repository
+from coordinator.founding import SIGNED_SECONDS, Repository
 from coordinator.metrics import Metrics
 from coordinator.model import Node, Pack, PackOrigin, Session
 from coordinator.sessions import Sessions
 from repository.failpoints import failpoint
+from repository.footers import read_pack_end
 from repository.frames import FrameReader
 from repository.ids import ID_BYTES, SessionId
 from repository.keys import frame_key
@@ -47,7 +54,10 @@ from repository.pack import (
     decode_head,
     parse_tail,
 )
+from repository.store.interface import SignedRequest, Signing
 
+# BLAKE3 of a whole pack; its name holds the first half.
+DIGEST_BYTES: Final = 32
 # What is hashed and written in one go: of each upload at most so much waits in memory.
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 # Reading back a pack that was stored before its answer was lost.
@@ -63,6 +73,16 @@ class PackHeader:
     fencing_token: int
     name: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackDigest:
+    """A pack that an agent sends to the store itself."""
+
+    header: PackHeader
+    checksum: bytes
+    """Of the kind that the store compares."""
+    blake3: bytes
 
 
 class _Digest:
@@ -120,35 +140,118 @@ class Intake:
     async def take(self, header: PackHeader, node: Node, pieces: AsyncIterator[memoryview]) -> None:
         """Store one pack. RejectedError, FencedError or StoreError; the same pack twice is once."""
         session = await self._sessions.writing(header.session_id, header.fencing_token, node)
-        try:
+        with self._counting_refused():
             digest = _name_digest(header)
             if await self._catalog.ledger.pack(header.name) is None:
                 mine = self._while_writing(session, pieces)
                 whole, kind, tail = await self._receive(header, digest, node, mine)
                 failpoint("coordinator.pack.stored", StoreUnavailableError)
                 index = await self._index(header.name, tail)
-                failpoint("coordinator.pack.indexed", StoreUnavailableError)
-                origins = _origins(index, session)
-                await self._prove(header.name, session, index)
-                failpoint("coordinator.pack.proven", StoreUnavailableError)
-                pack = Pack(
-                    name=header.name,
-                    kind=kind.name.lower(),
-                    size_bytes=header.size_bytes,
-                    blake3=whole,
-                    session_id=session.session_id,
-                    node_id=node.node_id,
-                    volume_id=session.volume_id,
-                    stored_at=self._clock(),
-                    frame_table=index.table().encode(),
-                    origins=origins,
-                )
-                await self._catalog.ledger.record_pack(pack, header.fencing_token)
-                failpoint("coordinator.pack.recorded", CatalogError)
-                self._metrics.pack_stored(header.size_bytes)
+                await self._record(header, session, index, whole, kind)
+
+    async def sign(self, pack: PackDigest, node: Node) -> SignedRequest | None:
+        """A request to the store for this pack; None where it was taken in before.
+
+        RejectedError where the store cannot be signed for, or FencedError.
+        """
+        header = pack.header
+        session = await self._sessions.writing(header.session_id, header.fencing_token, node)
+        self._sessions.still_writing(session)
+        with self._counting_refused():
+            signing = self._signing()
+            _check_said(pack)
+            if await self._catalog.ledger.pack(header.name) is not None:
+                return None
+            return await signing.sign_put(
+                header.name,
+                size_bytes=header.size_bytes,
+                checksum=pack.checksum,
+                seconds=SIGNED_SECONDS,
+            )
+
+    async def confirm(self, pack: PackDigest, node: Node) -> None:
+        """Take in what was sent by a signed request; the same pack twice is once.
+
+        RejectedError, FencedError or StoreError: StoreUnavailableError where it is not there.
+        """
+        header = pack.header
+        session = await self._sessions.writing(header.session_id, header.fencing_token, node)
+        with self._counting_refused():
+            signing = self._signing()
+            _check_said(pack)
+            if await self._catalog.ledger.pack(header.name) is None:
+                await self._check_stored(signing, pack)
+                failpoint("coordinator.pack.stored", StoreUnavailableError)
+                index = await self._end(header, node)
+                await self._record(header, session, index, pack.blake3, _kind_of(index))
+
+    def _signing(self) -> Signing:
+        if self._repository.signing_store is None:
+            raise RejectedError("this repository's store cannot be signed for")
+        return self._repository.signing_store
+
+    @contextmanager
+    def _counting_refused(self) -> Iterator[None]:
+        try:
+            yield
         except RejectedError:
             self._metrics.pack_refused()
             raise
+
+    async def _record(
+        self,
+        header: PackHeader,
+        session: Session,
+        index: PackIndex,
+        whole: bytes,
+        kind: PackKind,
+    ) -> None:
+        """Write a pack into the catalog, once it proves to be readable."""
+        failpoint("coordinator.pack.indexed", StoreUnavailableError)
+        origins = _origins(index, session)
+        await self._prove(header.name, session, index)
+        failpoint("coordinator.pack.proven", StoreUnavailableError)
+        pack = Pack(
+            name=header.name,
+            kind=kind.name.lower(),
+            size_bytes=header.size_bytes,
+            blake3=whole,
+            session_id=session.session_id,
+            node_id=session.node_id,
+            volume_id=session.volume_id,
+            stored_at=self._clock(),
+            frame_table=index.table().encode(),
+            origins=origins,
+        )
+        await self._catalog.ledger.record_pack(pack, header.fencing_token)
+        failpoint("coordinator.pack.recorded", CatalogError)
+        self._metrics.pack_stored(header.size_bytes)
+
+    async def _check_stored(self, signing: Signing, pack: PackDigest) -> None:
+        """Compare what the store says of a pack with what was signed for."""
+        name = pack.header.name
+        try:
+            found = await signing.stored(name)
+        except ObjectMissingError as error:
+            raise StoreUnavailableError(
+                f"{name} did not come to the store", hint="the agent sends it again"
+            ) from error
+        # A store that does not tell has compared it when it took the pack.
+        same = found.checksum is None or found.checksum == pack.checksum
+        if not same or found.size != pack.header.size_bytes:
+            raise DamagedError(
+                f"the repository holds {name}, and with other content than was signed for",
+                hint="run tidemark verify; the next backup stores its data under other names",
+            )
+
+    async def _end(self, header: PackHeader, node: Node) -> PackIndex:
+        """Footer and origins of a pack in the store, signed by this node."""
+        tail, end = await read_pack_end(self._repository.store, header.name, header.size_bytes)
+        with _refusing("a pack"):
+            self._check_tail(tail, node)
+            return await asyncio.to_thread(
+                end.open_with_metadata_key, self._repository.metadata_key
+            )
 
     async def _while_writing(
         self, session: Session, pieces: AsyncIterator[memoryview]
@@ -185,19 +288,19 @@ class Intake:
         end, before, whole = digest.finish()
         if whole[:ID_BYTES] != name_digest:
             raise RejectedError("a pack does not have the hash in its name", hint=_HINT)
-        try:
+        with _refusing("a pack"):
             kind, _ = decode_head(digest.head)
             tail = parse_tail(end, digest.size)
-            if tail.signer is not Signer.NODE or tail.signer_id != node.node_id:
-                raise RejectedError("a pack is signed by another than the node that sent it")
+            self._check_tail(tail, node)
             if tail.digest != before:
                 raise RejectedError("a pack does not have the hash in its tail", hint=_HINT)
-            tail.check_signature(self._repository.config.repository, node.signing_public_key)
-        except DamagedError as error:
-            raise RejectedError(
-                f"a pack does not check out: {error.message}", hint=_HINT
-            ) from error
         return whole, kind, tail
+
+    def _check_tail(self, tail: PackTail, node: Node) -> None:
+        """RejectedError or DamagedError unless this node signed it."""
+        if tail.signer is not Signer.NODE or tail.signer_id != node.node_id:
+            raise RejectedError("a pack is signed by another than the node that sent it")
+        tail.check_signature(self._repository.config.repository, node.signing_public_key)
 
     async def _check_existing(self, header: PackHeader, whole: bytes) -> None:
         """The name is taken: by the same bytes, if an earlier answer was lost; else by damage."""
@@ -217,15 +320,10 @@ class Intake:
         offset = tail.footer_offset
         end = await self._repository.store.get_range(name, offset, tail.size - offset)
 
-        def open_footer() -> PackIndex:
-            try:
-                return PackEnd(tail, end).open_with_metadata_key(self._repository.metadata_key)
-            except (DamagedError, KeyMaterialError) as error:
-                raise RejectedError(
-                    f"a pack's footer does not check out: {error.message}", hint=_HINT
-                ) from error
-
-        return await asyncio.to_thread(open_footer)
+        with _refusing("a pack's footer"):
+            return await asyncio.to_thread(
+                PackEnd(tail, end).open_with_metadata_key, self._repository.metadata_key
+            )
 
     async def _prove(self, name: str, session: Session, index: PackIndex) -> None:
         """Open one frame of the session's first pack. Without custody the session goes unproven."""
@@ -271,6 +369,28 @@ async def _batches(
             batch, held = [], 0
     if batch:
         yield batch
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """What is wrong with it is the agent's doing."""
+    try:
+        yield
+    except (DamagedError, KeyMaterialError) as error:
+        raise RejectedError(f"{what} does not check out: {error.message}", hint=_HINT) from error
+
+
+def _check_said(pack: PackDigest) -> None:
+    if pack.blake3[:ID_BYTES] != _name_digest(pack.header) or len(pack.blake3) != DIGEST_BYTES:
+        raise RejectedError("a pack does not have the hash in its name", hint=_HINT)
+
+
+def _kind_of(index: PackIndex) -> PackKind:
+    """What all frames of a pack are."""
+    for kind in PackKind:
+        if index.frames and all(kind.holds(frame.kind) for frame in index.frames):
+            return kind
+    raise RejectedError("a pack holds nothing, or data and metadata together", hint=_HINT)
 
 
 def _name_digest(header: PackHeader) -> bytes:

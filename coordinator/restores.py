@@ -8,7 +8,7 @@ key, which is sealed to the agent's one-time key. A grant lives as long as its t
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 from coordinator.catalog import Catalog, PackPlace
 from coordinator.custody import Custody, Random
@@ -22,7 +22,7 @@ from coordinator.errors import (
     RejectedError,
     StoreUnavailableError,
 )
-from coordinator.founding import Repository
+from coordinator.founding import SIGNED_SECONDS, Repository
 from coordinator.model import Node, RestoreOrder, Snapshot, TaskId
 from repository.failpoints import failpoint
 from repository.frames import FrameIdentity
@@ -30,6 +30,8 @@ from repository.ids import NodeId, PackNonce
 from repository.keys import KEY_BYTES, frame_key, seal, wrap
 from repository.layout import GRANT_FRAME, GRANT_INFO, GRANT_PACK, GRANT_READER_KEYS
 from repository.pack import FrameTable
+from repository.ranges import Read, reads
+from repository.store.interface import SignedRequest
 
 # Packs whose keys are wrapped in one go in a thread.
 _BATCH: Final = 64
@@ -40,6 +42,7 @@ _READ_BYTES: Final = 4 * 1024 * 1024
 # So many needless bytes cost less than another read of an object store.
 _GAP_BYTES: Final = 128 * 1024
 _RANGES_MAX: Final = 4096
+_NAMES_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class GrantHeader:
     root: bytes
     sealed_grant_key: bytes
     wrapped_reader_keys: bytes
+    endpoint: str
+    """What every signed read begins with; empty where packs are read through here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,9 @@ class Restores:
         grant = _Grant()
         self._grants[task_id] = grant
         reader_keys = wrap(grant_key, self._repository.reader_keys(), GRANT_READER_KEYS)
-        yield GrantHeader(snapshot.root_object, sealed, reader_keys)
+        signing = self._repository.signing_store
+        endpoint = "" if signing is None else signing.endpoint
+        yield GrantHeader(snapshot.root_object, sealed, reader_keys, endpoint)
         failpoint("coordinator.grant.begun", CatalogError)
         needed = await self._catalog.ledger.references(snapshot)
         for nonces in _batches(list(needed)):
@@ -181,7 +188,7 @@ class Restores:
             raise ForbiddenError(f"the grant of this restore does not cover {name}")
         if len(ranges) > _RANGES_MAX:
             raise RejectedError("too many ranges in one request")
-        for begin, size, wanted in reads(ranges):
+        for begin, size, wanted in _reads(ranges):
             # A task that ends takes its reads with it, and a revoked node's tasks end at once.
             self._dispatcher.running_task(task_id, node_id)
             read = memoryview(await self._repository.store.get_range(name, begin, size))
@@ -190,37 +197,29 @@ class Restores:
                 for start in range(offset - begin, offset - begin + length, PIECE_BYTES):
                     yield read[start : min(start + PIECE_BYTES, offset - begin + length)]
 
+    async def sign_reads(
+        self, task_id: TaskId, node_id: NodeId, names: Sequence[str]
+    ) -> list[SignedRequest]:
+        """Requests to the store for packs of the task's grant, in this order."""
+        self._dispatcher.running_task(task_id, node_id)
+        grant, signing = self._grants.get(task_id), self._repository.signing_store
+        if signing is None:
+            raise RejectedError("this repository's store cannot be signed for")
+        if len(names) > _NAMES_MAX:
+            raise RejectedError("too many packs in one request")
+        for name in names:
+            if grant is None or name not in grant.names:
+                raise ForbiddenError(f"the grant of this restore does not cover {name}")
+        return [await signing.sign_get(name, seconds=SIGNED_SECONDS) for name in names]
+
     def _forget_ended(self) -> None:
         running = {task.task_id for job in self._dispatcher.running() for task in job.tasks}
         for task_id in set(self._grants) - running:
             del self._grants[task_id]
 
 
-class Read(NamedTuple):
-    """One read of the store, and the ranges that it serves."""
-
-    offset: int
-    length: int
-    wanted: list[tuple[int, int]]
-
-
-def reads(ranges: Iterable[tuple[int, int]]) -> Iterator[Read]:
-    """Serve neighbours by one read, and what is longer than a read by several. In order; pure."""
-    held: list[tuple[int, int]] = []
-    for offset, length in ranges:
-        end = sum(held[-1]) if held else 0
-        joins = held and 0 <= offset - end <= _GAP_BYTES
-        if held and (not joins or offset + length - held[0][0] > _READ_BYTES):
-            yield Read(held[0][0], end - held[0][0], held)
-            held = []
-        if length > _READ_BYTES:
-            for begin in range(offset, offset + length, _READ_BYTES):
-                size = min(_READ_BYTES, offset + length - begin)
-                yield Read(begin, size, [(begin, size)])
-        elif length:
-            held.append((offset, length))
-    if held:
-        yield Read(held[0][0], sum(held[-1]) - held[0][0], held)
+def _reads(ranges: Iterable[tuple[int, int]]) -> Iterator[Read]:
+    return reads(ranges, gap_bytes=_GAP_BYTES, read_bytes=_READ_BYTES)
 
 
 def _batches(nonces: list[PackNonce]) -> list[list[PackNonce]]:

@@ -60,6 +60,7 @@ from repository.snapshot import (
     root_hash,
     snapshot_id,
 )
+from repository.store.interface import Signing
 
 log = get_logger()
 
@@ -75,6 +76,8 @@ class OpenedSession:
     head_root: bytes
     head_sequence: int
     lease_seconds: int
+    signed_uploads: Signing | None
+    """The store, where the agent may send packs to it by signed requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ class Sessions:
             head_root=b"" if head is None else head.root_object,
             head_sequence=0 if head is None else head.sequence,
             lease_seconds=max(1, round(self._dispatcher.limits.grace_seconds)),
+            signed_uploads=self._repository.signing_store,
         )
 
     async def writing(self, session_id: SessionId, fencing_token: int, node: Node) -> Session:

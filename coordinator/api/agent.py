@@ -20,7 +20,8 @@ from coordinator.bases import Bases, StoredFrame
 from coordinator.dispatch import Dispatcher
 from coordinator.errors import CatalogError, RejectedError, TidemarkError
 from coordinator.fleet import Fleet, Program, Told
-from coordinator.intake import Intake, PackHeader
+from coordinator.founding import SIGNED_SECONDS
+from coordinator.intake import Intake, PackDigest, PackHeader
 from coordinator.links import AgentLink, RunTask
 from coordinator.logs import get_logger
 from coordinator.model import NANOSECONDS, LogLine, Node, TaskId
@@ -32,6 +33,7 @@ from repository.failpoints import failpoint
 from repository.ids import SessionId
 from repository.layout import RepositoryConfig
 from repository.refs import REFS_BYTES_MAX
+from repository.store.interface import Checksum, SignedRequest, Signing
 
 log = get_logger()
 
@@ -46,6 +48,10 @@ _PIECE_SECONDS: Final = 60.0
 _BASE_FRAMES: Final = 64
 # From the challenge to its answer.
 _RENEWAL_SECONDS: Final = 20.0
+_CHECKSUMS: Final = {
+    Checksum.MD5: agent_pb2.PACK_CHECKSUM_MD5,
+    Checksum.SHA256: agent_pb2.PACK_CHECKSUM_SHA256,
+}
 
 
 @dataclass(frozen=True)
@@ -236,6 +242,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             head_root=opened.head_root,
             head_sequence=opened.head_sequence,
             lease_seconds=opened.lease_seconds,
+            signed_uploads=_signed_uploads(opened.signed_uploads),
         )
 
     @override
@@ -259,12 +266,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         first = await anext(requests, None)
         if not isinstance(first, agent_pb2.UploadPackRequest) or not first.HasField("header"):
             raise RejectedError("an upload begins with its header")
-        header = PackHeader(
-            session_id=SessionId(first.header.session_id),
-            fencing_token=first.header.fencing_token,
-            name=first.header.name,
-            size_bytes=first.header.size_bytes,
-        )
+        header = _pack_header(first.header)
 
         async def pieces() -> AsyncIterator[memoryview]:
             async for request in requests:
@@ -274,6 +276,23 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
 
         await self._parts.intake.take(header, node, pieces())
         return agent_pb2.UploadPackResponse()
+
+    @override
+    async def SignUpload(
+        self, request: agent_pb2.SignUploadRequest, context: Context
+    ) -> agent_pb2.SignUploadResponse:
+        node = await self._node(context)
+        signed = await self._parts.intake.sign(_pack_digest(request.pack), node)
+        told = None if signed is None else _signed_request(signed)
+        return agent_pb2.SignUploadResponse(request=told)
+
+    @override
+    async def ConfirmUpload(
+        self, request: agent_pb2.ConfirmUploadRequest, context: Context
+    ) -> agent_pb2.ConfirmUploadResponse:
+        node = await self._node(context)
+        await self._parts.intake.confirm(_pack_digest(request.pack), node)
+        return agent_pb2.ConfirmUploadResponse()
 
     @override
     async def Commit(
@@ -327,6 +346,45 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         async for piece in pieces:
             yield piece
 
+    @override
+    async def SignReads(
+        self, request: agent_pb2.SignReadsRequest, context: Context
+    ) -> agent_pb2.SignReadsResponse:
+        node_id = node_id_of(identity_of(context))
+        names = list(request.names)
+        signed = await self._parts.restores.sign_reads(TaskId(request.task_id), node_id, names)
+        told = [_signed_request(each) for each in signed]
+        return agent_pb2.SignReadsResponse(requests=told)
+
+
+def _pack_header(header: agent_pb2.PackHeader) -> PackHeader:
+    return PackHeader(
+        session_id=SessionId(header.session_id),
+        fencing_token=header.fencing_token,
+        name=header.name,
+        size_bytes=header.size_bytes,
+    )
+
+
+def _pack_digest(pack: agent_pb2.PackDigest) -> PackDigest:
+    return PackDigest(_pack_header(pack.header), pack.checksum, pack.blake3)
+
+
+def _signed_uploads(signing: Signing | None) -> agent_pb2.SignedUploads | None:
+    if signing is None:
+        return None
+    checksum = _CHECKSUMS[signing.checksum]
+    return agent_pb2.SignedUploads(endpoint=signing.endpoint, checksum=checksum)
+
+
+def _signed_request(request: SignedRequest) -> agent_pb2.SignedRequest:
+    return agent_pb2.SignedRequest(
+        method=request.method,
+        url=request.url,
+        headers=request.headers,
+        valid_seconds=SIGNED_SECONDS,
+    )
+
 
 def _program(hello: agent_pb2.Hello) -> Program:
     try:
@@ -359,6 +417,7 @@ def _grant_part(part: GrantPart) -> agent_pb2.OpenRestoreResponse:
             root=part.root,
             sealed_grant_key=part.sealed_grant_key,
             wrapped_reader_keys=part.wrapped_reader_keys,
+            endpoint=part.endpoint,
         )
         return agent_pb2.OpenRestoreResponse(header=header)
     if isinstance(part, PackGrant):

@@ -30,9 +30,12 @@ RULES: Final[dict[str, frozenset[Role]]] = {
             "OpenSession",
             "ReadBase",
             "UploadPack",
+            "SignUpload",
+            "ConfirmUpload",
             "Commit",
             "OpenRestore",
             "ReadPack",
+            "SignReads",
         )
     },
     **{

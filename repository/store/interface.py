@@ -5,6 +5,7 @@ returns, and is never replaced. Errors are those of `repository.errors`; a listi
 raises, and never falls short silently.
 """
 
+import enum
 import re
 from collections.abc import AsyncIterator, Awaitable
 from datetime import datetime
@@ -100,8 +101,23 @@ class Store(Protocol):
         return
 
 
+class Checksum(enum.Enum):
+    """What of an object's content a store compares when it is written."""
+
+    MD5 = "md5"
+    SHA256 = "sha256"
+
+
+class StoredObject(NamedTuple):
+    """What a store says of an object."""
+
+    size: int
+    checksum: bytes | None
+    """Of the store's own kind; None where it does not tell."""
+
+
 class Signing(Protocol):
-    """Lets somebody else send one request, for a while. Signs without any I/O.
+    """Lets somebody else send one request, for a while.
 
     A store that has this has `Store`, too; one that cannot be signed for does not have it.
     """
@@ -111,17 +127,21 @@ class Signing(Protocol):
         """What every URL signed here begins with; ends with a slash."""
         ...
 
+    @property
+    def checksum(self) -> Checksum:
+        """The kind of checksum that requests are signed for."""
+        ...
+
     def sign_put(
         self,
         name: str,
         *,
         size_bytes: int,
-        md5: bytes,
-        sha256: bytes,
+        checksum: bytes,
         seconds: int,
         retain_until: datetime | None = None,
     ) -> Awaitable[SignedRequest]:
-        """Write this object with exactly this content, for so many seconds from now.
+        """Write this object with exactly this content, for so many seconds from now. No I/O.
 
         Where the store cannot do so itself, nothing keeps the request from being sent twice: with
         the same content. `retain_until` (with a zone) locks the object for so long; UsageError
@@ -130,7 +150,14 @@ class Signing(Protocol):
         ...
 
     def sign_get(self, name: str, *, seconds: int) -> Awaitable[SignedRequest]:
-        """Read this object for so many seconds from now; the sender may add a Range header."""
+        """Read this object for so many seconds from now; the sender may add a Range header.
+
+        No I/O.
+        """
+        ...
+
+    def stored(self, name: str) -> Awaitable[StoredObject]:
+        """Ask what there is by this name; ObjectMissingError where there is nothing."""
         ...
 
 

@@ -59,7 +59,7 @@ class MemoryGrants(RestoreClient):
 
     @override
     async def read_pack(
-        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
+        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]], endpoint: str = ""
     ) -> list[memoryview]:
         self.asked.append((name, list(ranges)))
         pack = memoryview(self._coordinator.store.packs[name])

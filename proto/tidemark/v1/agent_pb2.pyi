@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from proto.tidemark.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -21,6 +22,24 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PackChecksum:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PackChecksumEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PackChecksum.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PACK_CHECKSUM_UNSPECIFIED: _PackChecksum.ValueType  # 0
+    PACK_CHECKSUM_MD5: _PackChecksum.ValueType  # 1
+    PACK_CHECKSUM_SHA256: _PackChecksum.ValueType  # 2
+
+class PackChecksum(_PackChecksum, metaclass=_PackChecksumEnumTypeWrapper):
+    """Where the store takes signed requests, and what of a pack it compares."""
+
+PACK_CHECKSUM_UNSPECIFIED: PackChecksum.ValueType  # 0
+PACK_CHECKSUM_MD5: PackChecksum.ValueType  # 1
+PACK_CHECKSUM_SHA256: PackChecksum.ValueType  # 2
+Global___PackChecksum: _TypeAlias = PackChecksum  # noqa: Y015
 
 @_typing.final
 class EnrolRequest(_message.Message):
@@ -724,6 +743,7 @@ class OpenSessionResponse(_message.Message):
     HEAD_ROOT_FIELD_NUMBER: _builtins.int
     HEAD_SEQUENCE_FIELD_NUMBER: _builtins.int
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
+    SIGNED_UPLOADS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes, and the fencing token that every write of the session carries."""
     fencing_token: _builtins.int
@@ -734,6 +754,10 @@ class OpenSessionResponse(_message.Message):
     head_sequence: _builtins.int
     lease_seconds: _builtins.int
     """The session ends by itself when the agent is not heard of for so long."""
+    @_builtins.property
+    def signed_uploads(self) -> Global___SignedUploads:
+        """How packs may be sent to the store itself. Without it they go through UploadPack."""
+
     def __init__(
         self,
         *,
@@ -743,14 +767,42 @@ class OpenSessionResponse(_message.Message):
         head_root: _builtins.bytes = ...,
         head_sequence: _builtins.int = ...,
         lease_seconds: _builtins.int = ...,
+        signed_uploads: Global___SignedUploads | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_signed_uploads", b"_signed_uploads", "signed_uploads", b"signed_uploads"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_signed_uploads", b"_signed_uploads", "fencing_token", b"fencing_token", "head_root", b"head_root", "head_sequence", b"head_sequence", "lease_seconds", b"lease_seconds", "session_id", b"session_id", "signed_uploads", b"signed_uploads", "writer_keys", b"writer_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__signed_uploads: _TypeAlias = _typing.Literal["signed_uploads"]  # noqa: Y015
+    _WhichOneofArgType__signed_uploads: _TypeAlias = _typing.Literal["_signed_uploads", b"_signed_uploads"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__signed_uploads) -> _WhichOneofReturnType__signed_uploads | None: ...
+
+Global___OpenSessionResponse: _TypeAlias = OpenSessionResponse  # noqa: Y015
+
+@_typing.final
+class SignedUploads(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    endpoint: _builtins.str
+    """What every signed URL begins with. An agent sends nothing there that its own settings do not
+    list.
+    """
+    checksum: Global___PackChecksum.ValueType
+    def __init__(
+        self,
+        *,
+        endpoint: _builtins.str = ...,
+        checksum: Global___PackChecksum.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "head_root", b"head_root", "head_sequence", b"head_sequence", "lease_seconds", b"lease_seconds", "session_id", b"session_id", "writer_keys", b"writer_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "endpoint", b"endpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___OpenSessionResponse: _TypeAlias = OpenSessionResponse  # noqa: Y015
+Global___SignedUploads: _TypeAlias = SignedUploads  # noqa: Y015
 
 @_typing.final
 class ReadBaseRequest(_message.Message):
@@ -898,6 +950,166 @@ class UploadPackResponse(_message.Message):
 Global___UploadPackResponse: _TypeAlias = UploadPackResponse  # noqa: Y015
 
 @_typing.final
+class PackDigest(_message.Message):
+    """A pack as the agent made it. The store compares one checksum; the other is in the pack's name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    BLAKE3_FIELD_NUMBER: _builtins.int
+    checksum: _builtins.bytes
+    """Raw, of the kind that the session told."""
+    blake3: _builtins.bytes
+    """Of all of its bytes, 32 bytes."""
+    @_builtins.property
+    def header(self) -> Global___PackHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___PackHeader | None = ...,
+        checksum: _builtins.bytes = ...,
+        blake3: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blake3", b"blake3", "checksum", b"checksum", "header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackDigest: _TypeAlias = PackDigest  # noqa: Y015
+
+@_typing.final
+class SignUploadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PACK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pack(self) -> Global___PackDigest: ...
+    def __init__(
+        self,
+        *,
+        pack: Global___PackDigest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pack", b"pack"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pack", b"pack"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignUploadRequest: _TypeAlias = SignUploadRequest  # noqa: Y015
+
+@_typing.final
+class SignedRequest(_message.Message):
+    """One request to the store: headers are sent exactly as they stand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    VALID_SECONDS_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    url: _builtins.str
+    valid_seconds: _builtins.int
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        url: _builtins.str = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        valid_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "method", b"method", "url", b"url", "valid_seconds", b"valid_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedRequest: _TypeAlias = SignedRequest  # noqa: Y015
+
+@_typing.final
+class SignUploadResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___SignedRequest:
+        """Absent where the pack has been taken in before."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___SignedRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request", b"_request", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request", b"_request", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__request: _TypeAlias = _typing.Literal["request"]  # noqa: Y015
+    _WhichOneofArgType__request: _TypeAlias = _typing.Literal["_request", b"_request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request) -> _WhichOneofReturnType__request | None: ...
+
+Global___SignUploadResponse: _TypeAlias = SignUploadResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmUploadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PACK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pack(self) -> Global___PackDigest: ...
+    def __init__(
+        self,
+        *,
+        pack: Global___PackDigest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pack", b"pack"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pack", b"pack"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmUploadRequest: _TypeAlias = ConfirmUploadRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmUploadResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmUploadResponse: _TypeAlias = ConfirmUploadResponse  # noqa: Y015
+
+@_typing.final
 class CommitHeader(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1012,22 +1224,26 @@ class GrantHeader(_message.Message):
     ROOT_FIELD_NUMBER: _builtins.int
     SEALED_GRANT_KEY_FIELD_NUMBER: _builtins.int
     WRAPPED_READER_KEYS_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
     root: _builtins.bytes
     """The countersigned root object."""
     sealed_grant_key: _builtins.bytes
     """Key of this grant, sealed to the one-time key; it wraps every key below."""
     wrapped_reader_keys: _builtins.bytes
     """The reader's keys of the repository (ids are checked after decryption), wrapped by the grant key."""
+    endpoint: _builtins.str
+    """What every URL of SignReads begins with; empty where packs are read through ReadPack."""
     def __init__(
         self,
         *,
         root: _builtins.bytes = ...,
         sealed_grant_key: _builtins.bytes = ...,
         wrapped_reader_keys: _builtins.bytes = ...,
+        endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["root", b"root", "sealed_grant_key", b"sealed_grant_key", "wrapped_reader_keys", b"wrapped_reader_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "root", b"root", "sealed_grant_key", b"sealed_grant_key", "wrapped_reader_keys", b"wrapped_reader_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1198,3 +1414,48 @@ class ReadPackResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadPackResponse: _TypeAlias = ReadPackResponse  # noqa: Y015
+
+@_typing.final
+class SignReadsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignReadsRequest: _TypeAlias = SignReadsRequest  # noqa: Y015
+
+@_typing.final
+class SignReadsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedRequest]:
+        """In the order of the names. The sender adds a Range header."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___SignedRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignReadsResponse: _TypeAlias = SignReadsResponse  # noqa: Y015

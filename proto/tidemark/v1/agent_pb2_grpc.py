@@ -64,6 +64,16 @@ class AgentServiceStub:
                 request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.UploadPackRequest.SerializeToString,
                 response_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.UploadPackResponse.FromString,
                 _registered_method=True)
+        self.SignUpload = channel.unary_unary(
+                '/tidemark.v1.AgentService/SignUpload',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.SignUploadRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.SignUploadResponse.FromString,
+                _registered_method=True)
+        self.ConfirmUpload = channel.unary_unary(
+                '/tidemark.v1.AgentService/ConfirmUpload',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ConfirmUploadRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ConfirmUploadResponse.FromString,
+                _registered_method=True)
         self.Commit = channel.stream_unary(
                 '/tidemark.v1.AgentService/Commit',
                 request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.CommitRequest.SerializeToString,
@@ -78,6 +88,11 @@ class AgentServiceStub:
                 '/tidemark.v1.AgentService/ReadPack',
                 request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadPackRequest.SerializeToString,
                 response_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadPackResponse.FromString,
+                _registered_method=True)
+        self.SignReads = channel.unary_unary(
+                '/tidemark.v1.AgentService/SignReads',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.SignReadsRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.SignReadsResponse.FromString,
                 _registered_method=True)
 
 
@@ -126,6 +141,20 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignUpload(self, request, context):
+        """Signs a request to the store for one pack: this name, this length, this content, for minutes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmUpload(self, request, context):
+        """Takes in a pack that was sent so. Acknowledged only when found whole in the store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Commit(self, request_iterator, context):
         """Makes the snapshot. The session is the idempotency key: asked twice, it answers the same.
         """
@@ -142,6 +171,13 @@ class AgentServiceServicer:
 
     def ReadPack(self, request, context):
         """Ranges of one pack that the grant covers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignReads(self, request, context):
+        """Signs requests to the store for packs that the grant covers, for minutes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,6 +216,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     request_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.UploadPackRequest.FromString,
                     response_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.UploadPackResponse.SerializeToString,
             ),
+            'SignUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignUpload,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.SignUploadRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.SignUploadResponse.SerializeToString,
+            ),
+            'ConfirmUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmUpload,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ConfirmUploadRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ConfirmUploadResponse.SerializeToString,
+            ),
             'Commit': grpc.stream_unary_rpc_method_handler(
                     servicer.Commit,
                     request_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.CommitRequest.FromString,
@@ -194,6 +240,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ReadPack,
                     request_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadPackRequest.FromString,
                     response_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadPackResponse.SerializeToString,
+            ),
+            'SignReads': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignReads,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.SignReadsRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_agent__pb2.SignReadsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -369,6 +420,60 @@ class AgentService:
             _registered_method=True)
 
     @staticmethod
+    def SignUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemark.v1.AgentService/SignUpload',
+            proto_dot_tidemark_dot_v1_dot_agent__pb2.SignUploadRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_agent__pb2.SignUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemark.v1.AgentService/ConfirmUpload',
+            proto_dot_tidemark_dot_v1_dot_agent__pb2.ConfirmUploadRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_agent__pb2.ConfirmUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Commit(request_iterator,
             target,
             options=(),
@@ -439,6 +544,33 @@ class AgentService:
             '/tidemark.v1.AgentService/ReadPack',
             proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadPackRequest.SerializeToString,
             proto_dot_tidemark_dot_v1_dot_agent__pb2.ReadPackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignReads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemark.v1.AgentService/SignReads',
+            proto_dot_tidemark_dot_v1_dot_agent__pb2.SignReadsRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_agent__pb2.SignReadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

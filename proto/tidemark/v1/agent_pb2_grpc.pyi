@@ -45,12 +45,18 @@ class AgentServiceStub:
     """What the volume's last snapshot holds, for an agent that has lost its own copy: no keys."""
     UploadPack: _grpc.StreamUnaryMultiCallable[_agent_pb2.UploadPackRequest, _agent_pb2.UploadPackResponse]
     """Stores one pack. Acknowledged only when durable, of the right length, hash and signature."""
+    SignUpload: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SignUploadRequest, _agent_pb2.SignUploadResponse]
+    """Signs a request to the store for one pack: this name, this length, this content, for minutes."""
+    ConfirmUpload: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ConfirmUploadRequest, _agent_pb2.ConfirmUploadResponse]
+    """Takes in a pack that was sent so. Acknowledged only when found whole in the store."""
     Commit: _grpc.StreamUnaryMultiCallable[_agent_pb2.CommitRequest, _agent_pb2.CommitResponse]
     """Makes the snapshot. The session is the idempotency key: asked twice, it answers the same."""
     OpenRestore: _grpc.UnaryStreamMultiCallable[_agent_pb2.OpenRestoreRequest, _agent_pb2.OpenRestoreResponse]
     """The grant of a restore task: what to read, and the keys for it sealed to a one-time key."""
     ReadPack: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadPackRequest, _agent_pb2.ReadPackResponse]
     """Ranges of one pack that the grant covers."""
+    SignReads: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SignReadsRequest, _agent_pb2.SignReadsResponse]
+    """Signs requests to the store for packs that the grant covers, for minutes."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -67,12 +73,18 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """What the volume's last snapshot holds, for an agent that has lost its own copy: no keys."""
     UploadPack: _aio.StreamUnaryMultiCallable[_agent_pb2.UploadPackRequest, _agent_pb2.UploadPackResponse]  # type: ignore[assignment]
     """Stores one pack. Acknowledged only when durable, of the right length, hash and signature."""
+    SignUpload: _aio.UnaryUnaryMultiCallable[_agent_pb2.SignUploadRequest, _agent_pb2.SignUploadResponse]  # type: ignore[assignment]
+    """Signs a request to the store for one pack: this name, this length, this content, for minutes."""
+    ConfirmUpload: _aio.UnaryUnaryMultiCallable[_agent_pb2.ConfirmUploadRequest, _agent_pb2.ConfirmUploadResponse]  # type: ignore[assignment]
+    """Takes in a pack that was sent so. Acknowledged only when found whole in the store."""
     Commit: _aio.StreamUnaryMultiCallable[_agent_pb2.CommitRequest, _agent_pb2.CommitResponse]  # type: ignore[assignment]
     """Makes the snapshot. The session is the idempotency key: asked twice, it answers the same."""
     OpenRestore: _aio.UnaryStreamMultiCallable[_agent_pb2.OpenRestoreRequest, _agent_pb2.OpenRestoreResponse]  # type: ignore[assignment]
     """The grant of a restore task: what to read, and the keys for it sealed to a one-time key."""
     ReadPack: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadPackRequest, _agent_pb2.ReadPackResponse]  # type: ignore[assignment]
     """Ranges of one pack that the grant covers."""
+    SignReads: _aio.UnaryUnaryMultiCallable[_agent_pb2.SignReadsRequest, _agent_pb2.SignReadsResponse]  # type: ignore[assignment]
+    """Signs requests to the store for packs that the grant covers, for minutes."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -124,6 +136,22 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stores one pack. Acknowledged only when durable, of the right length, hash and signature."""
 
     @_abc_1.abstractmethod
+    def SignUpload(
+        self,
+        request: _agent_pb2.SignUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.SignUploadResponse, _abc.Awaitable[_agent_pb2.SignUploadResponse]]:
+        """Signs a request to the store for one pack: this name, this length, this content, for minutes."""
+
+    @_abc_1.abstractmethod
+    def ConfirmUpload(
+        self,
+        request: _agent_pb2.ConfirmUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ConfirmUploadResponse, _abc.Awaitable[_agent_pb2.ConfirmUploadResponse]]:
+        """Takes in a pack that was sent so. Acknowledged only when found whole in the store."""
+
+    @_abc_1.abstractmethod
     def Commit(
         self,
         request_iterator: _MaybeAsyncIterator[_agent_pb2.CommitRequest],
@@ -146,5 +174,13 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.ReadPackResponse], _abc.AsyncIterator[_agent_pb2.ReadPackResponse]]:
         """Ranges of one pack that the grant covers."""
+
+    @_abc_1.abstractmethod
+    def SignReads(
+        self,
+        request: _agent_pb2.SignReadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.SignReadsResponse, _abc.Awaitable[_agent_pb2.SignReadsResponse]]:
+        """Signs requests to the store for packs that the grant covers, for minutes."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

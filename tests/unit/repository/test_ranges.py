@@ -1,11 +1,18 @@
 """Which reads of the store serve the ranges that a restore asks for."""
 
+from collections.abc import Iterable, Iterator
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.restores import Read, reads
+from repository.ranges import Read
+from repository.ranges import reads as reads_of
 
 MIB = 1024 * 1024
+
+
+def reads(ranges: Iterable[tuple[int, int]]) -> Iterator[Read]:
+    return reads_of(ranges, gap_bytes=128 * 1024, read_bytes=4 * MIB)
 
 
 def test_neighbours_are_served_by_one_read() -> None:

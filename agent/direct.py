@@ -1,0 +1,238 @@
+"""Packs sent to the store itself, and read from it, by requests that the coordinator has signed.
+
+The node holds no credential: each request is good for one object, for minutes, and a written one
+for exactly its content. Nothing is sent but below the endpoints of the agent's own settings, and no
+redirection is followed. What speaks HTTP is loaded with the first request.
+"""
+
+import asyncio
+import hashlib
+import importlib
+import re
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from blake3 import blake3
+from typing_extensions import Buffer
+
+from agent.endpoints import is_beneath
+from repository.errors import (
+    DamagedError,
+    ObjectMissingError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+from repository.store.interface import Checksum, SignedRequest
+
+# Small enough for the caches, large enough to cost little per byte.
+PIECE_BYTES: Final = 256 * 1024
+# Two uploads, and what restores fetch at once.
+_CONNECTIONS: Final = 8
+_CONNECT_SECONDS: Final = 20.0
+# Without a byte for so long a request is as good as lost.
+_SILENCE_SECONDS: Final = 60.0
+# The slowest line that a transfer is allowed to be on, beside a minute for the rest.
+_BYTES_PER_SECOND_MIN: Final = 64 * 1024
+_CALL_SECONDS: Final = 60.0
+# More packs than restores read at once.
+_READS_KEPT: Final = 64
+# A request that is sent so shortly before its end may come too late.
+_SPARE_SECONDS: Final = 60.0
+# Of a refusal: more than any store says.
+_REFUSAL_BYTES: Final = 4096
+_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
+_FULL: Final = frozenset({"QuotaExceeded", "InsufficientStorage", "EntityTooLarge"})
+_CREATED: Final = frozenset({200, 201, 204})
+_PARTIAL: Final = 206
+_NOT_FOUND: Final = 404
+_TAKEN: Final = 412
+_BEYOND_END: Final = 416
+_TOO_FULL: Final = 507
+_REDIRECTIONS: Final = range(300, 400)
+
+
+class Digests(NamedTuple):
+    """What a pack is told by before it is sent."""
+
+    checksum: bytes
+    blake3: bytes
+
+
+def digests(buffers: Iterable[Buffer], kind: Checksum) -> Digests:
+    """Hash joined buffers; may take a while, and lets others run."""
+    checksum = hashlib.new(kind.value, usedforsecurity=kind is not Checksum.MD5)
+    name = blake3()
+    for buffer in buffers:
+        checksum.update(buffer)
+        name.update(buffer)
+    return Digests(checksum.digest(), name.digest())
+
+
+class SignedReads:
+    """Requests to read packs that are still good, for restores that come back to a pack."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._kept: dict[tuple[str, str], tuple[SignedRequest, float]] = {}
+
+    def find(self, task_id: str, name: str) -> SignedRequest | None:
+        """Return one that is good for a while yet."""
+        request, good_until = self._kept.get((task_id, name), (None, 0.0))
+        return request if self._monotonic() < good_until else None
+
+    def keep(self, task_id: str, name: str, request: SignedRequest, seconds: float) -> None:
+        """Keep one that was signed for so long just now."""
+        while len(self._kept) >= _READS_KEPT:
+            del self._kept[next(iter(self._kept))]
+        good_until = self._monotonic() + max(0.0, seconds - _SPARE_SECONDS)
+        self._kept[task_id, name] = (request, good_until)
+
+    def forget(self, task_id: str, name: str) -> None:
+        """Have it signed anew."""
+        self._kept.pop((task_id, name), None)
+
+
+class DirectStore:
+    """Requests to the store."""
+
+    def __init__(self, endpoints: Sequence[str] = (), ca_file: Path | None = None) -> None:
+        """`ca_file` vouches for the store, beside whom the system trusts."""
+        self._endpoints = endpoints
+        self._ca_file = ca_file
+        self._session: Any = None
+
+    def serves(self, endpoint: str) -> bool:
+        """Whether requests there may be sent at all."""
+        return bool(endpoint) and is_beneath(endpoint, self._endpoints)
+
+    async def put(self, request: SignedRequest, buffers: Sequence[Buffer], size_bytes: int) -> None:
+        """Send joined buffers. Returns, too, where the store has something by that name already.
+
+        StoreError; StoreUnavailableError where the same may succeed when signed anew.
+        """
+
+        async def body() -> AsyncIterator[memoryview]:
+            for buffer in buffers:
+                rest = memoryview(buffer).cast("B")
+                for start in range(0, len(rest), PIECE_BYTES):
+                    yield rest[start : start + PIECE_BYTES]
+
+        async with self._answer(request, {}, size_bytes, body()) as answer:
+            if answer.status != _TAKEN:
+                await _check(answer, _CREATED)
+
+    async def get(self, request: SignedRequest, offset: int, length: int) -> memoryview:
+        """Read a range of the object; DamagedError where it is shorter, else StoreError."""
+        asked = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        arrived = bytearray(length)
+        filled = 0
+        async with self._answer(request, asked, length, None) as answer:
+            await _check(answer, frozenset({_PARTIAL}))
+            if not answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+                raise StoreUnavailableError("the store sent another range than was asked for")
+            async for piece in answer.content.iter_any():
+                if filled + len(piece) > length:
+                    raise StoreUnavailableError("the store sent more than was asked for")
+                arrived[filled : filled + len(piece)] = piece
+                filled += len(piece)
+        if filled != length:
+            raise DamagedError(
+                f"an object in the store ends {length - filled} bytes too early",
+                hint="run tidemark verify to see what it affects",
+            )
+        return memoryview(arrived)
+
+    async def close(self) -> None:
+        """End all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        request: SignedRequest,
+        headers: Mapping[str, str],
+        size_bytes: int,
+        body: AsyncIterator[memoryview] | None,
+    ) -> AsyncIterator[Any]:
+        if not is_beneath(request.url, self._endpoints):
+            raise StoreError(
+                "the coordinator wants something sent to where this agent sends nothing",
+                hint="add the store's URL to --store-endpoint, if it is yours",
+            )
+        aiohttp = importlib.import_module("aiohttp")
+        if self._session is None:
+            self._session = _open_session(aiohttp, self._ca_file)
+        url = importlib.import_module("yarl").URL(request.url, encoded=True)
+        seconds = _CALL_SECONDS + size_bytes / _BYTES_PER_SECOND_MIN
+        timeout = aiohttp.ClientTimeout(
+            total=seconds, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
+        )
+        try:
+            async with self._session.request(
+                request.method,
+                url,
+                headers={**request.headers, **headers},
+                data=body,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as answer:
+                yield answer
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise StoreUnavailableError(
+                f"the store at {url.host} does not answer: {str(error) or type(error).__name__}",
+                hint="see that this node reaches it: tidemark doctor",
+            ) from error
+
+
+def _open_session(aiohttp: Any, ca_file: Path | None) -> Any:
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
+    connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=context)
+    # Neither a proxy nor a password of the environment is meant for the store, and a header that
+    # nobody has signed may make it refuse.
+    skip = ("Content-Type", "User-Agent", "Accept-Encoding")
+    return aiohttp.ClientSession(
+        connector=connector, trust_env=False, auto_decompress=False, skip_auto_headers=skip
+    )
+
+
+async def _check(answer: Any, expected: frozenset[int]) -> None:
+    """StoreError unless the store has done it."""
+    if answer.status in expected:
+        return
+    async with asyncio.timeout(_SILENCE_SECONDS):
+        said = await answer.content.read(_REFUSAL_BYTES)
+    raise refusal(answer.status, said)
+
+
+def refusal(status: int, said: bytes) -> StoreError | DamagedError:
+    """What a store's refusal means. Pure."""
+    found = _CODE.search(said)
+    code = found[1].decode() if found else ""
+    why = f"{code or 'no reason given'} ({status})"
+    if code in _FULL or status == _TOO_FULL:
+        hint = "free space there, or raise its quota"
+        return StoreFullError(f"the store takes no more: {why}", hint=hint)
+    if status == _NOT_FOUND and code == "NoSuchKey":
+        return ObjectMissingError(f"the repository has no such object: {why}")
+    if status == _NOT_FOUND:
+        hint = "tidemark doctor says more"
+        return StoreError(f"the repository's bucket is not there: {why}", hint=hint)
+    if status == _BEYOND_END:
+        hint = "run tidemark verify to see what it affects"
+        return DamagedError(f"an object in the store is too short: {why}", hint=hint)
+    if status in _REDIRECTIONS:
+        hint = "the repository's region or endpoint is wrong: tidemark doctor"
+        return StoreError(f"the store sends us elsewhere: {why}", hint=hint)
+    # A signature may have expired on its way, and a store may have no time.
+    return StoreUnavailableError(
+        f"the store refuses what the coordinator has signed: {why}",
+        hint="if it goes on: tidemark doctor checks its credentials and clock",
+    )
