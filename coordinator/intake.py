@@ -181,7 +181,6 @@ class Intake:
             _check_said(pack)
             if await self._catalog.ledger.pack(header.name) is None:
                 await self._check_stored(signing, pack)
-                failpoint("coordinator.pack.stored", StoreUnavailableError)
                 index = await self._end(header, node)
                 await self._record(header, session, index, pack.blake3, _kind_of(index))
 

@@ -12,6 +12,7 @@ from typing import Final
 import grpc
 import grpc.aio
 import pytest
+from blake3 import blake3
 
 from coordinator.api.authorise import RULES
 from coordinator.config import Config
@@ -96,6 +97,30 @@ async def upload(here: Scene) -> None:
     await here.thief.upload(here.writing, here.made.packs[0])
 
 
+def digest_of(here: Scene) -> agent_pb2.PackDigest:
+    pack = here.made.packs[0]
+    header = agent_pb2.PackHeader(
+        session_id=here.writing.session_id,
+        fencing_token=here.writing.fencing_token,
+        name=pack.name,
+        size_bytes=len(pack.raw),
+    )
+    return agent_pb2.PackDigest(header=header, checksum=b"", blake3=blake3(pack.raw).digest())
+
+
+async def sign_upload(here: Scene) -> None:
+    await here.thief.stub.SignUpload(agent_pb2.SignUploadRequest(pack=digest_of(here)))
+
+
+async def confirm_upload(here: Scene) -> None:
+    await here.thief.stub.ConfirmUpload(agent_pb2.ConfirmUploadRequest(pack=digest_of(here)))
+
+
+async def sign_reads(here: Scene) -> None:
+    task_id = here.restore.task_id
+    await here.thief.stub.SignReads(agent_pb2.SignReadsRequest(task_id=task_id, names=[here.pack]))
+
+
 async def read_base(here: Scene) -> None:
     writing = here.writing
     request = agent_pb2.ReadBaseRequest(
@@ -121,6 +146,9 @@ TRIED: Final[dict[str, tuple[Callable[[Scene], Awaitable[None]], grpc.StatusCode
     "OpenSession": (open_session, grpc.StatusCode.NOT_FOUND),
     "ReadBase": (read_base, grpc.StatusCode.ABORTED),
     "UploadPack": (upload, grpc.StatusCode.ABORTED),
+    "SignUpload": (sign_upload, grpc.StatusCode.ABORTED),
+    "ConfirmUpload": (confirm_upload, grpc.StatusCode.ABORTED),
+    "SignReads": (sign_reads, grpc.StatusCode.NOT_FOUND),
     "Commit": (commit, grpc.StatusCode.ABORTED),
     "OpenRestore": (open_restore, grpc.StatusCode.NOT_FOUND),
     "ReadPack": (read, grpc.StatusCode.NOT_FOUND),
