@@ -34,7 +34,7 @@ def start(
             stdout=file,
             stderr=file,
             env=os.environ | dict(environment or {}),
-            preexec_fn=_end_with_parent,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - whoever starts servers has one thread
         )
 
 

@@ -17,13 +17,11 @@ def serve(directory: Path) -> str:
     """Start it; the URL, once it answers. Ends with the calling thread."""
     port, log, data = free_port(), directory / "start.log", directory / "data"
     data.mkdir()
-    command = [
+    command: list[str | Path] = [
         *(Path(sys.executable).with_name("rclone"), "serve", "s3", data),
         *("--config", directory / "rclone.conf"),
         *("--addr", f"127.0.0.1:{port}"),
         *("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"),
-        # A write is to be seen by who lists right after it.
-        *("--vfs-cache-mode", "off", "--dir-cache-time", "0s"),
     ]
     process = start(command, log)
     wait_until(lambda: answers(port), process, log, seconds=_READY_SECONDS)

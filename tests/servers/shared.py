@@ -30,7 +30,7 @@ class Server(NamedTuple):
 
 
 def server(kind: str, temporary: pytest.TempPathFactory) -> Server:
-    """The run's server of this kind, started if it was not; skips where its packages are missing."""
+    """The run's server of this kind, started if need be; skips where its packages are missing."""
     if kind == "radosgw" and (lacking := radosgw.missing()):
         pytest.skip(lacking)
     directory = _shared_directory(temporary) / kind
