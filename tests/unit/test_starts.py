@@ -6,7 +6,16 @@ import sys
 import pytest
 
 # Each takes a tenth of a second and more, and most starts need none of them.
-DEAR = {"aiodocker", "aiohttp", "alembic", "rich", "sqlalchemy.orm", "watchdog"}
+DEAR = {
+    "aiobotocore",
+    "aiodocker",
+    "aiohttp",
+    "alembic",
+    "botocore",
+    "rich",
+    "sqlalchemy.orm",
+    "watchdog",
+}
 
 
 @pytest.mark.parametrize("program", ["agent", "coordinator"])
@@ -18,4 +27,16 @@ def test_a_start_does_not_load_what_it_may_never_need(program: str) -> None:
 
     loaded = set(done.stdout.split())
     assert "grpc" in loaded
+    assert not loaded & DEAR
+
+
+def test_a_bucket_is_known_without_what_speaks_to_it() -> None:
+    modules = "location, opening, probe, check"
+    code = f"from repository.store.s3 import {modules}; import sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+
+    loaded = set(done.stdout.split())
+    assert "repository.store.s3.probe" in loaded
     assert not loaded & DEAR

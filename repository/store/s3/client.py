@@ -1,0 +1,160 @@
+"""The connection to one bucket: opening it, and asking with every failure translated.
+
+The library behind it takes a quarter of a second to load, so it loads when the first store opens.
+"""
+
+import asyncio
+import importlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import cache
+from typing import Any, Final
+
+from repository.errors import UsageError
+from repository.store.interface import check_name
+from repository.store.s3.errors import failures, translate
+from repository.store.s3.location import Credentials, S3Location
+
+# A host that is there answers a handshake within a second from anywhere.
+_CONNECT_SECONDS: Final = 10.0
+# Between two pieces of an answer. Stores take some seconds to answer when they are busy.
+_READ_SECONDS: Final = 60.0
+# Where nothing says otherwise: what AWS signs for by default, and others do not care.
+_REGION: Final = "us-east-1"
+
+
+class Bucket:
+    """One bucket, as a place of keys below a prefix."""
+
+    def __init__(self, client: Any, location: S3Location, now_ns: Callable[[], int]) -> None:
+        self.location = location
+        # How often each operation was sent; answers that never came are counted, too.
+        self.requests: Counter[str] = Counter()
+        self._client = client
+        self._now_ns = now_ns
+
+    def key(self, name: str) -> str:
+        """The key of an object of ours; UsageError where no object can be called so."""
+        return self.location.key_prefix + check_name(name)
+
+    def now_ns(self) -> int:
+        """This machine's time."""
+        return self._now_ns()
+
+    async def call(self, operation: str, about: str, **parameters: Any) -> dict[str, Any]:
+        """Ask once; the answer without its body. Raises errors of ours about that object."""
+        with self.translated(about):
+            return await self._send(operation, parameters)
+
+    async def read(self, about: str, **parameters: Any) -> tuple[dict[str, Any], bytes]:
+        """Get an object; the answer, and what came of its body."""
+        with self.translated(about):
+            answer = await self._send("get_object", parameters)
+            async with answer["Body"] as body:
+                return answer, bytes(await body.read())
+
+    async def sign(self, operation: str, about: str, seconds: int, **parameters: Any) -> str:
+        """The URL of a request that works for so long. Asks nobody, unless for a newer key."""
+        with self.translated(about):
+            return str(
+                await self._client.generate_presigned_url(
+                    operation, Params=self._with_bucket(parameters), ExpiresIn=seconds
+                )
+            )
+
+    @contextmanager
+    def translated(self, about: str) -> Iterator[None]:
+        """Failures of the libraries as ours."""
+        try:
+            yield
+        except failures() as error:
+            raise translate(error, about, self.location, self._now_ns()) from error
+
+    async def _send(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        self.requests[operation] += 1
+        answer = await getattr(self._client, operation)(**self._with_bucket(parameters))
+        return dict(answer)
+
+    def _with_bucket(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return {"Bucket": self.location.bucket, **parameters}
+
+
+@asynccontextmanager
+async def open_bucket(
+    location: S3Location,
+    credentials: Credentials | None,
+    *,
+    now_ns: Callable[[], int],
+    connections: int,
+) -> AsyncIterator[Bucket]:
+    """The bucket, for as long as the context lasts. Asks the store nothing yet.
+
+    Without credentials they are looked for where AWS's own tools look.
+    """
+    if location.ca_file is not None and not location.ca_file.is_file():
+        raise UsageError(
+            f"{location.ca_file} is no file", hint="name the file with the store's authorities"
+        )
+    session = await asyncio.to_thread(_session)
+    async with AsyncExitStack() as stack:
+        try:
+            location = _with_region(location, session)
+            context = session.create_client(
+                "s3",
+                region_name=location.region,
+                endpoint_url=location.endpoint,
+                verify=str(location.ca_file) if location.ca_file else None,
+                config=_config(location, connections),
+                **_key(credentials),
+            )
+            client = await stack.enter_async_context(context)
+        except failures() as error:
+            raise translate(error, location.url, location, now_ns()) from error
+        yield Bucket(client, location, now_ns)
+
+
+def _session() -> Any:
+    """A session of its own; what describes the service is read from disk once."""
+    session = importlib.import_module("aiobotocore.session").AioSession()
+    session.register_component("data_loader", _loader())
+    return session
+
+
+@cache
+def _loader() -> Any:
+    return importlib.import_module("botocore.loaders").create_loader()
+
+
+def _with_region(location: S3Location, session: Any) -> S3Location:
+    region = location.region or session.get_config_variable("region") or _REGION
+    return location._replace(region=region)
+
+
+def _key(credentials: Credentials | None) -> dict[str, str]:
+    if credentials is None:
+        return {}
+    given = {
+        "aws_access_key_id": credentials.access_key,
+        "aws_secret_access_key": credentials.secret_key.reveal().decode(),
+    }
+    if credentials.token is not None:
+        given["aws_session_token"] = credentials.token.reveal().decode()
+    return given
+
+
+def _config(location: S3Location, connections: int) -> Any:
+    """How to speak: as the oldest and the strictest of compatible stores want it."""
+    return importlib.import_module("aiobotocore.config").AioConfig(
+        signature_version="s3v4",
+        s3={"addressing_style": location.style},
+        # Some stores refuse checksums that nobody asked for, and some answer with wrong ones.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        # Whoever calls tries again, and knows how often it is worth it.
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        connect_timeout=_CONNECT_SECONDS,
+        read_timeout=_READ_SECONDS,
+        max_pool_connections=connections,
+        tcp_keepalive=True,
+    )

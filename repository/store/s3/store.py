@@ -1,0 +1,285 @@
+"""A bucket as a store.
+
+An object is kept in memory until it is whole, and sent at once, with a checksum: the store has it
+whole or not at all. Names are never replaced: the store refuses it where it can, and is asked first
+where it cannot. An answer that was lost is no loss: whoever writes the same bytes again is told
+that they are there.
+"""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+from weakref import WeakValueDictionary
+
+from typing_extensions import override
+
+from repository.errors import (
+    ObjectExistsError,
+    ObjectMissingError,
+    StoreError,
+    StoreUnavailableError,
+    UsageError,
+)
+from repository.pack import PACK_BYTES_MAX
+from repository.store.interface import ObjectInfo, ObjectWriter, Store, check_prefix
+from repository.store.s3.capabilities import NONE_KNOWN, Capabilities
+from repository.store.s3.client import Bucket
+from repository.store.s3.errors import no_bucket, shorter
+from repository.store.s3.listing import Listing
+from repository.store.s3.signing import S3Signing, check_lock, content, locked
+from repository.store.s3.versions import versions_of
+
+# The most that any store gives at once.
+PAGE_KEYS: Final = 1000
+
+
+class _Sums(NamedTuple):
+    """Of an object's bytes; the second one is empty where the store has no use for it."""
+
+    md5: bytes
+    sha256: bytes
+
+
+def _sums(data: bytes, capabilities: Capabilities) -> _Sums:
+    # The store wants MD5 to find what a network broke, not what a person did.
+    md5 = hashlib.md5(data, usedforsecurity=False)
+    return _Sums(
+        md5=md5.digest(),
+        sha256=hashlib.sha256(data).digest() if capabilities.checksum_sha256 else b"",
+    )
+
+
+class S3Store(Store):
+    """Objects below a prefix of one bucket; `signing` lets others send one of them."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        endpoint: str,
+        capabilities: Capabilities = NONE_KNOWN,
+        *,
+        page_keys: int = PAGE_KEYS,
+    ) -> None:
+        self.bucket = bucket
+        self.capabilities = capabilities
+        self.signing = S3Signing(bucket, capabilities, endpoint)
+        self._page_keys = page_keys
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def requests(self) -> Counter[str]:
+        """How often each operation of S3 was sent."""
+        return self.bucket.requests
+
+    @override
+    def writer(self, name: str, *, retain_until: datetime | None = None) -> ObjectWriter:
+        self.bucket.key(name)
+        lock = locked(retain_until, self.capabilities)
+        return _S3Writer(self, name, lock)
+
+    @override
+    async def get(self, name: str) -> bytes:
+        answer, data = await self.bucket.read(name, Key=self.bucket.key(name))
+        _check_whole(name, data, answer)
+        return data
+
+    @override
+    async def get_range(self, name: str, offset: int, length: int) -> bytes:
+        key = self.bucket.key(name)
+        if length == 0:
+            # No range of a request is empty.
+            await self.head(name)
+            return b""
+        wanted = f"bytes={offset}-{offset + length - 1}"
+        answer, data = await self.bucket.read(name, Key=key, Range=wanted)
+        _check_whole(name, data, answer)
+        _check_range(name, answer, offset, length)
+        return data
+
+    @override
+    async def head(self, name: str) -> ObjectInfo:
+        try:
+            return ObjectInfo(name, int((await self._head(name))["ContentLength"]))
+        except ObjectMissingError:
+            # That answer has no body: it is the same where there is no bucket at all.
+            await self._check_bucket()
+            raise
+
+    @override
+    async def list_objects(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        own = self.bucket.location.key_prefix
+        below = own + check_prefix(prefix)
+        listing = Listing(self.bucket.location.bucket, below, own)
+        while listing.token is not None:
+            more = {"ContinuationToken": listing.token} if listing.token else {}
+            answer = await self.bucket.call(
+                "list_objects_v2",
+                f"the listing of {prefix or 'everything'}",
+                Prefix=below,
+                MaxKeys=self._page_keys,
+                **more,
+            )
+            for info in listing.page(answer):
+                yield info
+
+    @override
+    async def delete(self, name: str) -> None:
+        key = self.bucket.key(name)
+        if not self.capabilities.versioning:
+            # To remove what is not there succeeds.
+            await self.head(name)
+            await self.bucket.call("delete_object", name, Key=key)
+            return
+        versions = await versions_of(self.bucket, name)
+        for version in versions:
+            await self.bucket.call("delete_object", name, Key=key, VersionId=version.id)
+        if not any(version.is_latest and not version.is_marker for version in versions):
+            raise ObjectMissingError(f"the repository has no object {name}")
+
+    async def retain_until(self, name: str, when: datetime) -> None:
+        """Lock an object until then, or longer where it is locked for longer already.
+
+        Nobody can delete it before, nor shorten that. ObjectMissingError where there is none;
+        UsageError where the store cannot lock.
+        """
+        check_lock(when, self.capabilities)
+        retention = {"Mode": "COMPLIANCE", "RetainUntilDate": when}
+        try:
+            await self.bucket.call(
+                "put_object_retention", name, Key=self.bucket.key(name), Retention=retention
+            )
+        except ObjectMissingError:
+            raise
+        except StoreError as error:
+            until = None if error.retryable else await self.locked_until(name)
+            if until is None or until < when:
+                raise
+
+    async def locked_until(self, name: str) -> datetime | None:
+        """Until when nobody can delete it; None where nothing keeps it."""
+        until: datetime | None = (await self._head(name)).get("ObjectLockRetainUntilDate")
+        return until
+
+    async def write(self, name: str, data: bytes, lock: dict[str, Any]) -> None:
+        """Send an object; ObjectExistsError where the name has other bytes."""
+        sums = await asyncio.to_thread(_sums, data, self.capabilities)
+        parameters = {
+            "Key": self.bucket.key(name),
+            "Body": data,
+            **content(self.capabilities, md5=sums.md5, sha256=sums.sha256),
+            **lock,
+        }
+        async with self._turn(name):
+            if not self.capabilities.conditional_put and await self._is_there(name):
+                await self._check_same(name, data, sums)
+                return
+            try:
+                await self.bucket.call("put_object", name, **parameters)
+            except ObjectExistsError:
+                await self._check_same(name, data, sums)
+
+    async def _check_same(self, name: str, data: bytes, sums: _Sums) -> None:
+        """ObjectExistsError where the object that is there has other bytes.
+
+        A store's tag is the MD5, unless it encrypts in its own way: then the bytes are compared.
+        """
+        there = await self._head(name)
+        if int(there["ContentLength"]) == len(data):
+            if there.get("ETag", "").strip('"') == sums.md5.hex():
+                return
+            if await self.get(name) == data:
+                return
+        raise ObjectExistsError(f"the repository has an object {name} already")
+
+    async def _head(self, name: str) -> dict[str, Any]:
+        return await self.bucket.call("head_object", name, Key=self.bucket.key(name))
+
+    async def _is_there(self, name: str) -> bool:
+        try:
+            await self._head(name)
+        except ObjectMissingError:
+            return False
+        return True
+
+    async def _check_bucket(self) -> None:
+        try:
+            await self.bucket.call("head_bucket", self.bucket.location.url)
+        except ObjectMissingError as error:
+            raise no_bucket(self.bucket.location) from error
+
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[None]:
+        """One write of a name at a time: who asks first would not see who is about to write."""
+        lock = self._turns.setdefault(name, asyncio.Lock())
+        async with lock:
+            yield
+
+
+class _S3Writer(ObjectWriter):
+    """An object that is being put together."""
+
+    def __init__(self, store: S3Store, name: str, lock: dict[str, Any]) -> None:
+        self._store = store
+        self._name = name
+        self._lock = lock
+        self._data = bytearray()
+
+    @override
+    async def __aenter__(self) -> Self:
+        return self
+
+    @override
+    async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
+        for piece in pieces:
+            if len(self._data) + len(piece) > PACK_BYTES_MAX:
+                raise UsageError(f"{self._name} is larger than an object may be")
+            self._data += piece
+
+    @override
+    async def commit(self) -> None:
+        await self._store.write(self._name, bytes(self._data), self._lock)
+
+    @override
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._data = bytearray()
+
+
+def _check_whole(name: str, data: bytes, answer: dict[str, Any]) -> None:
+    """StoreUnavailableError where a body was cut off on its way."""
+    if len(data) != answer.get("ContentLength"):
+        raise StoreUnavailableError(
+            f"{name} was cut off on its way here", hint="it is tried again where it can be"
+        )
+
+
+def _check_range(name: str, answer: dict[str, Any], offset: int, length: int) -> None:
+    """Whether it is the range that was asked for, by what the store says of it."""
+    size = answer["ContentLength"]
+    told = str(answer.get("ContentRange", ""))
+    if not told and offset == 0 and size == length:
+        return
+    expected = f"bytes {offset}-{offset + size - 1}/"
+    if not told.startswith(expected):
+        raise StoreUnavailableError(
+            f"the store sent another part of {name} than was asked for: {told or 'all of it'}",
+            hint="it is tried again where it can be; if it lasts, ask who runs the store",
+        )
+    if size == length:
+        return
+    total = told.removeprefix(expected)
+    if total.isdigit() and int(total) < offset + length:
+        raise shorter(name)
+    raise StoreUnavailableError(
+        f"the store sent {size} of {length} bytes of {name}",
+        hint="it is tried again where it can be; if it lasts, ask who runs the store",
+    )

@@ -1,0 +1,1 @@
+"""Real servers that tests talk to. Each listens on loopback, and ends with whoever started it."""
