@@ -5,10 +5,10 @@ returns, and is never replaced. Errors are those of `repository.errors`; a listi
 raises, and never falls short silently.
 """
 
-import enum
 import re
 from collections.abc import AsyncIterator, Awaitable
 from datetime import datetime
+from enum import Enum, StrEnum
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
@@ -16,6 +16,16 @@ from repository.errors import UsageError
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9][a-z0-9._-]*)*")
 NAME_LENGTH_MAX: Final = 512
+
+
+class Operation(StrEnum):
+    """What is asked of a store. Each has its price, and its time."""
+
+    PUT = "put"
+    GET = "get"
+    HEAD = "head"
+    LIST = "list"
+    DELETE = "delete"
 
 
 class ObjectInfo(NamedTuple):
@@ -47,7 +57,13 @@ class ObjectWriter(Protocol):
         ...
 
     async def commit(self) -> None:
-        """Make it durable and visible; ObjectExistsError where the name is taken."""
+        """Make it durable and visible; ObjectExistsError where the name is taken.
+
+        After StoreUnavailableError it may be called again: what was written is still held. An
+        ObjectExistsError may then tell of what the call before has done. A writer that no longer
+        knows what of it reached the disk raises StoreUnavailableError each time; the object must
+        then be written anew.
+        """
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -101,7 +117,7 @@ class Store(Protocol):
         return
 
 
-class Checksum(enum.Enum):
+class Checksum(Enum):
     """What of an object's content a store compares when it is written."""
 
     MD5 = "md5"

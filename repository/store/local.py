@@ -216,6 +216,7 @@ class _LocalWriter(ObjectWriter):
         self._descriptor = -1
         self._busy = threading.Lock()
         self._closed = False
+        self._doubtful = False
 
     @override
     async def __aenter__(self) -> Self:
@@ -254,8 +255,7 @@ class _LocalWriter(ObjectWriter):
 
     def _commit(self) -> None:
         with self._busy, _translated(self._name, self._top):
-            failpoint("store.syncing")
-            os.fsync(self._descriptor)
+            self._flush()
             failpoint("store.synced")
             _make_directories(self._final.parent, self._top)
             # A link, unlike a rename, fails where the name is taken.
@@ -266,6 +266,18 @@ class _LocalWriter(ObjectWriter):
                 # A name that was there already may be that of a call whose flush failed.
                 _flush_directory(self._final.parent)
             failpoint("store.committed")
+
+    def _flush(self) -> None:
+        # Linux forgets the pages that it could not write: a second flush of them would succeed.
+        if self._doubtful:
+            raise StoreUnavailableError(
+                f"what was written of {self._name} may not have reached the repository's disk",
+                hint="check the disk that holds the repository",
+            )
+        self._doubtful = True
+        failpoint("store.syncing")
+        os.fsync(self._descriptor)
+        self._doubtful = False
 
     @override
     async def __aexit__(

@@ -21,8 +21,15 @@ from repository.errors import (
     TidemarkError,
     UsageError,
 )
+from repository.failpoints import VARIABLE, arm
+from repository.store.breaking import Breaker, BreakingStore
+from repository.store.circuit import Limits
+from repository.store.counting import CountingStore
 from repository.store.interface import NAME_LENGTH_MAX, Store
 from repository.store.local import LocalStore, _LocalWriter
+from repository.store.retrying import RetryingStore
+from tests.fakes.clock import WaitedClock
+from tests.fakes.misbehaving import MisbehavingStore, Plan
 from tests.fakes.store import MemoryStore
 
 pytestmark = pytest.mark.asyncio
@@ -30,21 +37,52 @@ pytestmark = pytest.mark.asyncio
 SMALL_BYTES = 1024 * 1024
 
 
+def retrying(store: Store) -> Store:
+    """It waits as long as ever, in no time."""
+    clock = WaitedClock()
+    return RetryingStore(store, clock=clock, sleep=clock.sleep)
+
+
+AROUND: dict[str, Callable[[Store], Store]] = {
+    "itself": lambda store: store,
+    "retrying": retrying,
+    "breaking": lambda store: BreakingStore(store, Breaker(Limits(failures_max=1000))),
+    "counting": CountingStore,
+    "misbehaving": lambda store: MisbehavingStore(
+        store, Plan(seed=1, rate=0.0), latency_seconds=0.0
+    ),
+    "all": lambda store: BreakingStore(
+        retrying(CountingStore(store)), Breaker(Limits(failures_max=1000))
+    ),
+}
+KINDS = ["local", *(f"memory, {name}" for name in AROUND)]
+
+
 class Place(NamedTuple):
-    """A store, and how to take away what it stands on."""
+    """A store, and how to take away what it stands on, and give it back."""
 
     store: Store
-    vanish: Callable[[], None]
+    vanish: Callable[[], object]
+    come_back: Callable[[], object]
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "local":
-        directory = tmp_path / "repository"
+    kind, _, around = request.param.partition(", ")
+    if kind == "local":
+        directory, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
         directory.mkdir()
-        return Place(LocalStore(directory), lambda: shutil.rmtree(directory))
+        return Place(
+            LocalStore(directory),
+            lambda: directory.rename(elsewhere),
+            lambda: elsewhere.rename(directory),
+        )
     memory = MemoryStore()
-    return Place(memory, lambda: setattr(memory, "is_gone", True))
+    return Place(
+        AROUND[around](memory),
+        lambda: setattr(memory, "is_gone", True),
+        lambda: setattr(memory, "is_gone", False),
+    )
 
 
 @pytest.fixture
@@ -73,11 +111,12 @@ def tiny_directory(tmp_path: Path) -> Iterator[Path]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=KINDS)
 def tiny_store(request: pytest.FixtureRequest, tiny_directory: Path) -> Store:
-    if request.param == "local":
+    kind, _, around = request.param.partition(", ")
+    if kind == "local":
         return LocalStore(tiny_directory)
-    return MemoryStore(capacity=SMALL_BYTES // 2)
+    return AROUND[around](MemoryStore(capacity=SMALL_BYTES // 2))
 
 
 async def names(store: Store, prefix: str = "") -> list[str]:
@@ -320,6 +359,46 @@ async def test_a_store_that_disappears_under_a_writer_fails_it(tmp_path: Path) -
 
     with pytest.raises(StoreUnavailableError):
         await write()
+
+
+async def test_a_commit_that_found_the_store_away_may_be_repeated(place: Place) -> None:
+    async with place.store.writer("packs/a") as writer:
+        await writer.write(b"con", b"tent")
+        place.vanish()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                await writer.commit()
+        place.come_back()
+        await writer.commit()
+
+    assert await place.store.get("packs/a") == b"content"
+
+
+async def test_a_writer_that_is_left_after_a_failed_commit_leaves_nothing(place: Place) -> None:
+    async with place.store.writer("packs/a") as writer:
+        await writer.write(b"content")
+        place.vanish()
+        with pytest.raises(StoreUnavailableError):
+            await writer.commit()
+        place.come_back()
+
+    assert await names(place.store) == []
+
+
+async def test_what_a_disk_could_not_flush_is_never_committed(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    arm({VARIABLE: "store.syncing=error"})
+    try:
+        async with store.writer("packs/a") as writer:
+            await writer.write(b"content")
+            for _ in range(3):
+                with pytest.raises(StoreUnavailableError):
+                    await writer.commit()
+    finally:
+        arm({})
+
+    assert await names(store) == []
+    await store.put("packs/a", b"content")
 
 
 async def test_leftovers_of_a_crash_are_no_objects_and_are_removed(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ class _MemoryWriter(ObjectWriter):
 
     @override
     async def commit(self) -> None:
+        self._store.check_present()
         if self._name in self._store.objects:
             raise ObjectExistsError(f"the repository has an object {self._name} already")
         self._store.objects[self._name] = bytes(self._data)
