@@ -9,18 +9,23 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
+from urllib.parse import unquote
 
 import msgspec
 import yaml
 from typing_extensions import override
 
-from coordinator.errors import ConfigError
+from coordinator.errors import ConfigError, UsageError
+from repository.store.s3.location import S3Location, parse_location
 
 ENVIRONMENT_PREFIX: Final = "TIDEMARK_COORDINATOR_"
 # The one name that other tools of the family know without the prefix.
 _PASSPHRASE_ENVIRONMENT: Final = "TIDEMARK_PASSPHRASE_FILE"  # noqa: S105 - a name
 DEFAULT_FILE: Final = Path("/etc/tidemark/coordinator.yaml")
 
+_S3: Final = "s3://"
+_FILE: Final = "file://"
+_OF_BUCKETS: Final = ("endpoint", "region", "addressing", "ca", "credentials")
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d)?")
 _CERTIFICATE_SECONDS_MAX: Final = 7 * 86400
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -38,13 +43,23 @@ class Address(msgspec.Struct, frozen=True):
         return f"{host}:{self.port}"
 
 
+class Bucket(msgspec.Struct, frozen=True):
+    """A bucket that holds the repository, and whose key opens it."""
+
+    location: S3Location
+    # A file of the form that AWS tools use; None looks where they do.
+    credentials_file: Path | None = None
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set."""
 
     # State of the coordinator itself: catalog, certificate authority, custody, keys.
     data: Path
     # Packs, roots and keys; must not lie on a path that is protected.
-    repository: Path
+    repository: Path = Path()
+    # Where they lie in a bucket, and in no directory.
+    bucket: Bucket | None = None
     listen: Address = Address("0.0.0.0", 9440)  # noqa: S104 - agents come from other machines
     http: Address = Address("0.0.0.0", 9441)  # noqa: S104 - Prometheus does too
     # Seconds between scheduled backups of each volume; None never schedules.
@@ -101,10 +116,32 @@ def _absolute(text: str) -> Path:
     return Path(text).absolute()
 
 
+def _repository(text: str) -> Path | str:
+    """A directory, or the URL of a bucket."""
+    if text.startswith(_S3):
+        return text
+    if text.startswith(_FILE):
+        text = unquote(text.removeprefix(_FILE))
+    elif "://" in text:
+        raise ValueError("is neither a directory nor s3://bucket/prefix")
+    return _absolute(text)
+
+
+def _addressing(text: str) -> str:
+    if text not in ("auto", "path", "virtual"):
+        raise ValueError("needs auto, path or virtual")
+    return text
+
+
 # Each key: the field it sets, and how its text is read.
 _KEYS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "data": ("data", _absolute),
-    "repository": ("repository", _absolute),
+    "repository": ("repository", _repository),
+    "repository_endpoint": ("repository_endpoint", str),
+    "repository_region": ("repository_region", str),
+    "repository_addressing": ("repository_addressing", _addressing),
+    "repository_ca": ("repository_ca", _absolute),
+    "repository_credentials": ("repository_credentials", _absolute),
     "listen": ("listen", parse_address),
     "http": ("http", parse_address),
     "every": ("every_seconds", parse_every),
@@ -133,10 +170,38 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Invocation
         for name in ("data", "repository")
         if name not in fields and name not in texts
     ]
+    _place(fields, problems)
     if problems:
         raise ConfigError("; ".join(problems), hint="see tidemark-coordinator --help")
     config = Config(**fields, exit_with_parent=flags.exit_with_parent)
     return Invocation(config, flags.check_config)
+
+
+def _place(fields: dict[str, Any], problems: list[str]) -> None:
+    """Make a bucket of what was said of one."""
+    said = {key: fields.pop(f"repository_{key}", None) for key in _OF_BUCKETS}
+    where = fields.get("repository")
+    if not isinstance(where, str):
+        problems += [
+            f"repository_{key} is of a bucket, and the repository is none"
+            for key, value in said.items()
+            if value is not None
+        ]
+        return
+    del fields["repository"]
+    credentials = said["credentials"]
+    try:
+        location = parse_location(
+            where,
+            endpoint=said["endpoint"],
+            region=said["region"],
+            addressing=said["addressing"] or "auto",
+            ca_file=said["ca"],
+        )
+    except UsageError as error:
+        problems.append(f"{error.message} ({error.hint})")
+    else:
+        fields["bucket"] = Bucket(location, credentials)
 
 
 def _read(texts: Mapping[str, tuple[str, str]], problems: list[str]) -> dict[str, Any]:
@@ -212,7 +277,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help=f"settings (default {DEFAULT_FILE})")
     parser.add_argument("--check-config", action="store_true", help="check the settings and exit")
     parser.add_argument("--data", metavar="DIR", help="where the coordinator keeps its own state")
-    parser.add_argument("--repository", metavar="DIR", help="where snapshots are stored")
+    parser.add_argument(
+        "--repository", metavar="DIR|s3://BUCKET/PREFIX", help="where snapshots are stored"
+    )
+    parser.add_argument("--repository-endpoint", metavar="URL", help="of an S3 that is not AWS")
+    parser.add_argument("--repository-region", metavar="NAME", help="of the bucket")
+    parser.add_argument(
+        "--repository-addressing",
+        metavar="auto|path|virtual",
+        help="whether the bucket stands in the path or in the host of a URL (default auto)",
+    )
+    parser.add_argument(
+        "--repository-ca", metavar="FILE", help="PEM certificates that vouch for the endpoint"
+    )
+    parser.add_argument(
+        "--repository-credentials",
+        metavar="FILE",
+        help="key of the bucket, as AWS tools keep it (default: where they look)",
+    )
     parser.add_argument("--listen", metavar="HOST:PORT", help="gRPC (default 0.0.0.0:9440)")
     parser.add_argument("--http", metavar="HOST:PORT", help="/metrics (default 0.0.0.0:9441)")
     parser.add_argument("--every", metavar="DURATION|off", help="schedule (default 1h)")

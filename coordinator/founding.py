@@ -6,8 +6,9 @@ it called founded. Nothing is ever founded over something that exists.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from coordinator.errors import (
     UnsupportedFormatError,
 )
 from coordinator.logs import get_logger
+from coordinator.stores import CAPABILITIES_NAME, Place
 from coordinator.vault import read_secret, write_secret
 from repository.failpoints import failpoint
 from repository.ids import ID_BYTES, IdKeys, NodeId, RepositoryId
@@ -47,7 +49,6 @@ from repository.layout import (
     decode_config,
 )
 from repository.store.interface import Signing, Store
-from repository.store.local import LocalStore
 from repository.store.readonly import ReadOnlyStore
 
 log = get_logger()
@@ -55,8 +56,6 @@ log = get_logger()
 # A request to the store that is signed for an agent begins within this, or is signed anew; how long
 # it then takes does not matter.
 SIGNED_SECONDS: Final = 300
-
-OpenStore = Callable[[Path], Store]
 
 _REBUILD_HINT: Final = "give the --data directory that belongs to it, or choose an empty directory"
 
@@ -85,13 +84,18 @@ class Repository:
     """A repository that is this coordinator's: where it lies, who it is, and the keys at hand."""
 
     store: Store
-    location: str
+    place: Place
     config: RepositoryConfig
     keys: RepositoryKeys
     signing: SigningKey
     coordinator_id: bytes
     signing_store: Signing | None = None
-    """The store, where agents may send it requests that the coordinator signs."""
+    """The store, where agents may send it requests that are signed here."""
+
+    @property
+    def location(self) -> str:
+        """Where it lies, as a person writes it."""
+        return self.place.location
 
     @property
     def metadata_key(self) -> UnsealingKey:
@@ -120,35 +124,31 @@ class Repository:
 
 
 async def open_repository(
-    directory: Path,
-    state_file: Path,
-    custody: Custody,
-    *,
-    random: Random,
-    now: int,
-    open_store: OpenStore = LocalStore,
+    place: Place, state_file: Path, custody: Custody, *, random: Random, now: int
 ) -> Repository:
     """The coordinator's own repository, made if there is none; NoRepositoryError for another's.
 
     One with a feature that this version does not know is opened with a store that takes nothing.
     """
-    store = open_store(directory)
+    store = place.store
     state = _read_state(state_file)
     if state is None:
-        await asyncio.to_thread(_check_empty, directory)
+        await _check_empty(place)
         state = repository_init(custody, random=random, now=now)
         write_secret(state_file, msgspec.msgpack.encode(state))
         failpoint("coordinator.founding.begun", StoreError)
     if state.pending:
-        await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
+        if place.directory is not None:
+            make = partial(place.directory.mkdir, mode=0o700, parents=True, exist_ok=True)
+            await asyncio.to_thread(make)
         await _write_pending(store, state.pending)
         state = msgspec.structs.replace(state, pending={})
         write_secret(state_file, msgspec.msgpack.encode(state))
         failpoint("coordinator.founding.done", StoreError)
-    config = await _read_config(store, directory)
+    config = await _read_config(place)
     if config.repository != decode_config(state.config).repository:
         raise NoRepositoryError(
-            f"{directory} holds the repository {config.repository.hex()}, "
+            f"{place.location} holds the repository {config.repository.hex()}, "
             "which is not this coordinator's",
             hint=_REBUILD_HINT,
         )
@@ -162,11 +162,12 @@ async def open_repository(
     custody.serve(config.repository)
     return Repository(
         store=store,
-        location=str(directory),
+        place=place,
         config=config,
         keys=state.keys,
         signing=SigningKey(state.signing_seed),
         coordinator_id=state.coordinator_id,
+        signing_store=place.signing if store is place.store else None,
     )
 
 
@@ -218,7 +219,25 @@ def _read_state(path: Path) -> _State | None:
         ) from error
 
 
-def _check_empty(directory: Path) -> None:
+async def _check_empty(place: Place) -> None:
+    """NoRepositoryError unless nothing is there that somebody may want to keep."""
+    if place.directory is not None:
+        await asyncio.to_thread(_check_empty_directory, place.directory)
+        return
+    async for info in place.store.list_objects(""):
+        if info.name == CONFIG_NAME:
+            raise NoRepositoryError(
+                f"{place.location} holds a repository, and this coordinator has none of its keys",
+                hint=_REBUILD_HINT,
+            )
+        if info.name != CAPABILITIES_NAME:
+            raise NoRepositoryError(
+                f"{place.location} is not empty and holds no repository",
+                hint="choose an empty bucket, or another prefix in it",
+            )
+
+
+def _check_empty_directory(directory: Path) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
@@ -249,11 +268,11 @@ async def _write_pending(store: Store, pending: Mapping[str, bytes]) -> None:
                 ) from None
 
 
-async def _read_config(store: Store, directory: Path) -> RepositoryConfig:
+async def _read_config(place: Place) -> RepositoryConfig:
     try:
-        return decode_config(await store.get(CONFIG_NAME))
+        return decode_config(await place.store.get(CONFIG_NAME))
     except ObjectMissingError as error:
         raise NoRepositoryError(
-            f"there is no repository in {directory}, where this coordinator's was",
+            f"there is no repository in {place.location}, where this coordinator's was",
             hint="mount its disk or give --repository; nothing new is made in its place",
         ) from error

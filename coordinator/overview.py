@@ -173,16 +173,24 @@ class Overview:
         ]
 
     async def _check_repository(self) -> Check:
+        warnings: list[str] = []
         try:
             await self.repository.store.get(CONFIG_NAME)
             self.repository.config.check_writable()
+            if self.repository.place.check is not None:
+                warnings = await self.repository.place.check()
         except TidemarkError as error:
             return Check("repository", ok=False, message=error.message, hint=error.hint)
+        if warnings:
+            return Check("repository", ok=False, message="; ".join(warnings))
         return Check("repository", ok=True, message=f"{self.repository.location} answers")
 
     async def _check_space(self) -> Check:
+        directory = self.repository.place.directory
+        if directory is None:
+            return Check("space", ok=True, message="a bucket has no size that can be asked for")
         try:
-            usage = await asyncio.to_thread(shutil.disk_usage, self.repository.location)
+            usage = await asyncio.to_thread(shutil.disk_usage, directory)
         except OSError as error:
             return Check("space", ok=False, message=f"cannot tell: {error.strerror}")
         message = f"{usage.free // 1024**2} MiB free"

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,7 @@ from coordinator.dispatch import Clock, Dispatcher
 from coordinator.enrolment import Authority, open_authority
 from coordinator.errors import CatalogError, TidemarkError
 from coordinator.fleet import Fleet, Program
-from coordinator.founding import OpenStore, Repository, is_founded, open_repository
+from coordinator.founding import Repository, is_founded, open_repository
 from coordinator.http import HttpServer
 from coordinator.intake import Intake
 from coordinator.logs import get_logger
@@ -53,12 +53,12 @@ from coordinator.running import Limits
 from coordinator.scheduler import Scheduler
 from coordinator.selection import Selection
 from coordinator.sessions import Sessions
+from coordinator.stores import OpenPlace, open_place
 from coordinator.vault import write_secret
 from coordinator.verify import Verifier
 from proto.tidemark.v1 import admin_pb2_grpc
 from proto.versions import PROTOCOL, Versions
 from repository.failpoints import failpoint
-from repository.store.local import LocalStore
 
 log = get_logger()
 
@@ -117,24 +117,22 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
     random: Random,
     limits: Limits | None = None,
     started: asyncio.Event | None = None,
-    open_store: OpenStore = LocalStore,
+    open_at: OpenPlace = open_place,
     protocol: Versions = PROTOCOL,
 ) -> None:
     """Open everything, serve until told to stop, close everything in reverse."""
     now = clock()
     custody = await asyncio.to_thread(_open_custody, config, random)
-    repository = await open_repository(
-        config.repository,
-        config.data / "keys",
-        custody,
-        random=random,
-        now=now,
-        open_store=open_store,
-    )
-    authority = open_authority(config.data, now, config.certificate_seconds)
-    catalog = await open_catalog(config.data / "catalog.db", now)
-    workers = Workers()
-    try:
+    async with AsyncExitStack() as stack:
+        place = await stack.enter_async_context(open_at(config, clock))
+        repository = await open_repository(
+            place, config.data / "keys", custody, random=random, now=now
+        )
+        authority = open_authority(config.data, now, config.certificate_seconds)
+        catalog = await open_catalog(config.data / "catalog.db", now)
+        stack.push_async_callback(catalog.close)
+        workers = Workers()
+        stack.callback(workers.close)
         failpoint("coordinator.catalog.opened", CatalogError)
         await _begin_incarnation(catalog)
         services = _compose(
@@ -154,9 +152,6 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
         failpoint("coordinator.start.commits_settled", CatalogError)
         await services.dispatcher.recover()
         await _serve(stop, started or asyncio.Event(), config, services, authority, now)
-    finally:
-        workers.close()
-        await catalog.close()
 
 
 async def _serve(

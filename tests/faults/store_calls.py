@@ -17,6 +17,7 @@ from typing import NamedTuple
 from agent import daemon
 from agent.config import Address
 from agent.config import Config as AgentConfig
+from coordinator.stores import in_directory
 from proto.tidemark.v1 import admin_pb2, common_pb2
 from repository.errors import StoreFullError, StoreUnavailableError, TidemarkError
 from repository.store.local import LocalStore
@@ -77,7 +78,7 @@ class Bench:
             opened.append(FaultyStore(LocalStore(directory)))
             return opened[-1]
 
-        async with serving(self.config, open_store=open_store) as coordinator:
+        async with serving(self.config, open_at=in_directory(open_store)) as coordinator:
             (self.directory / "token").write_text(await coordinator.token())
             async with self._agent(coordinator):
                 yield coordinator, opened[0]

@@ -68,8 +68,13 @@ class S3Store(Store):
         self.bucket = bucket
         self.capabilities = capabilities
         self.signing = S3Signing(bucket, capabilities, endpoint)
+        self._endpoint = endpoint
         self._page_keys = page_keys
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def capable_of(self, capabilities: Capabilities) -> "S3Store":
+        """The same store, once it is known what it can do."""
+        return S3Store(self.bucket, self._endpoint, capabilities, page_keys=self._page_keys)
 
     @property
     def requests(self) -> Counter[str]:

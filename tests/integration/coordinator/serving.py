@@ -13,12 +13,11 @@ from secrets import token_bytes
 import grpc.aio
 
 from coordinator.config import Address, Config
-from coordinator.founding import OpenStore
 from coordinator.running import Limits
 from coordinator.server import serve
+from coordinator.stores import OpenPlace, open_place
 from proto.tidemark.v1 import admin_pb2, admin_pb2_grpc, common_pb2
 from proto.versions import PROTOCOL, Versions
-from repository.store.local import LocalStore
 from tests.fakes.agent import FakeAgent, channel
 
 TIMEOUT_SECONDS = 20
@@ -99,7 +98,7 @@ def config_in(directory: Path, *, every_seconds: int | None = None) -> Config:
 async def serving(
     config: Config,
     limits: Limits = LIMITS,
-    open_store: OpenStore = LocalStore,
+    open_at: OpenPlace = open_place,
     protocol: Versions = PROTOCOL,
 ) -> AsyncIterator[Coordinator]:
     """Run a coordinator as long as the block lasts."""
@@ -114,7 +113,7 @@ async def serving(
             random=token_bytes,
             limits=limits,
             started=started,
-            open_store=open_store,
+            open_at=open_at,
             protocol=protocol,
         )
         group.create_task(running, name="coordinator")

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from coordinator.catalog import open_catalog
 from coordinator.config import Config
+from coordinator.stores import in_directory
 from proto.tidemark.v1 import admin_pb2, common_pb2
 from repository.errors import StoreUnavailableError
 from repository.failpoints import VARIABLE, arm
@@ -180,7 +181,7 @@ async def test_while_the_store_does_not_answer_it_stays_and_only_its_volume_wait
     crashed = await crash(config, step)
     store = SilentStore(config.repository, root_name(crashed.volume, 2))
     for _ in range(2):
-        async with serving(config, open_store=lambda _: store) as coordinator:
+        async with serving(config, open_at=in_directory(lambda _: store)) as coordinator:
             crashed.agent.address = coordinator.grpc
             before = await sequences(coordinator)
             answer = await refused(coordinator, crashed.agent)
@@ -189,7 +190,7 @@ async def test_while_the_store_does_not_answer_it_stays_and_only_its_volume_wait
         assert before == [1]
         assert detail(answer).exit_code == 11
         assert detail(answer).retryable
-    async with serving(config, open_store=lambda _: store) as coordinator:
+    async with serving(config, open_at=in_directory(lambda _: store)) as coordinator:
         crashed.agent.address = coordinator.grpc
         store.prefix = None
         # Without another start: the next session asks the store again.
