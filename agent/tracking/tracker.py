@@ -113,6 +113,14 @@ class _Watched:
         self.whereabouts = Whereabouts(linked=not self.source.tells_inodes)
 
 
+def _in_words(refusals: Sequence[tuple[str, str]]) -> str:
+    """Say which source refused why; what all of them say is said once."""
+    messages = {message for _, message in refusals}
+    if len(messages) < len(refusals) and len(messages) == 1:
+        return messages.pop()
+    return "; ".join(f"{name}: {message}" for name, message in refusals)
+
+
 def _new_epoch() -> Epoch:
     return Epoch(secrets.token_hex(8))
 
@@ -163,21 +171,22 @@ class Tracker:
         return mode if missed is None else Mode("sweep", missed)
 
     def _choose(self, volume_id: bytes, path: bytes) -> Mode:
-        reasons: list[str] = []
+        reason = ""
+        refusals: list[tuple[str, str]] = []
         for source in self._each_source():
             try:
                 source.watch(volume_id, path)
             except VolumeError as error:
-                reasons = [error.message]
+                reason = error.message
                 break
             except UntrackableError as error:
-                reasons.append(f"{source.name}: {error.message}")
+                refusals.append((source.name, error.message))
+                reason = _in_words(refusals)
                 continue
-            mode = Mode(source.name, "; ".join(reasons))
+            mode = Mode(source.name, _in_words(refusals))
             self._watched[volume_id] = _Watched(source, mode, path)
             self._refused.pop(volume_id, None)
             return mode
-        reason = "; ".join(reasons)
         self._refused[volume_id] = (path, reason, self._monotonic() + _RETRY_SECONDS)
         return Mode("sweep", reason)
 
