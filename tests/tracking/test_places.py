@@ -10,8 +10,9 @@ from typing import Final
 
 import pytest
 
+from agent.state import State
 from agent.tracking.opening import open_tracker
-from agent.tracking.tracker import Mode
+from agent.tracking.tracker import Mode, Tracker
 from repository.snapshot import Detection
 from tests.faults.disks import LoopDisk, fuse_disk, loop_disks, memory_disk, overlay_disk
 from tests.tracking.site import site
@@ -23,6 +24,17 @@ ID: Final = b"volume"
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], LoopDisk]]:
     with loop_disks(tmp_path_factory.mktemp) as disk:
         yield disk
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[Tracker]:
+    """The tracker that an agent has."""
+    with State(directory / "state.db") as state:
+        tracker = open_tracker(directory, state)
+        try:
+            yield tracker
+        finally:
+            tracker.close()
 
 
 def behind_fuse(base: Path) -> AbstractContextManager[Path]:
@@ -51,9 +63,13 @@ def in_an_overlay(base: Path) -> AbstractContextManager[Path]:
 def test_where_no_event_tells_of_every_change_each_backup_sweeps(
     mounted: Callable[[Path], AbstractContextManager[Path]], reason: str, tmp_path: Path
 ) -> None:
-    tracker, proof = open_tracker(tmp_path), ""
+    proof = ""
 
-    with mounted(tmp_path) as path, site(tracker, path, tmp_path) as one:
+    with (
+        opened(tmp_path) as tracker,
+        mounted(tmp_path) as path,
+        site(tracker, path, tmp_path) as one,
+    ):
         # What FUSE shows may be written to where it really is.
         shown = tmp_path / "source" / one.volume.relative_to(path)
         beneath = shown if shown.exists() else one.volume
@@ -64,7 +80,6 @@ def test_where_no_event_tells_of_every_change_each_backup_sweeps(
             proof = one.backup().statistics.proof
             one.check()
         mode = tracker.watch(one.volume_id, os.fsencode(one.volume))
-    tracker.close()
 
     assert one.ways == {Detection.SWEEP: 3}
     assert mode == Mode("sweep", reason)
@@ -84,9 +99,8 @@ def bound(directory: Path, path: Path) -> Iterator[Path]:
 def test_a_bind_mount_is_told_of_by_the_filesystem_it_is_of(
     disks: Callable[[str], LoopDisk], tmp_path: Path
 ) -> None:
-    tracker = open_tracker(tmp_path)
-
     with (
+        opened(tmp_path) as tracker,
         bound(disks("ext4").path, tmp_path / "bound") as path,
         site(tracker, path, tmp_path) as one,
     ):
@@ -95,7 +109,6 @@ def test_a_bind_mount_is_told_of_by_the_filesystem_it_is_of(
         one.backup()
         one.check()
         mode = tracker.watch(one.volume_id, os.fsencode(one.volume))
-    tracker.close()
 
     assert one.detection is Detection.EVENTS
     assert mode == Mode("fanotify", "")
@@ -106,15 +119,13 @@ def test_a_btrfs_subvolume_is_watched_directory_by_directory(
 ) -> None:
     path = disks("btrfs").path / "subvolume"
     subprocess.run(["btrfs", "-q", "subvolume", "create", path], check=True)
-    tracker = open_tracker(tmp_path)
 
-    with site(tracker, path, tmp_path) as one:
+    with opened(tmp_path) as tracker, site(tracker, path, tmp_path) as one:
         one.backup()
         (one.volume / "file").touch()
         one.backup()
         one.check()
         mode = tracker.watch(one.volume_id, os.fsencode(one.volume))
-    tracker.close()
 
     assert one.detection is Detection.EVENTS
     assert mode == Mode("inotify", "fanotify: a btrfs subvolume cannot be marked")
@@ -125,10 +136,9 @@ def test_a_btrfs_subvolume_is_watched_directory_by_directory(
 ASKED: Final = """
 import os, sys
 from pathlib import Path
-from agent.tracking.opening import open_tracker
-tracker = open_tracker(Path(sys.argv[1]))
-print(*tracker.watch(b"volume", os.fsencode(sys.argv[2])), sep="\\n")
-tracker.close()
+from tests.tracking.test_places import ID, opened
+with opened(Path(sys.argv[1])) as tracker:
+    print(*tracker.watch(ID, os.fsencode(sys.argv[2])), sep="\\n")
 """
 NO_PRIVILEGE: Final = "fanotify: the agent has no CAP_SYS_ADMIN, which fanotify needs"
 

@@ -77,7 +77,7 @@ class Node:
         self.volume.mkdir()
         self.scanner = Scanner()
         self.seconds = 0.0
-        self.tracker = Tracker(sources, self.scanner, lambda: self.seconds)
+        self.tracker = Tracker(sources, self.scanner, monotonic=lambda: self.seconds)
         self.head = b""
 
     def begin(self, head: bytes | None = None) -> Taken:
