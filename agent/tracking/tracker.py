@@ -110,6 +110,8 @@ class _Watched:
         self.path = path
         self.forget_whereabouts()
         self.epoch = _new_epoch()
+        self.is_late = False
+        """Whether its events did not arrive in time: no loss that the source knows of itself."""
 
     def forget_whereabouts(self) -> None:
         """The manifest is another one than those before."""
@@ -209,15 +211,6 @@ class Tracker:
                 self.sources.append(make())
             yield self.sources[number]
 
-    def mode(self, volume_id: bytes) -> Mode | None:
-        """Return what tells of a volume's changes; None while nobody has asked."""
-        with self._lock:
-            watched = self._watched.get(volume_id)
-            if watched is not None:
-                return self._trusted(volume_id, watched.mode)
-            refused = self._refused.get(volume_id)
-            return None if refused is None else Mode("sweep", refused[1])
-
     def keep_only(self, volume_ids: Iterable[bytes]) -> None:
         """Forget all volumes but these."""
         with self._lock:
@@ -246,7 +239,7 @@ class Tracker:
         with self._lock:
             way = self._way(watched, told, head, suspects.unseen, audit=audit)
             if watched is not None and way.is_lost:
-                self._begin_anew(watched, volume_id, path, way)
+                self._begin_anew(watched, volume_id, path)
                 watched = self._watched.get(volume_id)
             mode = self.watch(volume_id, path)
             missed = self._distrusted.get(volume_id)
@@ -265,9 +258,9 @@ class Tracker:
             epoch = watched.epoch.name
             return Taken(volume_id, mode, way, epoch, suspects, watched.whereabouts)
 
-    def _begin_anew(self, watched: _Watched, volume_id: bytes, path: bytes, way: Way) -> None:
+    def _begin_anew(self, watched: _Watched, volume_id: bytes, path: bytes) -> None:
         """Begin another epoch. A source that lost something watches anew already, if it can."""
-        if way.reason == _LATE or watched.epoch.follows_loss:
+        if watched.is_late or watched.epoch.follows_loss:
             self._forget(volume_id)
             self._choose(volume_id, path)
             return
@@ -341,6 +334,7 @@ class Tracker:
 
     def _told(self, watched: _Watched, volume_id: bytes, tree: Tree) -> Swapped:
         if not watched.source.barrier(BARRIER_SECONDS):
+            watched.is_late = True
             return Swapped(Dirty(), _LATE)
         return watched.source.swap(volume_id, tree)
 
