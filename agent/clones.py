@@ -127,6 +127,8 @@ class Clones:
         here = self._in(place)
         if _has_room(place, (each.changed for each in here)):
             return True
+        if here:
+            self.warn(f"too little room for clones in {os.fsdecode(place)}")
         self.drop(here)
         return False
 

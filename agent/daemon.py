@@ -109,7 +109,7 @@ async def run(config: Config) -> None:
         if identity is None:
             return
         version = importlib.metadata.version(DISTRIBUTION)
-        tracker = await asyncio.to_thread(open_tracker, config.state)
+        tracker = await asyncio.to_thread(open_tracker, config.state, state)
         if state.lost:
             _log.warning("the agent's state is begun anew: all is read again", reason=state.lost)
         _log.info("agent starts", version=version, node=identity.membership.node_name)

@@ -417,7 +417,7 @@ class Tracking(Protocol):
         ...
 
     def audited(self, taken: Taken, missed: int, now_ns: int) -> None:
-        """Take note of how many changes events did not tell of."""
+        """Take note of how many changes events did not tell of. May raise StateError."""
         ...
 
     def altered(self, taken: Taken, missed: int) -> None:

@@ -3,9 +3,10 @@
 Per volume it holds the head (the newest countersigned root and where its manifest begins), the
 nodes of that manifest, how often each frame is referenced from it, and where chunks lie that it
 held on another node, which no other volume may name. For all volumes together it holds where the
-chunks lie that this node has stored, and which clones it has of large files. All of it can be lost:
-that costs a re-read of the volumes, never a re-upload and never a snapshot. So it must never be
-trusted beyond what the coordinator confirms at commit.
+chunks lie that this node has stored, which clones it has of large files, and which volumes' events
+missed a change. All of it can be lost: that costs a re-read of the volumes, never a re-upload and
+never a snapshot, and events are trusted until an audit finds again that they should not be. So it
+must never be trusted beyond what the coordinator confirms at commit.
 
 Exactly one connection writes, in a thread of its own. Every other thread that reads gets a
 connection of its own, which cannot write. Methods that change something are coroutines and return
@@ -99,6 +100,11 @@ CREATE TABLE IF NOT EXISTS rehashed (
     day      INTEGER NOT NULL,
     next_key BLOB                     -- null where all of the day's files were read
 ) STRICT;
+CREATE TABLE IF NOT EXISTS missed (
+    local_id BLOB PRIMARY KEY,        -- of a volume whose events are not trusted
+    changes  INTEGER NOT NULL,
+    day      INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 """
 # Rows that one statement inserts. Each step of SQLite lets go of the interpreter's lock and waits
 # to have it back, so a row at a time is mostly waiting.
@@ -126,6 +132,14 @@ class Rehashed(NamedTuple):
     """Whose files, in days since 1970."""
     next_key: bytes | None
     """The first key that was not looked at; None where there is none left."""
+
+
+class Missed(NamedTuple):
+    """What the last audit found that events had not told of."""
+
+    changes: int
+    day: int
+    """When, in days since 1970."""
 
 
 class FrameCount(NamedTuple):
@@ -292,6 +306,11 @@ class State:
         rows = cast("Iterable[tuple[object, ...]]", self._rows("SELECT * FROM clones", ()))
         return [Clone(*row) for row in rows]  # type: ignore[arg-type]
 
+    def missed(self) -> dict[bytes, Missed]:
+        """Return the volumes, as this node calls them, whose events missed something."""
+        rows = self._rows("SELECT local_id, changes, day FROM missed", ())
+        return {row[0]: Missed(*row[1:]) for row in cast("Iterable[tuple[bytes, int, int]]", rows)}
+
     # Writing.
 
     async def remember_chunks(
@@ -396,6 +415,17 @@ class State:
             failpoint("agent.head.written", StateError)
 
         await self._write(write, durable=True)
+
+    def keep_missed(self, local_id: bytes, missed: Missed | None) -> "Future[None]":
+        """Take note that a volume's events missed something, or with None that they tell of all."""
+
+        def write(db: apsw.Connection) -> None:
+            if missed is None:
+                db.execute("DELETE FROM missed WHERE local_id = ?", (local_id,))
+            else:
+                db.execute("INSERT OR REPLACE INTO missed VALUES (?, ?, ?)", (local_id, *missed))
+
+        return self._submit(write, durable=True)
 
     async def keep_rehashed(self, volume_id: bytes, rehashed: Rehashed) -> None:
         """Take note of how far files were read again. To lose it costs reading some once more."""

@@ -34,6 +34,8 @@ class Cookies:
         self._lock = threading.Lock()
         self._waiting: dict[bytes, _Seen] = {}
         self._broken = False
+        self.awaited = threading.Event()
+        """Set while somebody waits: whoever reads the queue takes no nap then."""
         try:
             self.directory.mkdir(mode=0o700, exist_ok=True)
             for left in self.directory.iterdir():
@@ -54,6 +56,7 @@ class Cookies:
             name, seen = secrets.token_hex(_RANDOM_BYTES).encode(), _Seen()
             with self._lock:
                 self._waiting[name] = seen
+                self.awaited.set()
             try:
                 self._leave(name)
                 come = not self._broken and seen.wait(end - time.monotonic())
@@ -62,6 +65,8 @@ class Cookies:
             finally:
                 with self._lock:
                     del self._waiting[name]
+                    if not self._waiting:
+                        self.awaited.clear()
             if not come or self._broken:
                 return False
             if not seen.is_dropped:
@@ -72,11 +77,6 @@ class Cookies:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with suppress(FileNotFoundError):
             os.unlink(path)
-
-    @property
-    def are_awaited(self) -> bool:
-        """Whether anybody waits."""
-        return bool(self._waiting)
 
     def see(self, name: bytes) -> None:
         """Tell that everything up to the event of that name is here."""

@@ -80,7 +80,6 @@ class FanotifySource(Source):
         self._raw_lock = threading.Lock()
         self._failed: str | None = None
         self._closing = False
-        self._hurry = threading.Event()
         self._many = threading.Event()
         self._threads: list[threading.Thread] = []
         self._group: Group | None = None
@@ -124,11 +123,7 @@ class FanotifySource(Source):
     def barrier(self, timeout_seconds: float) -> bool:
         if self._group is None:
             return False
-        self._hurry.set()
-        try:
-            return self._cookies.wait(timeout_seconds)
-        finally:
-            self._hurry.clear()
+        return self._cookies.wait(timeout_seconds)
 
     @override
     def swap(self, volume_id: bytes, tree: Tree) -> Swapped:
@@ -155,7 +150,6 @@ class FanotifySource(Source):
             return
         self._closing = True
         self._cookies.break_off()
-        self._hurry.set()
         self._many.set()
         os.eventfd_write(self._wake, 1)
         for thread in self._threads:
@@ -305,8 +299,8 @@ class FanotifySource(Source):
                 self._cookies.drop()
             if many:
                 self._many.set()
-            if len(events) < _NEARLY_EMPTY_BYTES and not self._cookies.are_awaited:
-                self._hurry.wait(_NAP_SECONDS)
+            if len(events) < _NEARLY_EMPTY_BYTES:
+                self._cookies.awaited.wait(_NAP_SECONDS)
 
     def _resolve(self, _: Group) -> None:
         """Look at names before there are too many of them."""

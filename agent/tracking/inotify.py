@@ -92,10 +92,10 @@ _SWEEP: Final = "nothing needs to be done: its backups sweep it"
 class _Instance(InotifyFD):
     """watchdog's, but not for child processes, and one that waits for more than single events."""
 
-    def __init__(self) -> None:
+    def __init__(self, awaited: threading.Event) -> None:
+        """Begin one; `awaited` is set while somebody waits for an event. Raises OSError."""
         super().__init__()
-        self.hurry = threading.Event()
-        """Set while somebody waits for an event."""
+        self._awaited = awaited
         self._had_few = True
 
     @override
@@ -103,7 +103,7 @@ class _Instance(InotifyFD):
         self, *, event_buffer_size: int = DEFAULT_EVENT_BUFFER_SIZE
     ) -> list[InotifyEvent]:
         if self._had_few:
-            self.hurry.wait(_NAP_SECONDS)
+            self._awaited.wait(_NAP_SECONDS)
         events = super().read_events(event_buffer_size=event_buffer_size)
         self._had_few = len(events) < _FEW
         return events
@@ -455,7 +455,7 @@ class InotifySource(Source):
             self._refusal = _refusal(error)
 
     def _begin_instance(self) -> _Instance:
-        instance = _Instance()
+        instance = _Instance(self._cookies.awaited)
         instance.start()
         directory, events = os.fsencode(self._cookies.directory), _CookieEvents(self._cookies)
         try:
@@ -480,11 +480,7 @@ class InotifySource(Source):
         instance = self._instance
         if instance is None or not instance.is_alive():
             return False
-        instance.hurry.set()
-        try:
-            return self._cookies.wait(timeout_seconds)
-        finally:
-            instance.hurry.clear()
+        return self._cookies.wait(timeout_seconds)
 
     @override
     def swap(self, volume_id: bytes, tree: Tree) -> Swapped:
@@ -506,7 +502,6 @@ class InotifySource(Source):
         self._cookies.break_off()
         instance, self._instance = self._instance, None
         if instance is not None:
-            instance.hurry.set()
             instance.stop()
             instance.join()
 

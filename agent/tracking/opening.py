@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from agent.state import State
 from agent.tracking.fanotify import FanotifySource
 from agent.tracking.source import Source
 from agent.tracking.suspects import SuspectScanner, scan
@@ -15,13 +16,13 @@ from agent.tracking.tracker import Tracker
 _VOUCHED_FOR: Final = frozenset({1})
 
 
-def open_tracker(state: Path) -> Tracker:
-    """Make a tracker; `state` is the agent's own directory, where cookies are made."""
+def open_tracker(directory: Path, state: State) -> Tracker:
+    """Make a tracker; the agent's own directory is where cookies are made. Raises StateError."""
 
     def inotify() -> Source:
         # Only here: where fanotify is allowed, watchdog is never loaded.
-        made: Source = importlib.import_module("agent.tracking.inotify").InotifySource(state)
+        made: Source = importlib.import_module("agent.tracking.inotify").InotifySource(directory)
         return made
 
     scanner = SuspectScanner(partial(scan, vouched_for=_VOUCHED_FOR))
-    return Tracker([partial(FanotifySource, state), inotify], scanner)
+    return Tracker([partial(FanotifySource, directory), inotify], scanner, state)

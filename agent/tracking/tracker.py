@@ -2,10 +2,11 @@
 
 Watching begins before the sweep that it is to save the next backup from. What was told is forgotten
 only with the commit that it went into. Whenever anything may have been missed, the volume is
-watched anew and swept. Everything here is in memory: an agent that starts anew sweeps.
+watched anew and swept. All that was told is in memory: an agent that starts anew sweeps.
 
 Where an audit finds that events missed a change, the volume is swept from then on, and watched all
-the same, so that another audit can find that they tell of everything again.
+the same, so that another audit can find that they tell of everything again. That outlives the
+agent.
 """
 
 import secrets
@@ -13,11 +14,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import date, timedelta
 from typing import Final, NamedTuple, Protocol
 
 from agent.beneath import Tree
 from agent.errors import UntrackableError, VolumeError
+from agent.state import Missed, State
 from agent.tracking.dirty import Dirty
 from agent.tracking.epochs import Epoch, Way, Why
 from agent.tracking.source import Source, Swapped
@@ -31,7 +33,8 @@ BARRIER_SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 300.0
 _LATE: Final = "events did not arrive in time"
 _ANEW: Final = "it is watched anew since the backup began"
-_NANOSECONDS: Final = 1_000_000_000
+_DAY_NS: Final = 24 * 3600 * 1_000_000_000
+_EPOCH: Final = date(1970, 1, 1)
 
 
 class Mode(NamedTuple):
@@ -107,10 +110,25 @@ class _Watched:
         self.path = path
         self.whereabouts = self.nowhere()
         self.epoch = _new_epoch()
+        self.is_late = False
+        """Whether its events did not arrive in time: no loss that the source knows of itself."""
 
     def nowhere(self) -> Whereabouts:
         """What has to be learned of a manifest."""
         return Whereabouts(linked=not self.source.tells_inodes)
+
+
+def _in_words(refusals: Sequence[tuple[str, str]]) -> str:
+    """Say which source refused why; what all of them say is said once."""
+    messages = {message for _, message in refusals}
+    if len(messages) < len(refusals) and len(messages) == 1:
+        return messages.pop()
+    return "; ".join(f"{name}: {message}" for name, message in refusals)
+
+
+def _told_of(missed: Missed) -> str:
+    changes = "a change" if missed.changes == 1 else f"{missed.changes:,} changes"
+    return f"events missed {changes} on {_EPOCH + timedelta(missed.day)}"
 
 
 def _new_epoch() -> Epoch:
@@ -124,9 +142,13 @@ class Tracker:
         self,
         sources: Sequence[Callable[[], Source]],
         scanner: Scanner,
+        state: State | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`sources` makes them, the best one first; the next only where that is refused."""
+        """`sources` makes them, the best one first; the next only where that is refused.
+
+        Without `state` this one's end is that of what audits have found. Raises StateError.
+        """
         self._makers = sources
         self.sources: list[Source] = []
         """Those made so far."""
@@ -135,8 +157,9 @@ class Tracker:
         self._lock = threading.RLock()
         self._watched: dict[bytes, _Watched] = {}
         self._refused: dict[bytes, tuple[bytes, str, float]] = {}
-        self._distrusted: dict[bytes, str] = {}
-        """Volumes whose events missed something, and how much of it when."""
+        self._state = state
+        self._distrusted = {} if state is None else state.missed()
+        """Volumes whose events missed something."""
         self._missed: Counter[bytes] = Counter()
         self._sweeps: Counter[str] = Counter()
         self._suspects = 0
@@ -160,24 +183,25 @@ class Tracker:
     def _trusted(self, volume_id: bytes, mode: Mode) -> Mode:
         """The mode, unless events have missed something."""
         missed = self._distrusted.get(volume_id)
-        return mode if missed is None else Mode("sweep", missed)
+        return mode if missed is None else Mode("sweep", _told_of(missed))
 
     def _choose(self, volume_id: bytes, path: bytes) -> Mode:
-        reasons: list[str] = []
+        reason = ""
+        refusals: list[tuple[str, str]] = []
         for source in self._each_source():
             try:
                 source.watch(volume_id, path)
             except VolumeError as error:
-                reasons = [error.message]
+                reason = error.message
                 break
             except UntrackableError as error:
-                reasons.append(f"{source.name}: {error.message}")
+                refusals.append((source.name, error.message))
+                reason = _in_words(refusals)
                 continue
-            mode = Mode(source.name, "; ".join(reasons))
+            mode = Mode(source.name, _in_words(refusals))
             self._watched[volume_id] = _Watched(source, mode, path)
             self._refused.pop(volume_id, None)
             return mode
-        reason = "; ".join(reasons)
         self._refused[volume_id] = (path, reason, self._monotonic() + _RETRY_SECONDS)
         return Mode("sweep", reason)
 
@@ -186,15 +210,6 @@ class Tracker:
             if number == len(self.sources):
                 self.sources.append(make())
             yield self.sources[number]
-
-    def mode(self, volume_id: bytes) -> Mode | None:
-        """Return what tells of a volume's changes; None while nobody has asked."""
-        with self._lock:
-            watched = self._watched.get(volume_id)
-            if watched is not None:
-                return self._trusted(volume_id, watched.mode)
-            refused = self._refused.get(volume_id)
-            return None if refused is None else Mode("sweep", refused[1])
 
     def keep_only(self, volume_ids: Iterable[bytes]) -> None:
         """Forget all volumes but these."""
@@ -224,13 +239,15 @@ class Tracker:
         with self._lock:
             way = self._way(watched, told, head, suspects.unseen, audit=audit)
             if watched is not None and way.is_lost:
-                self._begin_anew(watched, volume_id, path, way)
+                self._begin_anew(watched, volume_id, path)
                 watched = self._watched.get(volume_id)
             mode = self.watch(volume_id, path)
             missed = self._distrusted.get(volume_id)
             if missed is not None and not way.audits:
                 # Who asked for an audit is told what keeps it from being one.
-                reason = f"{way.reason}; {missed}" if audit and way.reason else missed
+                reason = _told_of(missed)
+                if audit and way.reason:
+                    reason = f"{way.reason}; {reason}"
                 way = Way(None, reason, Why.MISSED)
             elif watched is None and not way.reason:
                 way = way._replace(reason=mode.reason)
@@ -242,9 +259,9 @@ class Tracker:
             whereabouts = watched.whereabouts if by_events else watched.nowhere()
             return Taken(volume_id, mode, way, watched.epoch.name, suspects, whereabouts)
 
-    def _begin_anew(self, watched: _Watched, volume_id: bytes, path: bytes, way: Way) -> None:
+    def _begin_anew(self, watched: _Watched, volume_id: bytes, path: bytes) -> None:
         """Begin another epoch. A source that lost something watches anew already, if it can."""
-        if way.reason == _LATE or watched.epoch.follows_loss:
+        if watched.is_late or watched.epoch.follows_loss:
             self._forget(volume_id)
             self._choose(volume_id, path)
             return
@@ -285,15 +302,21 @@ class Tracker:
         return Since(told.dirty, suspects, told.lost or suspects.unseen)
 
     def audited(self, taken: Taken, missed: int, now_ns: int) -> None:
-        """Take note of what an audit found: trust a volume's events again, or no more."""
+        """Take note of what an audit found: trust a volume's events again, or no more.
+
+        Raises StateError where that cannot be kept. Blocks.
+        """
+        found = Missed(missed, now_ns // _DAY_NS) if missed else None
         with self._lock:
-            if not missed:
+            if found is not None:
+                self._distrusted[taken.volume_id] = found
+                self._missed[taken.volume_id] += missed
+        # Without the lock: a disk may take its time. Trust comes back once that has lasted.
+        if self._state is not None:
+            self._state.keep_missed(taken.volume_id, found).result()
+        with self._lock:
+            if found is None:
                 self._distrusted.pop(taken.volume_id, None)
-                return
-            day = datetime.fromtimestamp(now_ns // _NANOSECONDS, UTC).date()
-            changes = "a change" if missed == 1 else f"{missed:,} changes"
-            self._distrusted[taken.volume_id] = f"events missed {changes} on {day}"
-            self._missed[taken.volume_id] += missed
 
     def altered(self, taken: Taken, missed: int) -> None:
         """Take note of files that changed without a sign of it, which no sweep would find."""
@@ -312,6 +335,7 @@ class Tracker:
 
     def _told(self, watched: _Watched, volume_id: bytes, tree: Tree) -> Swapped:
         if not watched.source.barrier(BARRIER_SECONDS):
+            watched.is_late = True
             return Swapped(Dirty(), _LATE)
         return watched.source.swap(volume_id, tree)
 

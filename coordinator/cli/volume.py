@@ -20,6 +20,7 @@ from proto.tidemark.v1.admin_pb2 import (
     ListVolumesRequest,
     MoveVolumeRequest,
 )
+from proto.tidemark.v1.common_pb2 import BackupResult
 
 app = noun("volume", "List volumes and their protection, audit and move them.")
 
@@ -51,7 +52,7 @@ def audit_volumes(cli: Invocation, *, volumes: tuple[str, ...], wait: bool) -> N
     """Back volumes up by a sweep, and say what events missed that it found.
 
     Exits with 1 if they missed anything; then the volume is swept at each backup until an audit of
-    it comes out clean, or its agent starts anew. VOLUME is a name, node/name or an id.
+    it comes out clean. VOLUME is a name, node/name or an id.
     """
     request = CreateBackupRequest(volumes=volumes, audit=True)
     job = cli.client.ask(cli.client.admin.CreateBackup, request).job
@@ -87,7 +88,9 @@ def audit_table(job: Job) -> Table:
     for one in job.snapshots:
         audit = one.audit
         fields += [("", ""), ("volume", f"{one.node}/{one.volume}"), ("phase", phase_word(one))]
-        fields.append(("audited", "yes" if audit.audited else f"no: {audit.reason or 'no answer'}"))
+        fields.append(("audited", "yes" if audit.audited else f"no: {_without_audit(one)}"))
+        if not audit.audited and not audit.missed:
+            continue  # nothing was counted, and a zero would look as if it had been
         fields += [
             ("places told", f"{audit.places_told:,}"),
             ("changes found", f"{audit.candidates:,}"),
@@ -97,6 +100,11 @@ def audit_table(job: Job) -> Table:
         if 0 < len(audit.missed_paths) < audit.missed:
             fields.append(("", f"… and {audit.missed - len(audit.missed_paths):,} more"))
     return fields_table(fields)
+
+
+def _without_audit(one: BackupResult) -> str:
+    """Why there was no audit; a backup that failed before it says why it failed."""
+    return one.audit.reason or next((each.message for each in one.errors), "no answer")
 
 
 @verb(app, "move")
@@ -183,8 +191,8 @@ def _table(volume: Document) -> Table:
             ("last snapshot", volume["last_snapshot_id"] or "none"),
             ("last completed", local_time(volume["last_completed_at"])),
             ("age", age(volume)),
-            ("change detection", volume["change_detection"] or "unknown"),
             ("tracked by", _tracking(volume)),
+            ("last detection", volume["change_detection"] or "unknown"),
             ("last proof", local_time(volume["last_proof_at"])),
         ]
     )

@@ -21,10 +21,18 @@ from watchdog.observers.inotify_c import InotifyFD
 
 from agent.beneath import Tree
 from agent.errors import UntrackableError, VolumeError
+from agent.syscalls import Filesystem
 from agent.tracking.fanotify import FanotifySource
 from agent.tracking.inotify import InotifySource
 from agent.tracking.source import Source, Swapped
-from tests.faults.disks import LoopDisk, loop_disk, loop_disks, memory_disk, overlay_disk
+from tests.faults.disks import (
+    LoopDisk,
+    fuse_disk,
+    loop_disk,
+    loop_disks,
+    memory_disk,
+    overlay_disk,
+)
 
 ID, OTHER_ID = b"volume", b"other"
 BARRIER_SECONDS = 20.0
@@ -711,17 +719,32 @@ def test_a_further_name_that_goes_after_a_while_is_told_by_the_inode(place: Plac
 @pytest.mark.parametrize("name", ["fanotify", "inotify"])
 def test_where_others_write_or_nothing_is_told_it_says_so(name: str, tmp_path: Path) -> None:
     source = begin(name, tmp_path / "state")
-    for part in ("lower", "upper"):
+    for part in ("lower", "upper", "source"):
         (tmp_path / part).mkdir()
 
     with (
         memory_disk(tmp_path / "memory", 1 << 20) as memory,
         overlay_disk(tmp_path / "lower", tmp_path / "upper", tmp_path / "overlay") as overlay,
+        fuse_disk(tmp_path / "source", tmp_path / "fuse") as fuse,
     ):
-        for path, word in ((memory, "tmpfs"), (overlay, "overlay")):
+        for path, word in ((memory, "tmpfs"), (overlay, "overlay"), (fuse, "FUSE")):
             with pytest.raises(UntrackableError, match=word):
                 source.watch(ID, os.fsencode(path))
         source.close()
+
+
+@pytest.mark.parametrize("name", ["fanotify", "inotify"])
+@pytest.mark.parametrize(("magic", "kind"), [(0x6969, "NFS"), (0x01021997, "9p")])
+def test_where_other_machines_write_it_says_so(
+    name: str, magic: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the number of its kind alone: many kernels have no such filesystem to mount."""
+    source = begin(name, tmp_path / "state")
+    monkeypatch.setattr("agent.tracking.roots.filesystem_of", lambda _: Filesystem(magic, bytes(8)))
+
+    with pytest.raises(UntrackableError, match=f"others may write to {kind}"):
+        source.watch(ID, os.fsencode(tmp_path))
+    source.close()
 
 
 @pytest.mark.parametrize("name", ["fanotify", "inotify"])
@@ -977,3 +1000,35 @@ def test_marks_go_with_the_last_volume(fanotify: Place) -> None:
         marked.append(len(group.marked()))
 
     assert marked == [1, 0]
+
+
+CROWDED = """
+import os, sys
+from pathlib import Path
+from tests.contract.test_sources import ID, begin, swap
+volume = Path(sys.argv[2])
+source = begin("inotify", Path(sys.argv[1]))
+source.watch(ID, os.fsencode(volume))
+os.makedirs(volume / "a/b/c/d/e/f")
+print(swap(source, volume).lost)
+print(swap(source, volume).lost)
+(volume / "a").rename(volume.parent / "gone")
+source.watch(ID, os.fsencode(volume))
+(volume / "file").touch()
+print(swap(source, volume).dirty.names)
+source.close()
+"""
+
+
+def test_a_volume_that_outgrows_the_limit_of_watches_is_lost_until_there_is_room(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "volume").mkdir()
+    script = 'echo 5 > /proc/sys/user/max_inotify_watches && exec "$@"'
+    under = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"]
+
+    command = [sys.executable, "-c", CROWDED, f"{tmp_path}/state", f"{tmp_path}/volume"]
+    done = subprocess.run([*under, *command], check=True, capture_output=True, text=True)
+
+    reached = "the limit of inotify watches is reached (fs.inotify.max_user_watches)"
+    assert done.stdout.splitlines() == [reached, reached, "{b'', b'file'}"]

@@ -1,4 +1,4 @@
-"""Small disks for one test: one in a file, whose power can be cut, one in memory, and layers."""
+"""Small disks for one test: one in a file, whose power can be cut, one in memory, layers, FUSE."""
 
 import fcntl
 import os
@@ -103,6 +103,20 @@ def overlay_disk(lower: Path, upper: Path, path: Path) -> Iterator[Path]:
         each.mkdir()
     options = f"lowerdir={lower},upperdir={layers[0]},workdir={layers[1]}"
     _run("mount", "-t", "overlay", "overlay", "-o", options, str(path))
+    try:
+        yield path
+    finally:
+        _run("umount", "--lazy", str(path))
+
+
+@contextmanager
+def fuse_disk(source: Path, path: Path) -> Iterator[Path]:
+    """A directory that a process of its own shows elsewhere, for as long as the block lasts.
+
+    Needs root and bindfs. What changes in the source is seen at once, and no event tells of it.
+    """
+    path.mkdir()
+    _run("bindfs", "-o", "attr_timeout=0,entry_timeout=0", str(source), str(path))
     try:
         yield path
     finally:

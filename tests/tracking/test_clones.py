@@ -528,6 +528,11 @@ async def test_there_are_no_clones_on_a_disk_that_is_nearly_full(site: Site) -> 
         site.write(0)
         full = await site.backup()
         assert site.clones() == site.kept() == []
+        # Once, and not at each backup without any.
+        site.write(0)
+        await site.backup()
+        [warning] = site.warnings
+        assert "too little room for clones" in warning
     finally:
         os.truncate(filler, 0)  # XFS gives back what is unlinked when it likes
         filler.unlink()

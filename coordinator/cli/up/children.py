@@ -20,6 +20,8 @@ _STOP_SECONDS = 10.0
 # What a child may say by its exit code, and `up` with it: no repository, busy, wrong key.
 _TELLING_CODES = frozenset({USAGE, 10, BUSY, 12})
 _TAIL_BYTES = 16 * 1024
+# Nobody has a chance to say anything then.
+_KILLED_HINT = "the kernel's log says if memory ran out"
 
 
 class Child:
@@ -63,9 +65,10 @@ class Child:
         """Why `up` cannot go on without it."""
         code = self._process.returncode
         reason, hint = last_words(self._log_tail())
-        how = (
-            f"was killed by signal {-code}" if code is not None and code < 0 else f"ended ({code})"
-        )
+        how = f"ended ({code})"
+        if code is not None and code < 0:
+            how = f"was killed by signal {-code}"
+            hint = _KILLED_HINT if -code == signal.SIGKILL else hint
         return CommandError(
             f"the {self.name} {how}" + (f": {reason}" if reason else ""),
             hint=(f"{hint}; " if hint else "") + f"its log is {self.log}",
@@ -91,7 +94,10 @@ class Child:
 
 
 def last_words(log: str) -> tuple[str, str]:
-    """Reason and advice of the last error in a log of JSON lines; else its last line."""
+    """Reason and advice of the last error in a log of JSON lines; else its last line.
+
+    Not where that is a line of JSON, too: what went well is no reason.
+    """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for line in reversed(lines):
         try:
@@ -100,7 +106,14 @@ def last_words(log: str) -> tuple[str, str]:
             continue
         if isinstance(said, dict) and said.get("level") in ("error", "critical"):
             return str(said.get("event", "")), str(said.get("hint") or "")
-    return (lines[-1], "") if lines else ("", "")
+    return ("" if not lines or _is_event(lines[-1]) else lines[-1]), ""
+
+
+def _is_event(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 async def start_child(name: str, arguments: Sequence[str], *, log: Path, inherited: int) -> Child:

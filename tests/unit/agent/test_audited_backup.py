@@ -15,6 +15,7 @@ import pytest
 from typing_extensions import override
 
 from agent.beneath import Tree
+from agent.errors import StateError
 from agent.services import AuditOutcome, BackupOutcome
 from agent.state import State
 from agent.tracking.dirty import Dirty
@@ -70,8 +71,14 @@ class Node:
         self.agent = agent
         self.volume = agent.volume
         self.source = source
-        scanner = SuspectScanner(partial(scan, vouched_for={1}))
-        self.tracker = agent.tracking = Tracker([lambda: source], scanner)
+        self._scanner = SuspectScanner(partial(scan, vouched_for={1}))
+        self.tracker: Tracker
+        self.start()
+
+    def start(self) -> None:
+        """Begin as an agent does, for the first time or again."""
+        self.tracker = Tracker([lambda: self.source], self._scanner, self.agent.state)
+        self.agent.tracking = self.tracker
 
     async def backup(self, *, audit: bool = False) -> BackupOutcome:
         outcome = await self.agent.backup(audit=audit)
@@ -84,9 +91,7 @@ class Node:
         return outcome
 
     def mode(self) -> Mode:
-        mode = self.tracker.mode(VOLUME_ID)
-        assert mode is not None
-        return mode
+        return self.tracker.watch(VOLUME_ID, os.fsencode(self.volume))
 
     def missed(self) -> int:
         return self.tracker.figures().missed.get(VOLUME_ID, 0)
@@ -158,7 +163,6 @@ async def test_a_miss_is_counted_warned_of_and_makes_the_volume_swept(node: Node
     await node.agent.check()
     reason = node.mode().reason
     assert reason.startswith("events missed a change on 2")
-    assert node.mode() == node.tracker.watch(VOLUME_ID, os.fsencode(node.volume))
     later = await node.backup()
     assert later.statistics.detection is Detection.SWEEP
     assert later.statistics.proof == f"sweep: {reason}"
@@ -227,6 +231,52 @@ async def test_a_miss_stays_found_where_its_backup_ends_while_it_reads(
     assert failed.statistics.audit.missed_paths == [b"two"]
     assert node.missed() == 1
     assert node.mode().source == "sweep"
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_miss_outlives_the_agent_until_an_audit_finds_none(node: Node) -> None:
+    await node.backup()
+    node.source.forgets = {b"two"}
+    (node.volume / "two").write_bytes(b"changed")
+    assert (await node.audit()).missed == 1
+    mode, node.source.forgets = node.mode(), set()
+
+    node.start()
+
+    assert node.mode() == mode
+    assert node.missed() == 0
+    for _ in range(2):
+        swept = await node.backup()
+        assert swept.statistics.proof == f"sweep: {mode.reason}"
+    assert (await node.audit()).audited
+    assert node.mode().source == "forgetful"
+    node.start()
+    assert node.mode().source == "forgetful"
+    await node.backup()
+    assert (await node.backup()).statistics.detection is Detection.EVENTS
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_events_are_not_trusted_again_where_that_cannot_be_kept(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await node.backup()
+    node.source.forgets = {b"two"}
+    (node.volume / "two").write_bytes(b"changed")
+    assert (await node.audit()).missed == 1
+    node.source.forgets = set()
+
+    def full(*_: object) -> None:
+        raise StateError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.state.State.keep_missed", full)
+        failed = await node.agent.backup(audit=True)
+
+    assert isinstance(failed.error, StateError)
+    assert node.mode().source == "sweep"
+    assert (await node.audit()).audited
+    assert node.mode().source == "forgetful"
 
 
 async def test_an_audit_without_a_base_says_why_there_is_none(node: Node) -> None:

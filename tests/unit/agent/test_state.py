@@ -7,7 +7,7 @@ import apsw
 import pytest
 
 from agent.errors import StateError
-from agent.state import Clone, FrameChange, FrameCount, Head, Rehashed, State
+from agent.state import Clone, FrameChange, FrameCount, Head, Missed, Rehashed, State
 from repository.frames import Location
 from repository.ids import PackNonce
 
@@ -207,16 +207,30 @@ def test_how_far_files_were_read_again_is_kept_and_goes_with_its_volume(path: Pa
         assert state.rehashed(OTHER) == Rehashed(3, b"key")
 
 
-def test_a_database_of_before_files_were_read_again_is_not_begun_anew(path: Path) -> None:
+def test_what_events_missed_is_kept_until_they_miss_nothing(path: Path) -> None:
+    with State(path) as state:
+        for missed in (Missed(1, 20_000), Missed(2, 20_001)):
+            state.keep_missed(VOLUME, missed).result()
+        state.keep_missed(OTHER, Missed(3, 20_002)).result()
+    with State(path) as state:
+        assert state.missed() == {VOLUME: Missed(2, 20_001), OTHER: Missed(3, 20_002)}
+        state.keep_missed(VOLUME, None).result()
+        state.keep_missed(VOLUME, None).result()
+        assert state.missed() == {OTHER: Missed(3, 20_002)}
+
+
+@pytest.mark.parametrize("table", ["rehashed", "missed"])
+def test_a_database_of_before_a_table_came_is_not_begun_anew(path: Path, table: str) -> None:
     with State(path) as state:
         asyncio.run(state.commit(VOLUME, HEAD, {}, []))
     with contextlib.closing(apsw.Connection(str(path))) as db:
-        db.execute("DROP TABLE rehashed")
+        db.execute(f"DROP TABLE {table}")
 
     with State(path) as state:
         assert state.lost == ""
         assert state.head(VOLUME) == HEAD
         assert state.rehashed(VOLUME) is None
+        assert state.missed() == {}
 
 
 def test_a_database_that_was_not_there_is_not_lost(path: Path) -> None:

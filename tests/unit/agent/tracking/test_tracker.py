@@ -77,7 +77,7 @@ class Node:
         self.volume.mkdir()
         self.scanner = Scanner()
         self.seconds = 0.0
-        self.tracker = Tracker(sources, self.scanner, lambda: self.seconds)
+        self.tracker = Tracker(sources, self.scanner, monotonic=lambda: self.seconds)
         self.head = b""
 
     def begin(self, head: bytes | None = None) -> Taken:
@@ -173,7 +173,8 @@ def test_a_volume_that_nothing_tells_of_is_swept_and_says_why(tmp_path: Path) ->
         node.back_up()
 
         assert node.back_up().way.reason == "fanotify: it is not allowed here"
-        assert node.tracker.mode(VOLUME) == Mode("sweep", "fanotify: it is not allowed here")
+        shown = node.tracker.watch(VOLUME, os.fsencode(node.volume))
+        assert shown == Mode("sweep", "fanotify: it is not allowed here")
 
 
 def test_a_source_that_refused_is_asked_again_after_some_time(
@@ -226,8 +227,9 @@ def test_another_directory_in_the_volumes_place_is_swept(node: Node) -> None:
 
 def test_a_volume_that_is_gone_is_forgotten(node: Node) -> None:
     node.back_up()
+    assert VOLUME in node.tracker.figures().places
     node.tracker.keep_only([])
-    assert node.tracker.mode(VOLUME) is None
+    assert VOLUME not in node.tracker.figures().places
 
     assert node.back_up().way.dirty is None
 

@@ -68,4 +68,13 @@ def test_the_table_names_what_was_missed_or_why_nothing_is_said() -> None:
         "\\xff",
         "… and 1 more",
     ]
-    assert ("audited", "no: it is watched since just now") in audit_table(job(NONE)).rows
+    assert audit_table(job(NONE)).rows[-1] == ("audited", "no: it is watched since just now")
+
+
+def test_an_audit_whose_backup_failed_says_why_that_did() -> None:
+    made = job(AuditResult(), phase=common_pb2.PHASE_FAILED)
+    assert ("audited", "no: no answer") in audit_table(made).rows
+
+    made.snapshots[0].errors.add(message="/srv/app is not there")
+
+    assert ("audited", "no: /srv/app is not there") in audit_table(made).rows
