@@ -90,6 +90,8 @@ class Services:
     verifier: Verifier
     scheduler: Scheduler
     http: HttpServer
+    store_endpoint: str
+    """What signed URLs of the store begin with; empty where none are signed."""
 
 
 class _Stopping(Exception):  # noqa: N818 - not an error: the way out of the task group
@@ -196,7 +198,10 @@ async def _listening(
         await server.start()
         grpc_address = Address(_reachable(config.listen.host), port)
         http_address = Address(_reachable(config.http.host), http_port)
-        _announce(config.data, grpc_address, http_address, authority, now)
+        endpoints = {"grpc": str(grpc_address), "http": str(http_address)}
+        if services.store_endpoint:
+            endpoints["store"] = services.store_endpoint
+        _announce(config.data, endpoints, authority, now)
         failpoint("coordinator.start.announced", CatalogError)
         log.info("serving", grpc=str(grpc_address), http=str(http_address))
         yield
@@ -268,6 +273,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             catalog, dispatcher, sessions, clock=clock, every_seconds=config.every_seconds
         ),
         http=HttpServer(metrics, overview, dispatcher, custody),
+        store_endpoint=repository.signing_store.endpoint if repository.signing_store else "",
     )
 
 
@@ -320,17 +326,15 @@ def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
 
 
-def _announce(
-    data: Path, grpc_address: Address, http_address: Address, authority: Authority, now: int
-) -> None:
+def _announce(data: Path, endpoints: dict[str, str], authority: Authority, now: int) -> None:
     """Tell `up` and scripts of this machine where we serve; written once we do."""
     admin = authority.admin("local", now)
     context = {
-        "address": str(grpc_address),
+        "address": endpoints["grpc"],
         "ca": authority.certificate.decode(),
         "certificate": admin.certificate.decode(),
         "key": admin.private_key.decode(),
     }
     write_secret(data / "admin.context", json.dumps(context, indent=1).encode())
-    endpoints = {"grpc": str(grpc_address), "http": str(http_address), "pid": os.getpid()}
-    write_secret(data / "endpoints.json", json.dumps(endpoints).encode())
+    told = {**endpoints, "pid": os.getpid()}
+    write_secret(data / "endpoints.json", json.dumps(told).encode())

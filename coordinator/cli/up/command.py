@@ -10,6 +10,7 @@ import click
 from coordinator.cli.command import Invocation, single
 from coordinator.cli.durations import parse_duration
 from coordinator.cli.failure import UsageError
+from coordinator.cli.up.bucket import choose_bucket
 from coordinator.cli.up.directory import lock_directory, open_directory
 from coordinator.cli.up.engine import choose_engine
 from coordinator.cli.up.protection import additions, check_new, load, parse_wish, save
@@ -40,6 +41,26 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d{1,5})")
     help="How often every volume is backed up.",
 )
 @click.option(
+    "--repository",
+    metavar="s3://BUCKET/PREFIX",
+    help="Keep the repository in a bucket.  [default: as the last time, or below --data]",
+)
+@click.option("--repository-endpoint", metavar="URL", help="Of an S3 that is not AWS.")
+@click.option("--repository-region", metavar="NAME", help="Of the bucket.")
+@click.option(
+    "--repository-addressing",
+    type=click.Choice(["auto", "path", "virtual"]),
+    help="Whether the bucket stands in the path or in the host of a URL.",
+)
+@click.option(
+    "--repository-ca", metavar="FILE", help="Certificates that vouch for the endpoint (PEM)."
+)
+@click.option(
+    "--repository-credentials",
+    metavar="FILE",
+    help="Key of the bucket, as AWS tools keep it.  [default: where they look]",
+)
+@click.option(
     "--listen", metavar="HOST:PORT", help="gRPC address.  [default: a free port on 127.0.0.1]"
 )
 def app(
@@ -50,6 +71,7 @@ def app(
     docker: bool | None,
     every: str,
     listen: str | None,
+    **bucket: str | None,
 ) -> None:
     """Run a coordinator and an agent on this machine until interrupted.
 
@@ -66,11 +88,14 @@ def app(
     for volume in new:
         check_new(volume, directory.path)
     volumes = [*known, *new]
+    said = {flag.replace("_", "-"): value for flag, value in bucket.items()}
+    chosen = choose_bucket(directory.bucket, said)
     save(directory.protect, volumes)
     settings = Settings(
         directory=directory,
         volumes=volumes,
         engine=choose_engine(directory.engine, docker, os.environ),
+        bucket=chosen,
         every_seconds=every_seconds,
         listen=address,
     )

@@ -43,6 +43,11 @@ class Directory:
         return self.path / "repository"
 
     @property
+    def bucket(self) -> Path:
+        """The bucket that holds it instead, if any does."""
+        return self.path / "bucket"
+
+    @property
     def coordinator(self) -> Path:
         """The coordinator's own state."""
         return self.path / "coordinator"

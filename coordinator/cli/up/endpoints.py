@@ -18,10 +18,11 @@ _LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Endpoints:
-    """HOST:PORT of gRPC and of HTTP."""
+    """HOST:PORT of gRPC and of HTTP, and what signed URLs of the store begin with, if any."""
 
     grpc: str
     http: str
+    store: str = ""
 
 
 def read_endpoints(directory: Directory, pid: int) -> Endpoints | None:
@@ -30,7 +31,8 @@ def read_endpoints(directory: Directory, pid: int) -> Endpoints | None:
         fields = json.loads(directory.endpoints.read_bytes())
         if fields["pid"] != pid:
             return None
-        return Endpoints(_callable(fields["grpc"]), _callable(fields["http"]))
+        store = fields.get("store", "")
+        return Endpoints(_callable(fields["grpc"]), _callable(fields["http"]), store)
     except (OSError, ValueError, KeyError):
         return None
 

@@ -55,6 +55,8 @@ class Settings:
     volumes: list[Protected]
     # The address of a container engine whose volumes are protected, too.
     engine: str | None
+    # Flags of the coordinator that name a bucket; none for a repository in the directory.
+    bucket: dict[str, str]
     every_seconds: int | None
     # None: the port of the last time if it is free, else any, on loopback.
     listen: str | None
@@ -102,7 +104,7 @@ async def _run(settings: Settings, children: list[Child], group: asyncio.TaskGro
             with contextlib.closing(Client(context)) as client:
                 await _make_token(directory, client)
                 _say("starting the agent")
-                adopt(await _start_agent(settings, endpoints.grpc, lock))
+                adopt(await _start_agent(settings, endpoints, lock))
                 status = await _all_announced(settings, client)
     except TimeoutError as error:
         raise CommandError(
@@ -142,11 +144,12 @@ async def _start_coordinator(settings: Settings, lock: int) -> Child:
     listen = settings.listen or former_listen(directory)
     directory.endpoints.unlink(missing_ok=True)
     every = "off" if settings.every_seconds is None else f"{settings.every_seconds}s"
+    where = settings.bucket or {"repository": str(directory.repository)}
     arguments = [
         # A fleet's settings on this machine are not meant for the embedded one.
         *("--config", "/dev/null"),
         *("--data", str(directory.coordinator)),
-        *("--repository", str(directory.repository)),
+        *(part for flag, value in where.items() for part in (f"--{flag}", value)),
         *("--listen", listen),
         *("--http", "127.0.0.1:0"),
         *("--every", every),
@@ -157,18 +160,21 @@ async def _start_coordinator(settings: Settings, lock: int) -> Child:
     )
 
 
-async def _start_agent(settings: Settings, address: str, lock: int) -> Child:
+async def _start_agent(settings: Settings, endpoints: Endpoints, lock: int) -> Child:
     directory = settings.directory
+    ca_file = settings.bucket.get("repository-ca")
     arguments = [
         *("--config", "/dev/null"),
         *("--state", str(directory.agent)),
-        *("--coordinator", address),
+        *("--coordinator", endpoints.grpc),
         *("--token-file", str(directory.token)),
         *("--http", "127.0.0.1:0"),
         *("--protect-file", str(directory.protect)),
         *("--exclude", str(directory.path)),
         # Whoever runs `up` is master of this machine already.
         *("--restore-root", "/"),
+        *(("--store-endpoint", endpoints.store) if endpoints.store else ()),
+        *(("--store-ca", ca_file) if ca_file is not None else ()),
         *(("--docker", settings.engine) if settings.engine is not None else ()),
         "--exit-with-parent",
     ]
