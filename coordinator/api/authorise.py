@@ -61,6 +61,8 @@ RULES: Final[dict[str, frozenset[Role]]] = {
             "FindEntries",
             "ReadFile",
             "DiffSnapshots",
+            "GetBandwidth",
+            "SetBandwidth",
         )
     },
 }
