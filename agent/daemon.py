@@ -55,6 +55,7 @@ from agent.services import (
 from agent.session import BackupWish, ControlStream, Greeting, Handler, enrol
 from agent.state import State, remove_state
 from agent.tasks import Order, Report, Tasks
+from agent.throttle import Demand, Grant, Throttles
 from agent.tracking.opening import open_tracker
 from agent.tracking.tracker import Tracker
 from agent.upload import CoordinatorCalls, NodeChannel, open_node_channel
@@ -155,9 +156,13 @@ class _Agent(Handler):
         clones = Clones(parts.state, parts.config.clone_dirs, self._volumes.paths, _no_clone)
         self._watching = Watching(parts.tracker, clones, self._volumes.all, self._on_watching)
         self._line = parts.line
-        self._store = DirectStore(parts.config.store_endpoint, parts.config.store_ca)
-        self._calls = CoordinatorCalls(parts.line, clock, self._store)
+        self._throttles = Throttles(clock)
+        self._store = DirectStore(
+            parts.config.store_endpoint, parts.config.store_ca, self._throttles
+        )
+        self._calls = CoordinatorCalls(parts.line, clock, self._throttles, self._store)
         self._control = ControlStream(parts.line, self, clock)
+        self._throttles.tell_with(self._control.send_demand)
         self._renewal = Renewal(
             parts.config.coordinator,
             parts.config.state,
@@ -190,6 +195,7 @@ class _Agent(Handler):
                 eternal = [
                     group.create_task(self._watch_protect_file(), name="protect file"),
                     group.create_task(self._watching.run(), name="watching"),
+                    group.create_task(self._throttles.run(), name="throttles"),
                 ]
                 if self._discovery is not None:
                     eternal.append(group.create_task(self._discovery.run(), name="docker"))
@@ -262,6 +268,10 @@ class _Agent(Handler):
             uploads_running=self._calls.uploads_running,
             volumes=self._volumes.protected(),
             tracking=self._tracking_sample(),
+            throttled={
+                "backup": self._throttles.upload.waited_seconds,
+                "restore": self._throttles.restore.waited_seconds,
+            },
         )
 
     def _tracking_sample(self) -> TrackingSample:
@@ -341,6 +351,14 @@ class _Agent(Handler):
     @override
     def on_reported(self, task_id: str) -> None:
         self._tasks.reported(task_id)
+
+    @override
+    def on_bandwidth(self, grant: Grant | None) -> None:
+        self._throttles.on_grant(grant)
+
+    @override
+    def demand(self) -> Demand | None:
+        return self._throttles.demand()
 
     # Tasks.
 

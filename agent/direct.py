@@ -19,6 +19,7 @@ from blake3 import blake3
 from typing_extensions import Buffer
 
 from agent.endpoints import is_beneath
+from agent.throttle import Throttle, Throttles
 from repository.errors import (
     DamagedError,
     ObjectMissingError,
@@ -99,10 +100,16 @@ class SignedReads:
 class DirectStore:
     """Requests to the store."""
 
-    def __init__(self, endpoints: Sequence[str] = (), ca_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str] = (),
+        ca_file: Path | None = None,
+        throttles: Throttles | None = None,
+    ) -> None:
         """`ca_file` vouches for the store, beside whom the system trusts."""
         self._endpoints = endpoints
         self._ca_file = ca_file
+        self._throttles = throttles
         self._session: Any = None
 
     def serves(self, endpoint: str) -> bool:
@@ -114,27 +121,37 @@ class DirectStore:
 
         StoreError; StoreUnavailableError where the same may succeed when signed anew.
         """
+        async with self._deadline(size_bytes) as deadline:
+            body = self._pieces(buffers, deadline)
+            async with self._answer(request, {}, body) as answer:
+                if answer.status != _TAKEN:
+                    await _check(answer, _CREATED)
 
-        async def body() -> AsyncIterator[memoryview]:
-            for buffer in buffers:
-                rest = memoryview(buffer).cast("B")
-                for start in range(0, len(rest), PIECE_BYTES):
-                    yield rest[start : start + PIECE_BYTES]
-
-        async with self._answer(request, {}, size_bytes, body()) as answer:
-            if answer.status != _TAKEN:
-                await _check(answer, _CREATED)
+    async def _pieces(
+        self, buffers: Sequence[Buffer], deadline: asyncio.Timeout
+    ) -> AsyncIterator[memoryview]:
+        """Cut buffers into what may go at a time, when it may."""
+        throttle = None if self._throttles is None else self._throttles.upload
+        for buffer in buffers:
+            rest = memoryview(buffer).cast("B")
+            while rest:
+                size = PIECE_BYTES
+                if throttle is not None and throttle.is_limited:
+                    size = min(size, throttle.piece_bytes)
+                    await _take(throttle, min(size, len(rest)), deadline)
+                yield rest[:size]
+                rest = rest[size:]
 
     async def get(self, request: SignedRequest, offset: int, length: int) -> memoryview:
         """Read a range of the object; DamagedError where it is shorter, else StoreError."""
         asked = {"Range": f"bytes={offset}-{offset + length - 1}"}
         arrived = bytearray(length)
         filled = 0
-        async with self._answer(request, asked, length, None) as answer:
+        async with self._deadline(length) as deadline, self._answer(request, asked, None) as answer:
             await _check(answer, frozenset({_PARTIAL}))
             if not answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
                 raise StoreUnavailableError("the store sent another range than was asked for")
-            async for piece in answer.content.iter_any():
+            while piece := await self._next_piece(answer, deadline):
                 if filled + len(piece) > length:
                     raise StoreUnavailableError("the store sent more than was asked for")
                 arrived[filled : filled + len(piece)] = piece
@@ -145,6 +162,27 @@ class DirectStore:
                 hint="run tidemark verify to see what it affects",
             )
         return memoryview(arrived)
+
+    async def _next_piece(self, answer: Any, deadline: asyncio.Timeout) -> bytes:
+        """Read on, when it may be; what is not read the store holds back before long."""
+        throttle = None if self._throttles is None else self._throttles.restore
+        if throttle is None or not throttle.is_limited:
+            return bytes(await answer.content.readany())
+        piece = bytes(await answer.content.read(throttle.piece_bytes))
+        await _take(throttle, len(piece), deadline)
+        return piece
+
+    @asynccontextmanager
+    async def _deadline(self, size_bytes: int) -> AsyncIterator[asyncio.Timeout]:
+        """As long as so many bytes may take on the slowest line that is one."""
+        seconds = _CALL_SECONDS + size_bytes / _BYTES_PER_SECOND_MIN
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                yield deadline
+        except TimeoutError as error:
+            raise StoreUnavailableError(
+                "the store takes too long", hint="see that this node reaches it: tidemark doctor"
+            ) from error
 
     async def close(self) -> None:
         """End all connections."""
@@ -157,7 +195,6 @@ class DirectStore:
         self,
         request: SignedRequest,
         headers: Mapping[str, str],
-        size_bytes: int,
         body: AsyncIterator[memoryview] | None,
     ) -> AsyncIterator[Any]:
         if not is_beneath(request.url, self._endpoints):
@@ -169,9 +206,10 @@ class DirectStore:
         if self._session is None:
             self._session = _open_session(aiohttp, self._ca_file)
         url = importlib.import_module("yarl").URL(request.url, encoded=True)
-        seconds = _CALL_SECONDS + size_bytes / _BYTES_PER_SECOND_MIN
+        # While we send, the store has nothing to say.
+        silence = _SILENCE_SECONDS if body is None else None
         timeout = aiohttp.ClientTimeout(
-            total=seconds, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
+            total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence
         )
         try:
             async with self._session.request(
@@ -183,11 +221,19 @@ class DirectStore:
                 allow_redirects=False,
             ) as answer:
                 yield answer
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise StoreUnavailableError(
                 f"the store at {url.host} does not answer: {str(error) or type(error).__name__}",
                 hint="see that this node reaches it: tidemark doctor",
             ) from error
+
+
+async def _take(throttle: Throttle, size_bytes: int, deadline: asyncio.Timeout) -> None:
+    """Wait for our turn, which is no fault of the store."""
+    end = deadline.when() or 0.0
+    deadline.reschedule(None)
+    waited = await throttle.take(size_bytes)
+    deadline.reschedule(end + waited)
 
 
 def _open_session(aiohttp: Any, ca_file: Path | None) -> Any:

@@ -75,7 +75,7 @@ class TrackingSample(NamedTuple):
 class Sample:
     """What the daemon is at one moment."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that there is
         self,
         *,
         tasks: Mapping[str, int],
@@ -84,6 +84,7 @@ class Sample:
         uploads_running: int,
         volumes: int,
         tracking: TrackingSample,
+        throttled: Mapping[str, float],
     ) -> None:
         self.tasks = dict(tasks)
         self.connected = connected
@@ -91,6 +92,7 @@ class Sample:
         self.uploads_running = uploads_running
         self.volumes = volumes
         self.tracking = tracking
+        self.throttled = dict(throttled)
 
 
 class _Live(Collector):
@@ -121,6 +123,14 @@ class _Live(Collector):
         yield GaugeMetricFamily(
             "tidemark_agent_volumes", "Volumes that are protected here.", sample.volumes
         )
+        throttled = CounterMetricFamily(
+            "tidemark_agent_throttled_seconds",
+            "Waited because of a limit of the network.",
+            labels=["way"],
+        )
+        for way, seconds in sample.throttled.items():
+            throttled.add_metric([way], seconds)
+        yield throttled
         yield from _of_tracking(sample.tracking)
         yield from self._of_process()
 

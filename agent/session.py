@@ -37,6 +37,7 @@ from agent.services import (
     RestoreTask,
     Volume,
 )
+from agent.throttle import Demand, Flow, Grant
 from agent.tracking.tracker import Mode
 from agent.upload import NodeChannel, backup_result, open_channel, path_errors, translated
 from agent.validity import read_validity
@@ -62,6 +63,7 @@ _LOG_LINES_MAX: Final = 1000
 # the next one begins, and told again where the coordinator still waits for them.
 _TOLD_SECONDS: Final = 120.0
 _TOLD_MAX: Final = 256
+_MILLISECONDS: Final = 1000
 
 _random = random.SystemRandom()
 _log = get_logger()
@@ -209,6 +211,14 @@ class Handler(Protocol):
         """Take note that the end of a task was sent."""
         ...
 
+    def on_bandwidth(self, grant: Grant | None) -> None:
+        """Use no more of the network than this; None: as much as there is."""
+        ...
+
+    def demand(self) -> Demand | None:
+        """Say what the network is wanted for; None while nothing limits it."""
+        ...
+
 
 class ControlStream:
     """The stream, and what waits to be sent on it."""
@@ -225,6 +235,9 @@ class ControlStream:
         self._progress: dict[str, Progress] = {}
         self._progress_lock = threading.Lock()
         self._volumes_changed = False
+        self._demand_changed = False
+        # A coordinator that grants nothing may be too old to take what it did not ask for.
+        self._is_granted = False
         self._leaving = False
         self._heartbeat_seconds = float(_HEARTBEAT_SECONDS)
         self._told_all = asyncio.Condition()
@@ -249,6 +262,11 @@ class ControlStream:
     def send_volumes(self) -> None:
         """Let the coordinator know that there are other volumes now."""
         self._volumes_changed = True
+        self._wake.set()
+
+    def send_demand(self) -> None:
+        """Let the coordinator know what the network is wanted for."""
+        self._demand_changed = True
         self._wake.set()
 
     def send_backup_end(self, task: BackupTask, outcome: BackupOutcome) -> None:
@@ -392,6 +410,9 @@ class ControlStream:
                     self._handler.on_restore(_restore_task(message.run_restore))
                 case "cancel_task":
                     self._handler.on_cancel(message.cancel_task.task_id)
+                case "bandwidth":
+                    self._is_granted = True
+                    self._handler.on_bandwidth(_grant(message.bandwidth))
                 case "welcome" | None:  # None is of a newer coordinator
                     pass
 
@@ -427,6 +448,11 @@ class ControlStream:
         self._wake.clear()
 
     async def _send_waiting(self, call: "_Call") -> None:
+        if self._demand_changed:
+            self._demand_changed = False
+            demand = self._handler.demand()
+            if demand is not None and self._is_granted:
+                await call.write(agent_pb2.ConnectRequest(bandwidth=_demand(demand)))
         if self._volumes_changed:
             self._volumes_changed = False
             greeting = self._handler.greeting()
@@ -478,6 +504,7 @@ class ControlStream:
 
     def _welcome(self, welcome: agent_pb2.Welcome) -> None:
         check_protocol(welcome)
+        self._is_granted = False
         self._heartbeat_seconds = float(welcome.heartbeat_seconds or _HEARTBEAT_SECONDS)
         unknown = set(welcome.unknown_task_ids)
         oldest = self._clock.monotonic() - _TOLD_SECONDS - _WELCOME_SECONDS
@@ -568,6 +595,35 @@ def _restore_task(ask: agent_pb2.RunRestore) -> RestoreTask:
         delete_extra=ask.delete_extra,
         dry_run=ask.dry_run,
         local_id=ask.local_id,
+    )
+
+
+def _grant(grant: agent_pb2.BandwidthGrant) -> Grant | None:
+    if grant.unlimited:
+        return None
+    return Grant(
+        number=grant.number,
+        upload=grant.backup,
+        restore=grant.restore,
+        floor=grant.floor,
+        lease_seconds=grant.lease_milliseconds / _MILLISECONDS,
+    )
+
+
+def _demand(demand: Demand) -> agent_pb2.BandwidthDemand:
+    return agent_pb2.BandwidthDemand(
+        grant_number=demand.number,
+        measured_milliseconds=round(demand.seconds * _MILLISECONDS),
+        backup=_traffic(demand.upload),
+        restore=_traffic(demand.restore),
+    )
+
+
+def _traffic(flow: Flow) -> agent_pb2.Traffic:
+    return agent_pb2.Traffic(
+        wants=flow.wants,
+        used_bytes=flow.used_bytes,
+        blocked_milliseconds=round(flow.blocked_seconds * _MILLISECONDS),
     )
 
 

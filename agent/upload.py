@@ -7,6 +7,7 @@ call may be repeated: an upload by its name, a commit by its session.
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -37,6 +38,7 @@ from agent.services import (
     SignedUploads,
     StoredChunks,
 )
+from agent.throttle import PIECE_BYTES, Throttle, Throttles
 from proto.payload import decode_bytes_field, encode_bytes_field
 from proto.tidemark.v1 import agent_pb2, common_pb2
 from proto.tidemark.v1.agent_pb2_grpc import AgentServiceStub
@@ -67,8 +69,6 @@ _UPLOAD_DATA: Final = agent_pb2.UploadPackRequest.DATA_FIELD_NUMBER
 _READ_DATA: Final = agent_pb2.ReadPackResponse.DATA_FIELD_NUMBER
 # The coordinator's certificate carries this name wherever it listens, so that it may move.
 _SERVER_NAME: Final = "tidemark-coordinator"
-# Large enough to cost little per byte, small enough for four of them to be nothing.
-PIECE_BYTES: Final = 1024 * 1024
 _MESSAGE_BYTES_MAX: Final = 4 * PIECE_BYTES
 _DETECTIONS: Final = {
     Detection.EVENTS: common_pb2.CHANGE_DETECTION_EVENTS,
@@ -206,15 +206,28 @@ def _from_status(code: grpc.StatusCode, details: str) -> TidemarkError:
     return CoordinatorError(f"{details} ({code.name.lower()})")
 
 
+class _LateError(grpc.RpcError):
+    """A call did not end by its deadline, and was given up."""
+
+    @override
+    def __str__(self) -> str:
+        return "it took too long"
+
+
 class CoordinatorCalls(CoordinatorClient, RestoreClient):
     """The calls, over one line that all tasks share."""
 
     def __init__(
-        self, line: Line[NodeChannel], clock: Clock, store: DirectStore | None = None
+        self,
+        line: Line[NodeChannel],
+        clock: Clock,
+        throttles: Throttles,
+        store: DirectStore | None = None,
     ) -> None:
         """`store` takes what the coordinator signs; without one all goes through the line."""
         self._line = line
         self._clock = clock
+        self._throttles = throttles
         self._store = store or DirectStore()
         self._reads = SignedReads(clock.monotonic)
         self._uploads = asyncio.Semaphore(_UPLOADS)
@@ -282,10 +295,24 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         """Say how to send a pack: to the store itself where it may be."""
         signed = session.signed_uploads
         if signed is None or not self._store.serves(signed.endpoint):
-            return partial(_send_through, header=header, buffers=buffers)
+            return partial(self._send_through, header=header, buffers=buffers)
         checksum, name = await asyncio.to_thread(digests, buffers, signed.checksum)
         pack = agent_pb2.PackDigest(header=header, checksum=checksum, blake3=name)
         return partial(self._send_directly, pack=pack, buffers=buffers)
+
+    async def _send_through(
+        self, line: NodeChannel, header: agent_pb2.PackHeader, buffers: Sequence[Buffer]
+    ) -> None:
+        """Send a pack to the coordinator, which stores it."""
+
+        def requests() -> Iterator[bytes]:
+            yield agent_pb2.UploadPackRequest(header=header).SerializeToString()
+            for piece in pieces(buffers, self._throttles.upload):
+                yield encode_bytes_field(_UPLOAD_DATA, piece)
+                failpoint("agent.pack.half_sent", UnreachableError)
+
+        seconds = _CALL_SECONDS + header.size_bytes / _BYTES_PER_SECOND_MIN
+        await self._streamed(line.upload, requests(), len, seconds)
 
     async def _send_directly(
         self, line: NodeChannel, pack: agent_pb2.PackDigest, buffers: Sequence[Buffer]
@@ -317,12 +344,14 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         def requests() -> Iterator[agent_pb2.CommitRequest]:
             yield agent_pb2.CommitRequest(header=header)
             failpoint("agent.commit.half_sent", UnreachableError)
-            for piece in pieces(refs):
+            for piece in pieces(refs, self._throttles.upload):
                 yield agent_pb2.CommitRequest(refs=b"".join(piece))
 
         failpoint("agent.commit.asked", UnreachableError)
         answer = await self._persist(
-            lambda line: _streamed(partial(line.stub.Commit, timeout=_COMMIT_SECONDS), requests()),
+            lambda line: self._streamed(
+                line.stub.Commit, requests(), agent_pb2.CommitRequest.ByteSize, _COMMIT_SECONDS
+            ),
             session.lease_seconds,
         )
         return Committed(answer.snapshot_id, answer.sequence, Phase(answer.phase), answer.root)
@@ -365,6 +394,19 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         if self._store.serves(endpoint):
             reading = partial(self._read_directly, task_id=task_id, name=name, ranges=ranges)
             return await self._persist(reading, _PATIENCE_SECONDS)
+        arrived: list[memoryview] = []
+        left = deque(ranges)
+        while left:
+            asked = list(_first_of(left, self._throttles.restore))
+            if self._throttles.restore.is_limited:
+                await self._throttles.restore.take(sum(length for _, length in asked))
+            arrived += await self._read_ranges(task_id, name, asked)
+        return cut(arrived, [length for _, length in ranges])
+
+    async def _read_ranges(
+        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
+    ) -> list[memoryview]:
+        """Read ranges of a pack in one call; in pieces as they arrive."""
         request = agent_pb2.ReadPackRequest(
             task_id=task_id,
             name=name,
@@ -387,8 +429,48 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
                 )
             return arrived
 
-        arrived = await self._persist(ask, _PATIENCE_SECONDS)
-        return cut(arrived, [length for _, length in ranges])
+        return await self._persist(ask, _PATIENCE_SECONDS)
+
+    async def _streamed(
+        self,
+        call: Callable[[AsyncIterator[_T]], Awaitable[_Answer]],
+        requests: Iterable[_T],
+        size_of: Callable[[_T], int],
+        seconds: float,
+    ) -> _Answer:
+        """Make a call with a stream of requests; an error while one is made is the call's error.
+
+        gRPC would take it for a cancellation, which nobody asked for, or wait for the deadline. So
+        the stream ends there; cut short, neither a pack nor a commit is accepted. The deadline is
+        of the line: what we wait for by our own choice is not its fault.
+        """
+        failures: list[Exception] = []
+        throttle = self._throttles.upload
+
+        async def each() -> AsyncIterator[_T]:
+            try:
+                for request in requests:
+                    if throttle.is_limited:
+                        end = deadline.when() or 0.0
+                        deadline.reschedule(None)
+                        waited = await throttle.take(size_of(request))
+                        deadline.reschedule(end + waited)
+                    yield request
+            except Exception as error:  # noqa: BLE001 - raised again below
+                failures.append(error)
+
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                answer = await call(each())
+        except TimeoutError as error:
+            raise _LateError from error
+        except grpc.RpcError:
+            if failures:
+                raise failures[0] from None
+            raise
+        if failures:
+            raise failures[0]
+        return answer
 
     async def _read_directly(
         self, line: NodeChannel, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
@@ -439,49 +521,6 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             shortest = min(shortest * 2, longest)
 
 
-async def _send_through(
-    line: NodeChannel, header: agent_pb2.PackHeader, buffers: Sequence[Buffer]
-) -> None:
-    """Send a pack to the coordinator, which stores it."""
-
-    def requests() -> Iterator[bytes]:
-        yield agent_pb2.UploadPackRequest(header=header).SerializeToString()
-        for piece in pieces(buffers):
-            yield encode_bytes_field(_UPLOAD_DATA, piece)
-            failpoint("agent.pack.half_sent", UnreachableError)
-
-    seconds = _CALL_SECONDS + header.size_bytes / _BYTES_PER_SECOND_MIN
-    await _streamed(partial(line.upload, timeout=seconds), requests())
-
-
-async def _streamed(
-    call: Callable[[AsyncIterator[_T]], Awaitable[_Answer]], requests: Iterable[_T]
-) -> _Answer:
-    """Make a call with a stream of requests; an error while one is made is the call's error.
-
-    gRPC would take it for a cancellation, which nobody asked for, or wait for the deadline. So the
-    stream ends there; cut short, neither a pack nor a commit is accepted.
-    """
-    failures: list[Exception] = []
-
-    async def each() -> AsyncIterator[_T]:
-        try:
-            for request in requests:
-                yield request
-        except Exception as error:  # noqa: BLE001 - raised again below
-            failures.append(error)
-
-    try:
-        answer = await call(each())
-    except grpc.RpcError:
-        if failures:
-            raise failures[0] from None
-        raise
-    if failures:
-        raise failures[0]
-    return answer
-
-
 def _chunks_of(frame: agent_pb2.StoredFrame) -> Iterator[tuple[ChunkId, Location]]:
     nonce = PackNonce(frame.pack_nonce)
     for number, length in enumerate(frame.lengths):
@@ -509,6 +548,21 @@ def _read_piece(message: bytes) -> memoryview:
     return data
 
 
+def _first_of(ranges: deque[tuple[int, int]], throttle: Throttle) -> Iterator[tuple[int, int]]:
+    """Take from the ranges what one call asks for: all, or under a limit as much as a piece."""
+    if not throttle.is_limited:
+        yield from ranges
+        ranges.clear()
+        return
+    room = throttle.piece_bytes
+    while ranges and room > 0:
+        offset, length = ranges.popleft()
+        if length > room:
+            ranges.appendleft((offset + room, length - room))
+        yield offset, min(length, room)
+        room -= length
+
+
 def cut(arrived: Iterable[memoryview], lengths: Iterable[int]) -> list[memoryview]:
     """Cut what arrived at other places than it came in; what lies in one piece is not copied."""
     rest = iter(arrived)
@@ -528,20 +582,22 @@ def cut(arrived: Iterable[memoryview], lengths: Iterable[int]) -> list[memoryvie
     return found
 
 
-def pieces(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
+def pieces(
+    buffers: Iterable[Buffer], throttle: Throttle | None = None
+) -> Iterator[list[memoryview]]:
     """Cut joined buffers into messages: none too large for one, and not many small ones."""
     held: list[memoryview] = []
-    size = 0
+    size, full = 0, PIECE_BYTES if throttle is None else throttle.piece_bytes
     for buffer in buffers:
         rest = memoryview(buffer).cast("B")
         while rest:
-            part = rest[: PIECE_BYTES - size]
+            part = rest[: full - size]
             rest = rest[len(part) :]
             held.append(part)
             size += len(part)
-            if size == PIECE_BYTES:
+            if size == full:
                 yield held
-                held, size = [], 0
+                held, size, full = [], 0, PIECE_BYTES if throttle is None else throttle.piece_bytes
     if held:
         yield held
 

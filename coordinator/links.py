@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from coordinator.grants import Grant
 from coordinator.model import Node, Task, TaskId
 
 _OUTBOX_MESSAGES: Final = 1000
@@ -23,7 +24,14 @@ class CancelTask:
     task_id: TaskId
 
 
-Message = RunTask | CancelTask
+@dataclass(frozen=True, slots=True)
+class GrantBandwidth:
+    """To an agent: so much of the network is yours for a moment; None: as much as there is."""
+
+    grant: Grant | None
+
+
+Message = RunTask | CancelTask | GrantBandwidth
 
 
 class AgentLink:

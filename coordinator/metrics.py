@@ -71,6 +71,18 @@ class Metrics:
         self._unlocked = Gauge(
             "tidemark_custody_unlocked", "1 while the recovery secret is open.", registry=registry
         )
+        self._bandwidth_limit = Gauge(
+            "tidemark_bandwidth_limit_bytes_per_second",
+            "Limits of the network that are in force.",
+            ["limit"],
+            registry=registry,
+        )
+        self._bandwidth_used = Gauge(
+            "tidemark_bandwidth_used_bytes_per_second",
+            "What nodes under a limit use of the network.",
+            ["node", "way"],
+            registry=registry,
+        )
         Info("tidemark_build", "Version.", registry=registry).info({"version": version})
         self._process = psutil.Process()
         self._cpu = Gauge("process_cpu_seconds", "CPU time of this process.", registry=registry)
@@ -105,6 +117,17 @@ class Metrics:
             self._running.labels(kind).set(running.get(kind, 0))
         self._tasks_queued.set(queued)
         self._agents.set(agents)
+
+    def set_bandwidth(
+        self, limits: Mapping[str, float], used: Mapping[tuple[str, str], float]
+    ) -> None:
+        """Limits in force, and what each (node, way) uses; what is limited no more vanishes."""
+        self._bandwidth_limit.clear()
+        self._bandwidth_used.clear()
+        for limit, rate in limits.items():
+            self._bandwidth_limit.labels(limit).set(rate)
+        for (node, way), rate in used.items():
+            self._bandwidth_used.labels(node, way).set(rate)
 
     def set_totals(self, totals: Totals, *, unlocked: bool) -> None:
         """What the catalog holds now."""

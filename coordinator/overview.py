@@ -8,7 +8,7 @@ from typing import Final
 from coordinator.catalog import Catalog
 from coordinator.custody import Custody
 from coordinator.dispatch import Dispatcher
-from coordinator.errors import TidemarkError
+from coordinator.errors import NotFoundError, TidemarkError
 from coordinator.fleet import Fleet
 from coordinator.founding import Repository
 from coordinator.model import (
@@ -20,8 +20,11 @@ from coordinator.model import (
     Volume,
     VolumeReport,
 )
+from repository.ids import RepositoryId
 from repository.layout import CONFIG_NAME
 
+# Shorter beginnings of an id are hardly meant.
+_PREFIX_MIN: Final = 4
 _KIT_EXPORTED: Final = "recovery_kit_exported"
 _GONE: Final = (
     "it is not on its node any more; its snapshots still restore, and `tidemark volume move` says "
@@ -83,6 +86,15 @@ class Overview:
     def unlocked(self) -> bool:
         """Whether custody is open."""
         return self._custody.unlocked
+
+    def repository_id(self, selector: str) -> RepositoryId:
+        """The repository of that id, or of one that begins so; NotFoundError."""
+        found = self.repository.config.repository
+        if len(selector) < _PREFIX_MIN or not found.hex().startswith(selector):
+            raise NotFoundError(
+                f"there is no repository {selector!r}", hint="see tidemark repo show for its id"
+            )
+        return found
 
     async def totals(self) -> Totals:
         """Figures of the whole."""

@@ -21,6 +21,7 @@ from coordinator.api.agent import AgentParts, AgentService
 from coordinator.api.authorise import Gate
 from coordinator.api.bulk import add_agent_service
 from coordinator.api.guard import guard
+from coordinator.bandwidth import Bandwidth
 from coordinator.bases import Bases
 from coordinator.browse import Browser
 from coordinator.catalog import Catalog, open_catalog
@@ -89,6 +90,7 @@ class Services:
     sessions: Sessions
     verifier: Verifier
     scheduler: Scheduler
+    bandwidth: Bandwidth
     http: HttpServer
     store_endpoint: str
     """What signed URLs of the store begin with; empty where none are signed."""
@@ -153,6 +155,7 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
         await services.sessions.recover()
         failpoint("coordinator.start.commits_settled", CatalogError)
         await services.dispatcher.recover()
+        await services.bandwidth.load()
         await _serve(stop, started or asyncio.Event(), config, services, authority, now)
 
 
@@ -169,6 +172,7 @@ async def _serve(
         async with asyncio.TaskGroup() as group:
             services.dispatcher.begin(group, services.verifier.verify)
             group.create_task(services.scheduler.run(), name="scheduler")
+            group.create_task(services.bandwidth.run(), name="bandwidth")
             async with _listening(config, services, authority, now):
                 started.set()
                 await stop.wait()
@@ -229,6 +233,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
     sessions = Sessions(catalog, repository, dispatcher, clock=clock, random=random, incarnation=1)
     fleet = Fleet(catalog, repository, authority, dispatcher, program, clock=clock, random=random)
     selection = Selection(catalog)
+    bandwidth = Bandwidth(catalog, repository.config.repository, metrics, clock=clock)
     overview = Overview(
         catalog,
         repository,
@@ -248,6 +253,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             restores=Restores(catalog, repository, custody, dispatcher, random=random),
             config=repository.config,
             program=program,
+            bandwidth=bandwidth,
         ),
         gate,
     )
@@ -259,6 +265,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             selection=selection,
             moves=Moves(catalog, dispatcher, sessions, fleet, selection),
             browser=Browser(catalog, repository, custody, workers),
+            bandwidth=bandwidth,
             version=program.version,
             schedule_seconds=config.every_seconds,
         )
@@ -272,6 +279,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
         scheduler=Scheduler(
             catalog, dispatcher, sessions, clock=clock, every_seconds=config.every_seconds
         ),
+        bandwidth=bandwidth,
         http=HttpServer(metrics, overview, dispatcher, custody),
         store_endpoint=repository.signing_store.endpoint if repository.signing_store else "",
     )

@@ -7,10 +7,12 @@ from typing import Final, TypeVar
 
 from typing_extensions import override
 
-from coordinator.api import translate
-from coordinator.api.authorise import Context
+from coordinator.api import bandwidth, translate
+from coordinator.api.authorise import Context, identity_of
+from coordinator.bandwidth import Bandwidth
 from coordinator.browse import Browser, Listed
 from coordinator.dispatch import Dispatcher
+from coordinator.limits import Limit, Scope
 from coordinator.model import JobId
 from coordinator.moves import Moves
 from coordinator.orders import Orders
@@ -40,6 +42,7 @@ class AdminParts:
     selection: Selection
     moves: Moves
     browser: Browser
+    bandwidth: Bandwidth
     version: str
     schedule_seconds: int | None
 
@@ -338,6 +341,38 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         async for changes in self._parts.browser.differences(before, after):
             for some in _pieces(changes):
                 yield admin_pb2.DiffSnapshotsResponse(changes=map(translate.change, some))
+
+    # ---- bandwidth ------------------------------------------------------------------------------
+
+    @override
+    async def GetBandwidth(
+        self, request: admin_pb2.GetBandwidthRequest, context: Context
+    ) -> admin_pb2.GetBandwidthResponse:
+        budget = self._parts.bandwidth
+        return admin_pb2.GetBandwidthResponse(
+            limits=[await self._limit(each) for each in budget.limits()],
+            nodes=[bandwidth.node(node, use) for node, use in budget.uses()],
+        )
+
+    @override
+    async def SetBandwidth(
+        self, request: admin_pb2.SetBandwidthRequest, context: Context
+    ) -> admin_pb2.SetBandwidthResponse:
+        scope = bandwidth.scope_back(request)
+        subject = b""
+        if scope is Scope.NODE:
+            subject = bytes((await self._parts.selection.node(request.node)).node_id)
+        elif scope is Scope.REPOSITORY:
+            subject = bytes(self._parts.overview.repository_id(request.repository))
+        limit = await self._parts.bandwidth.add_rule(
+            scope, subject, bandwidth.rule_back(request), by=identity_of(context).name
+        )
+        return admin_pb2.SetBandwidthResponse(limit=await self._limit(limit))
+
+    async def _limit(self, limit: Limit) -> admin_pb2.BandwidthLimit:
+        nodes = await self._parts.overview.fleet.nodes()
+        names = {bytes(node.node_id): node.name for node in nodes}
+        return bandwidth.limit(limit, names, self._parts.bandwidth.now())
 
 
 def _found(snapshot_id: str, listed: list[Listed]) -> admin_pb2.FindEntriesResponse:

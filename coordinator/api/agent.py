@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from typing_extensions import override
 
-from coordinator.api import translate
+from coordinator.api import bandwidth, translate
 from coordinator.api.authorise import (
     Context,
     Gate,
@@ -16,13 +16,14 @@ from coordinator.api.authorise import (
     node_id_of,
 )
 from coordinator.api.bulk import UploadPiece
+from coordinator.bandwidth import Bandwidth
 from coordinator.bases import Bases, StoredFrame
 from coordinator.dispatch import Dispatcher
 from coordinator.errors import CatalogError, RejectedError, TidemarkError
 from coordinator.fleet import Fleet, Program, Told
 from coordinator.founding import SIGNED_SECONDS
 from coordinator.intake import Intake, PackDigest, PackHeader
-from coordinator.links import AgentLink, RunTask
+from coordinator.links import AgentLink, GrantBandwidth, RunTask
 from coordinator.logs import get_logger
 from coordinator.model import NANOSECONDS, LogLine, Node, TaskId
 from coordinator.restores import GrantHeader, GrantPart, PackGrant, Restores
@@ -66,6 +67,7 @@ class AgentParts:
     restores: Restores
     config: RepositoryConfig
     program: Program
+    bandwidth: Bandwidth
 
 
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
@@ -134,6 +136,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         await self._parts.fleet.said_hello(node, _program(hello), _told(hello))
         failpoint("coordinator.node.hello", CatalogError)
         link = dispatcher.connect(node)
+        self._parts.bandwidth.join(link)
         try:
             # It may have been revoked since the gate let it in; from here on, the link is closed.
             await self._node(context)
@@ -162,12 +165,15 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         except* TidemarkError as errors:
             raise errors.exceptions[0] from None
         finally:
+            self._parts.bandwidth.leave(link)
             await dispatcher.disconnect(link)
 
     async def _speak(self, link: AgentLink, context: Context) -> None:
         while (message := await link.outbox.get()) is not None:
             if isinstance(message, RunTask):
                 await context.write(translate.run_task(message.task, self._parts.config))
+            elif isinstance(message, GrantBandwidth):
+                await context.write(bandwidth.grant(message.grant))
             else:
                 cancel = agent_pb2.CancelTask(task_id=message.task_id)
                 await context.write(agent_pb2.ConnectResponse(cancel_task=cancel))
@@ -224,6 +230,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 )
             case "heartbeat":
                 self._parts.fleet.heard(node)
+            case "bandwidth":
+                report = bandwidth.report_back(request.bandwidth)
+                self._parts.bandwidth.hear(node.node_id, report)
             case _:
                 raise RejectedError("an agent says hello once, and nothing that is unknown")
 

@@ -64,6 +64,8 @@ RULES: Final[dict[str, frozenset[Role]]] = {
             "FindEntries",
             "ReadFile",
             "DiffSnapshots",
+            "GetBandwidth",
+            "SetBandwidth",
         )
     },
 }

@@ -6,6 +6,7 @@ import msgspec
 from sqlalchemy import Row
 
 from coordinator.holding import Holding
+from coordinator.limits import Limit, Rule, Scope
 from coordinator.model import (
     BackupOrder,
     BackupStatistics,
@@ -54,6 +55,7 @@ _RESULTS: Final[dict[JobKind, Any]] = {
 _failures: Final = msgspec.msgpack.Decoder(Failure)
 _statistics: Final = msgspec.msgpack.Decoder(BackupStatistics)
 _workload: Final = msgspec.msgpack.Decoder(Workload)
+_rules: Final = msgspec.msgpack.Decoder(tuple[Rule, ...])
 _subjects: Final = msgspec.msgpack.Decoder(tuple[str, ...])
 
 
@@ -291,3 +293,8 @@ def snapshot(row: Row[Any]) -> Snapshot:
         started_at=row.started_at,
         last_proof_at=row.last_proof_at,
     )
+
+
+def limit(row: Row[Any]) -> Limit:
+    """The limits of a scope."""
+    return Limit(Scope(row.scope), row.subject, _rules.decode(row.rules))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.limits import Limit, Rule, Scope
 from coordinator.model import (
     BackupStatistics,
     FrameReference,
@@ -295,6 +296,18 @@ class Ledger(Protocol):
         ...
 
 
+class Bandwidth(Protocol):
+    """Limits of the network."""
+
+    async def limits(self) -> list[Limit]:
+        """All that there are."""
+        ...
+
+    async def add_rule(self, scope: Scope, subject: bytes, rule: Rule) -> Limit:
+        """The rules of a scope after one more was set, as `limits.with_rule` says; UsageError."""
+        ...
+
+
 class Catalog(Protocol):
     """The database as a whole."""
 
@@ -311,6 +324,11 @@ class Catalog(Protocol):
     @property
     def ledger(self) -> Ledger:
         """What is stored."""
+        ...
+
+    @property
+    def bandwidth(self) -> Bandwidth:
+        """How fast."""
         ...
 
     async def close(self) -> None:

@@ -9,9 +9,10 @@ from typing import Final
 
 from sqlalchemy.engine import Connection
 
+from coordinator.catalog.bandwidth import SqlBandwidth
 from coordinator.catalog.connections import Connections
 from coordinator.catalog.fleet import SqlFleet
-from coordinator.catalog.interface import Catalog, Fleet, Jobs, Ledger
+from coordinator.catalog.interface import Bandwidth, Catalog, Fleet, Jobs, Ledger
 from coordinator.catalog.jobs import SqlJobs
 from coordinator.catalog.ledger import SqlLedger
 from coordinator.catalog.tables import metadata
@@ -44,6 +45,7 @@ class SqlCatalog:
         self.fleet: Fleet = SqlFleet(connections)
         self.jobs: Jobs = SqlJobs(connections)
         self.ledger: Ledger = SqlLedger(connections)
+        self.bandwidth: Bandwidth = SqlBandwidth(connections)
 
     async def close(self) -> None:
         """Give the files back."""

@@ -215,3 +215,12 @@ job_logs = Table(
     Column("message", String, nullable=False),
     sqlite_with_rowid=False,
 )
+
+# Rules of the fleet, a repository or a node: whose they are, and what they say (limits.py).
+bandwidth_limits = Table(
+    "bandwidth_limits",
+    metadata,
+    Column("scope", String(16), primary_key=True),
+    Column("subject", LargeBinary(16), primary_key=True),
+    Column("rules", LargeBinary, nullable=False),
+)

@@ -31,6 +31,7 @@ _NOUNS = {
     "verify": ("coordinator.cli.verify", "Prove that snapshots can be restored."),
     "job": ("coordinator.cli.job", "List, watch and cancel jobs."),
     "repo": ("coordinator.cli.repo", "Look after the repository and its recovery kit."),
+    "bandwidth": ("coordinator.cli.bandwidth", "Show and set limits of the network."),
     "doctor": ("coordinator.cli.doctor", "Check that everything is as it must be."),
     "version": ("coordinator.cli.version", "Print the version of this command."),
     "completion": ("coordinator.cli.completion", "Print a shell's completion script."),

@@ -20,6 +20,8 @@ class Agent:
         self.name = name
         self.directory = directory
         self.process: subprocess.Popen[bytes] | None = None
+        # Where it calls: by default the coordinator itself.
+        self.calls = up.coordinator
         directory.mkdir()
         self._token = directory / "token"
         self._token.write_text(up.json("node", "token")["token"])
@@ -35,7 +37,7 @@ class Agent:
     def start(self, failpoints: str = "") -> None:
         """Start it, and wait until the coordinator knows it and its volumes."""
         flags = [
-            *("--config", "/dev/null", "--coordinator", self.up.coordinator),
+            *("--config", "/dev/null", "--coordinator", self.calls),
             *("--state", str(self.directory / "state"), "--token-file", str(self._token)),
             *("--protect-file", str(self._protect), "--node-name", self.name),
             *("--restore-root", "/", "--http", "127.0.0.1:0"),

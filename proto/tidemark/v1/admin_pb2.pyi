@@ -1631,3 +1631,268 @@ class DiffSnapshotsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DiffSnapshotsResponse: _TypeAlias = DiffSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class BandwidthWindow(_message.Message):
+    """---- bandwidth ----------------------------------------------------------------------------------
+
+    From a minute of the day, as a clock on the wall shows it, until before another.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEGIN_MINUTE_FIELD_NUMBER: _builtins.int
+    END_MINUTE_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    begin_minute: _builtins.int
+    end_minute: _builtins.int
+    zone: _builtins.str
+    """As in the IANA's data base: "Europe/Berlin"."""
+    @_builtins.property
+    def days(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Days on which it begins; Monday is 0. None means every day."""
+
+    def __init__(
+        self,
+        *,
+        begin_minute: _builtins.int = ...,
+        end_minute: _builtins.int = ...,
+        zone: _builtins.str = ...,
+        days: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_minute", b"begin_minute", "days", b"days", "end_minute", b"end_minute", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BandwidthWindow: _TypeAlias = BandwidthWindow  # noqa: Y015
+
+@_typing.final
+class BandwidthRule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FIELD_NUMBER: _builtins.int
+    bytes_per_second: _builtins.int
+    """None means no limit."""
+    text: _builtins.str
+    """As people write it."""
+    in_force: _builtins.bool
+    """It is the one of its scope that counts now."""
+    @_builtins.property
+    def window(self) -> Global___BandwidthWindow:
+        """None means always."""
+
+    def __init__(
+        self,
+        *,
+        bytes_per_second: _builtins.int | None = ...,
+        window: Global___BandwidthWindow | None = ...,
+        text: _builtins.str = ...,
+        in_force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "bytes_per_second", b"bytes_per_second", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "bytes_per_second", b"bytes_per_second", "in_force", b"in_force", "text", b"text", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes_per_second: _TypeAlias = _typing.Literal["bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__bytes_per_second: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_per_second) -> _WhichOneofReturnType__bytes_per_second | None: ...
+
+Global___BandwidthRule: _TypeAlias = BandwidthRule  # noqa: Y015
+
+@_typing.final
+class BandwidthLimit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    SUBJECT_ID_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    CHANGES_AT_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """"fleet", "repository" or "node"; and which, as people call it, and its id."""
+    subject: _builtins.str
+    subject_id: _builtins.str
+    bytes_per_second: _builtins.int
+    """What counts now; none if nothing does."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___BandwidthRule]: ...
+    @_builtins.property
+    def changes_at(self) -> _timestamp_pb2.Timestamp:
+        """When that changes by itself."""
+
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        subject_id: _builtins.str = ...,
+        rules: _abc.Iterable[Global___BandwidthRule] | None = ...,
+        bytes_per_second: _builtins.int | None = ...,
+        changes_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "bytes_per_second", b"bytes_per_second", "changes_at", b"changes_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "bytes_per_second", b"bytes_per_second", "changes_at", b"changes_at", "rules", b"rules", "scope", b"scope", "subject", b"subject", "subject_id", b"subject_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes_per_second: _TypeAlias = _typing.Literal["bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__bytes_per_second: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_per_second) -> _WhichOneofReturnType__bytes_per_second | None: ...
+
+Global___BandwidthLimit: _TypeAlias = BandwidthLimit  # noqa: Y015
+
+@_typing.final
+class NodeBandwidth(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    BACKUP_LIMIT_FIELD_NUMBER: _builtins.int
+    RESTORE_LIMIT_FIELD_NUMBER: _builtins.int
+    BACKUP_USED_FIELD_NUMBER: _builtins.int
+    RESTORE_USED_FIELD_NUMBER: _builtins.int
+    OBEYS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    node_id: _builtins.str
+    backup_limit: _builtins.int
+    """What it may use now, in bytes per second; none without a limit."""
+    restore_limit: _builtins.int
+    backup_used: _builtins.int
+    """What it used a moment ago; known only under a limit."""
+    restore_used: _builtins.int
+    obeys: _builtins.bool
+    """False for an agent that is too old to know of limits."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        backup_limit: _builtins.int | None = ...,
+        restore_limit: _builtins.int | None = ...,
+        backup_used: _builtins.int = ...,
+        restore_used: _builtins.int = ...,
+        obeys: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_backup_limit", b"_backup_limit", "_restore_limit", b"_restore_limit", "backup_limit", b"backup_limit", "restore_limit", b"restore_limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backup_limit", b"_backup_limit", "_restore_limit", b"_restore_limit", "backup_limit", b"backup_limit", "backup_used", b"backup_used", "node", b"node", "node_id", b"node_id", "obeys", b"obeys", "restore_limit", b"restore_limit", "restore_used", b"restore_used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__backup_limit: _TypeAlias = _typing.Literal["backup_limit"]  # noqa: Y015
+    _WhichOneofArgType__backup_limit: _TypeAlias = _typing.Literal["_backup_limit", b"_backup_limit"]  # noqa: Y015
+    _WhichOneofReturnType__restore_limit: _TypeAlias = _typing.Literal["restore_limit"]  # noqa: Y015
+    _WhichOneofArgType__restore_limit: _TypeAlias = _typing.Literal["_restore_limit", b"_restore_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__backup_limit) -> _WhichOneofReturnType__backup_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__restore_limit) -> _WhichOneofReturnType__restore_limit | None: ...
+
+Global___NodeBandwidth: _TypeAlias = NodeBandwidth  # noqa: Y015
+
+@_typing.final
+class GetBandwidthRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBandwidthRequest: _TypeAlias = GetBandwidthRequest  # noqa: Y015
+
+@_typing.final
+class GetBandwidthResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___BandwidthLimit]: ...
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeBandwidth]:
+        """Those that are connected."""
+
+    def __init__(
+        self,
+        *,
+        limits: _abc.Iterable[Global___BandwidthLimit] | None = ...,
+        nodes: _abc.Iterable[Global___NodeBandwidth] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBandwidthResponse: _TypeAlias = GetBandwidthResponse  # noqa: Y015
+
+@_typing.final
+class SetBandwidthRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLEET_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    fleet: _builtins.bool
+    node: _builtins.str
+    repository: _builtins.str
+    bytes_per_second: _builtins.int
+    """None: no limit in that window; without a window, none at any time."""
+    @_builtins.property
+    def window(self) -> Global___BandwidthWindow: ...
+    def __init__(
+        self,
+        *,
+        fleet: _builtins.bool = ...,
+        node: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        bytes_per_second: _builtins.int | None = ...,
+        window: Global___BandwidthWindow | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "bytes_per_second", b"bytes_per_second", "fleet", b"fleet", "node", b"node", "repository", b"repository", "scope", b"scope", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "bytes_per_second", b"bytes_per_second", "fleet", b"fleet", "node", b"node", "repository", b"repository", "scope", b"scope", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes_per_second: _TypeAlias = _typing.Literal["bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__bytes_per_second: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second"]  # noqa: Y015
+    _WhichOneofReturnType_scope: _TypeAlias = _typing.Literal["fleet", "node", "repository"]  # noqa: Y015
+    _WhichOneofArgType_scope: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_per_second) -> _WhichOneofReturnType__bytes_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_scope) -> _WhichOneofReturnType_scope | None: ...
+
+Global___SetBandwidthRequest: _TypeAlias = SetBandwidthRequest  # noqa: Y015
+
+@_typing.final
+class SetBandwidthResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def limit(self) -> Global___BandwidthLimit:
+        """All rules of that scope by now."""
+
+    def __init__(
+        self,
+        *,
+        limit: Global___BandwidthLimit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetBandwidthResponse: _TypeAlias = SetBandwidthResponse  # noqa: Y015

@@ -149,6 +149,16 @@ class AdminServiceStub:
                 request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.DiffSnapshotsRequest.SerializeToString,
                 response_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.DiffSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.GetBandwidth = channel.unary_unary(
+                '/tidemark.v1.AdminService/GetBandwidth',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.GetBandwidthRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.GetBandwidthResponse.FromString,
+                _registered_method=True)
+        self.SetBandwidth = channel.unary_unary(
+                '/tidemark.v1.AdminService/SetBandwidth',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.SetBandwidthRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.SetBandwidthResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -294,6 +304,19 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetBandwidth(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetBandwidth(self, request, context):
+        """Adds one rule to the limits of the fleet, a repository or a node; counts at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -411,6 +434,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DiffSnapshots,
                     request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.DiffSnapshotsRequest.FromString,
                     response_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.DiffSnapshotsResponse.SerializeToString,
+            ),
+            'GetBandwidth': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBandwidth,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.GetBandwidthRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.GetBandwidthResponse.SerializeToString,
+            ),
+            'SetBandwidth': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBandwidth,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.SetBandwidthRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.SetBandwidthResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1034,6 +1067,60 @@ class AdminService:
             '/tidemark.v1.AdminService/DiffSnapshots',
             proto_dot_tidemark_dot_v1_dot_admin__pb2.DiffSnapshotsRequest.SerializeToString,
             proto_dot_tidemark_dot_v1_dot_admin__pb2.DiffSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBandwidth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemark.v1.AdminService/GetBandwidth',
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.GetBandwidthRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.GetBandwidthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBandwidth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemark.v1.AdminService/SetBandwidth',
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.SetBandwidthRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.SetBandwidthResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,9 @@ class AdminServiceStub:
     FindEntries: _grpc.UnaryStreamMultiCallable[_admin_pb2.FindEntriesRequest, _admin_pb2.FindEntriesResponse]
     ReadFile: _grpc.UnaryStreamMultiCallable[_admin_pb2.ReadFileRequest, _admin_pb2.ReadFileResponse]
     DiffSnapshots: _grpc.UnaryStreamMultiCallable[_admin_pb2.DiffSnapshotsRequest, _admin_pb2.DiffSnapshotsResponse]
+    GetBandwidth: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetBandwidthRequest, _admin_pb2.GetBandwidthResponse]
+    SetBandwidth: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetBandwidthRequest, _admin_pb2.SetBandwidthResponse]
+    """Adds one rule to the limits of the fleet, a repository or a node; counts at once."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -88,6 +91,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     FindEntries: _aio.UnaryStreamMultiCallable[_admin_pb2.FindEntriesRequest, _admin_pb2.FindEntriesResponse]  # type: ignore[assignment]
     ReadFile: _aio.UnaryStreamMultiCallable[_admin_pb2.ReadFileRequest, _admin_pb2.ReadFileResponse]  # type: ignore[assignment]
     DiffSnapshots: _aio.UnaryStreamMultiCallable[_admin_pb2.DiffSnapshotsRequest, _admin_pb2.DiffSnapshotsResponse]  # type: ignore[assignment]
+    GetBandwidth: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetBandwidthRequest, _admin_pb2.GetBandwidthResponse]  # type: ignore[assignment]
+    SetBandwidth: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetBandwidthRequest, _admin_pb2.SetBandwidthResponse]  # type: ignore[assignment]
+    """Adds one rule to the limits of the fleet, a repository or a node; counts at once."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -252,5 +258,20 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.DiffSnapshotsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.DiffSnapshotsResponse], _abc.AsyncIterator[_admin_pb2.DiffSnapshotsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetBandwidth(
+        self,
+        request: _admin_pb2.GetBandwidthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetBandwidthResponse, _abc.Awaitable[_admin_pb2.GetBandwidthResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetBandwidth(
+        self,
+        request: _admin_pb2.SetBandwidthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SetBandwidthResponse, _abc.Awaitable[_admin_pb2.SetBandwidthResponse]]:
+        """Adds one rule to the limits of the fleet, a repository or a node; counts at once."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

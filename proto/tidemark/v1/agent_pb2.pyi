@@ -486,6 +486,71 @@ class RestoreFinished(_message.Message):
 Global___RestoreFinished: _TypeAlias = RestoreFinished  # noqa: Y015
 
 @_typing.final
+class Traffic(_message.Message):
+    """What became of this node's traffic one way since it last began to measure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WANTS_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    BLOCKED_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    wants: _builtins.bool
+    """Something flows, or waits to."""
+    used_bytes: _builtins.int
+    blocked_milliseconds: _builtins.int
+    """For how long it had to wait for its rate."""
+    def __init__(
+        self,
+        *,
+        wants: _builtins.bool = ...,
+        used_bytes: _builtins.int = ...,
+        blocked_milliseconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_milliseconds", b"blocked_milliseconds", "used_bytes", b"used_bytes", "wants", b"wants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Traffic: _TypeAlias = Traffic  # noqa: Y015
+
+@_typing.final
+class BandwidthDemand(_message.Message):
+    """Only from an agent that was granted something, which says by this that it goes by it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_NUMBER_FIELD_NUMBER: _builtins.int
+    MEASURED_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
+    grant_number: _builtins.int
+    """Of the newest grant that was heard of."""
+    measured_milliseconds: _builtins.int
+    """For how long was measured."""
+    @_builtins.property
+    def backup(self) -> Global___Traffic:
+        """Packs and manifests on their way to the repository, and frames from there."""
+
+    @_builtins.property
+    def restore(self) -> Global___Traffic: ...
+    def __init__(
+        self,
+        *,
+        grant_number: _builtins.int = ...,
+        measured_milliseconds: _builtins.int = ...,
+        backup: Global___Traffic | None = ...,
+        restore: Global___Traffic | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "restore", b"restore"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "grant_number", b"grant_number", "measured_milliseconds", b"measured_milliseconds", "restore", b"restore"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BandwidthDemand: _TypeAlias = BandwidthDemand  # noqa: Y015
+
+@_typing.final
 class ConnectRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -496,6 +561,7 @@ class ConnectRequest(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     BACKUP_FINISHED_FIELD_NUMBER: _builtins.int
     RESTORE_FINISHED_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -510,6 +576,8 @@ class ConnectRequest(_message.Message):
     def backup_finished(self) -> Global___BackupFinished: ...
     @_builtins.property
     def restore_finished(self) -> Global___RestoreFinished: ...
+    @_builtins.property
+    def bandwidth(self) -> Global___BandwidthDemand: ...
     def __init__(
         self,
         *,
@@ -520,12 +588,13 @@ class ConnectRequest(_message.Message):
         log: Global___TaskLog | None = ...,
         backup_finished: Global___BackupFinished | None = ...,
         restore_finished: Global___RestoreFinished | None = ...,
+        bandwidth: Global___BandwidthDemand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backup_finished", b"backup_finished", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "message", b"message", "progress", b"progress", "restore_finished", b"restore_finished", "volumes", b"volumes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup_finished", b"backup_finished", "bandwidth", b"bandwidth", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "message", b"message", "progress", b"progress", "restore_finished", b"restore_finished", "volumes", b"volumes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_finished", b"backup_finished", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "message", b"message", "progress", b"progress", "restore_finished", b"restore_finished", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_finished", b"backup_finished", "bandwidth", b"bandwidth", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "message", b"message", "progress", b"progress", "restore_finished", b"restore_finished", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "volumes", "progress", "log", "backup_finished", "restore_finished"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "volumes", "progress", "log", "backup_finished", "restore_finished", "bandwidth"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -677,6 +746,46 @@ class CancelTask(_message.Message):
 Global___CancelTask: _TypeAlias = CancelTask  # noqa: Y015
 
 @_typing.final
+class BandwidthGrant(_message.Message):
+    """How fast the node may use the network, in bytes per second; an agent that is told nothing may use
+    it as fast as it can.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    UNLIMITED_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
+    LEASE_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    unlimited: _builtins.bool
+    """No limit any more; the rest means nothing then."""
+    backup: _builtins.int
+    restore: _builtins.int
+    lease_milliseconds: _builtins.int
+    """When nothing more is heard for so long, both fall to the floor."""
+    floor: _builtins.int
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        unlimited: _builtins.bool = ...,
+        backup: _builtins.int = ...,
+        restore: _builtins.int = ...,
+        lease_milliseconds: _builtins.int = ...,
+        floor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "floor", b"floor", "lease_milliseconds", b"lease_milliseconds", "number", b"number", "restore", b"restore", "unlimited", b"unlimited"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BandwidthGrant: _TypeAlias = BandwidthGrant  # noqa: Y015
+
+@_typing.final
 class ConnectResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -684,6 +793,7 @@ class ConnectResponse(_message.Message):
     RUN_BACKUP_FIELD_NUMBER: _builtins.int
     RUN_RESTORE_FIELD_NUMBER: _builtins.int
     CANCEL_TASK_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -692,6 +802,8 @@ class ConnectResponse(_message.Message):
     def run_restore(self) -> Global___RunRestore: ...
     @_builtins.property
     def cancel_task(self) -> Global___CancelTask: ...
+    @_builtins.property
+    def bandwidth(self) -> Global___BandwidthGrant: ...
     def __init__(
         self,
         *,
@@ -699,12 +811,13 @@ class ConnectResponse(_message.Message):
         run_backup: Global___RunBackup | None = ...,
         run_restore: Global___RunRestore | None = ...,
         cancel_task: Global___CancelTask | None = ...,
+        bandwidth: Global___BandwidthGrant | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_task", b"cancel_task", "message", b"message", "run_backup", b"run_backup", "run_restore", b"run_restore", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bandwidth", b"bandwidth", "cancel_task", b"cancel_task", "message", b"message", "run_backup", b"run_backup", "run_restore", b"run_restore", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task", b"cancel_task", "message", b"message", "run_backup", b"run_backup", "run_restore", b"run_restore", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth", b"bandwidth", "cancel_task", b"cancel_task", "message", b"message", "run_backup", b"run_backup", "run_restore", b"run_restore", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "run_backup", "run_restore", "cancel_task"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "run_backup", "run_restore", "cancel_task", "bandwidth"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

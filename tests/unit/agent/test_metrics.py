@@ -22,6 +22,7 @@ def sample() -> Sample:
             sweeps={"first": 4},
             suspects=5,
         ),
+        throttled={"backup": 1.5, "restore": 0.0},
     )
 
 

@@ -21,6 +21,7 @@ from agent.services import (
     Volume,
 )
 from agent.session import BackupWish, ControlStream, Greeting, check_protocol
+from agent.throttle import Demand, Flow, Grant
 from agent.upload import NodeChannel
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
 from proto.versions import PROTOCOL
@@ -40,6 +41,7 @@ class Agent:
     def __init__(self) -> None:
         self.said: asyncio.Queue[object] = asyncio.Queue()
         self.tasks: list[str] = []
+        self.wanted: Demand | None = None
 
     def greeting(self) -> Greeting:
         return Greeting("1", [VOLUME], [ENGINE], self.tasks, [b"/restores"])
@@ -58,6 +60,12 @@ class Agent:
 
     def on_reported(self, task_id: str) -> None:
         self.said.put_nowait(("reported", task_id))
+
+    def on_bandwidth(self, grant: Grant | None) -> None:
+        self.said.put_nowait(("bandwidth", grant))
+
+    def demand(self) -> Demand | None:
+        return self.wanted
 
 
 class Coordinator(agent_pb2_grpc.AgentServiceServicer):
@@ -241,3 +249,39 @@ async def test_the_stream_changes_over_at_once_but_not_under_a_task() -> None:
     assert list(hello.running_task_ids) == ["task"]
     # Without the wait that follows upon a stream that broke.
     assert seconds < 0.25
+
+
+async def test_a_grant_comes_down_and_only_then_a_demand_goes_up() -> None:
+    async with talking() as (agent, coordinator, stream):
+        agent.wanted = Demand(
+            7, 0.5, Flow(wants=True, used_bytes=10, blocked_seconds=0.25), Flow(False, 0, 0.0)
+        )
+        coordinator.welcome()
+        await agent.said.get()
+        stream.send_demand()
+        # Whoever has granted nothing may be too old to take it.
+        assert (await coordinator.hears("hello")).WhichOneof("message") == "hello"
+        assert (await coordinator.heard.get()).WhichOneof("message") == "heartbeat"
+
+        granted = agent_pb2.BandwidthGrant(
+            number=7, backup=100, restore=50, floor=9, lease_milliseconds=1500
+        )
+        coordinator.to_say.put_nowait(agent_pb2.ConnectResponse(bandwidth=granted))
+        assert await agent.said.get() == ("bandwidth", Grant(7, 100, 50, 9, 1.5))
+        stream.send_demand()
+        told = (await coordinator.hears("bandwidth")).bandwidth
+
+        assert (told.grant_number, told.measured_milliseconds) == (7, 500)
+        assert (told.backup.wants, told.backup.used_bytes) == (True, 10)
+        assert told.backup.blocked_milliseconds == 250
+        assert not told.restore.wants
+
+
+async def test_a_limit_that_is_lifted_is_told_as_none() -> None:
+    async with talking() as (agent, coordinator, _stream):
+        coordinator.welcome()
+        await agent.said.get()
+        lifted = agent_pb2.BandwidthGrant(unlimited=True)
+        coordinator.to_say.put_nowait(agent_pb2.ConnectResponse(bandwidth=lifted))
+
+        assert await agent.said.get() == ("bandwidth", None)

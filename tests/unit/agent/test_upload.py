@@ -15,8 +15,8 @@ from agent.daemon import SystemClock
 from agent.errors import CoordinatorError, StateError, UnreachableError
 from agent.line import Line
 from agent.services import BackupStatistics, PathProblem, Session
+from agent.throttle import PIECE_BYTES, Throttles
 from agent.upload import (
-    PIECE_BYTES,
     CoordinatorCalls,
     NodeChannel,
     backup_result,
@@ -194,9 +194,10 @@ async def _calls(servicer: AgentServiceServicer) -> AsyncIterator[CoordinatorCal
     add_AgentServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    clock = SystemClock()
     try:
         async with asyncio.timeout(8), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield CoordinatorCalls(Line(NodeChannel(channel)), SystemClock())
+            yield CoordinatorCalls(Line(NodeChannel(channel)), clock, Throttles(clock))
     finally:
         await server.stop(None)
 

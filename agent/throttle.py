@@ -1,0 +1,253 @@
+"""How fast this node may use the network, as the coordinator grants it for a moment at a time.
+
+Without any limit nothing is told and nothing waits. Once a limit is in force, a grant is good until
+its lease is over; then the rate falls to the floor that came with it, and never back to no limit: a
+coordinator that is gone has not lifted anything. Whoever moves bytes calls `take` first, in pieces
+of `piece_bytes`, and is served in the order of coming. Used from one event loop only.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from agent.pacing import Pace
+from agent.services import Clock
+
+# Pieces when nothing is limited, and the largest there are.
+PIECE_BYTES: Final = 1024 * 1024
+# A line that stutters faster than 50 times a second is smooth to everybody on it.
+_PIECE_SECONDS: Final = 0.02
+# A restore asks for each piece in a call of its own, so these are fewer.
+_READ_SECONDS: Final = 0.06
+# Smaller pieces would be mostly the headers around them.
+_PIECE_BYTES_MIN: Final = 64
+# A flow that took nothing for so long has ended, or waits for something else than us. Others may
+# have its part then; it gets it back a moment after it has asked.
+_IDLE_SECONDS: Final = 0.1
+# What is measured in less says little.
+_MEASURED_SECONDS: Final = 0.25
+
+
+class Grant(NamedTuple):
+    """What the coordinator allows for a moment, in bytes per second."""
+
+    number: int
+    upload: int
+    restore: int
+    floor: int
+    lease_seconds: float
+
+
+class Flow(NamedTuple):
+    """What became of one direction since it was last measured."""
+
+    wants: bool
+    used_bytes: int
+    blocked_seconds: float
+
+
+class Demand(NamedTuple):
+    """What the coordinator is told."""
+
+    number: int
+    """Of the newest grant."""
+    seconds: float
+    """For how long was measured."""
+    upload: Flow
+    restore: Flow
+
+
+class Throttle:
+    """One direction."""
+
+    def __init__(
+        self, clock: Clock, on_wanting: Callable[[], None], piece_seconds: float = _PIECE_SECONDS
+    ) -> None:
+        """`on_wanting` is called when something wants to flow after nothing did for a while."""
+        self._clock = clock
+        self._on_wanting = on_wanting
+        self._piece_seconds = piece_seconds
+        self._pace: Pace | None = None
+        self._lease_seconds = self._lease_until = 0.0
+        self._floor = 0
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._takers = 0
+        self._taken_at = -math.inf
+        self._used_bytes = 0
+        self._blocked_seconds = 0.0
+        self.waited_seconds = 0.0
+        """In all."""
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether anything has to wait."""
+        return self._pace is not None
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second now; infinite without a limit."""
+        return math.inf if self._pace is None else self._pace.rate
+
+    @property
+    def piece_bytes(self) -> int:
+        """How much should be asked for at a time."""
+        if self._pace is None:
+            return PIECE_BYTES
+        rate = self._pace.rate or self._floor
+        return min(PIECE_BYTES, max(_PIECE_BYTES_MIN, int(rate * self._piece_seconds)))
+
+    async def take(self, nbytes: int) -> float:
+        """Wait until so many bytes may go; the seconds that it took."""
+        if self._pace is None:
+            return 0.0
+        began = self._clock.monotonic()
+        self._begin_taking(began)
+        try:
+            async with self._turn:
+                while nbytes > 0:
+                    piece = min(nbytes, self.piece_bytes)
+                    await self._wait_for(piece)
+                    nbytes -= piece
+        finally:
+            self._takers -= 1
+            self._taken_at = self._clock.monotonic()
+        waited = self._taken_at - began
+        self.waited_seconds += waited
+        return waited
+
+    def grant(self, rate: int, floor: int, lease_seconds: float) -> None:
+        """Go by this rate until the lease is over."""
+        now = self._clock.monotonic()
+        if self._pace is None:
+            self._pace = Pace(rate, now)
+        elif rate != self._pace.rate:
+            self._fall(now)
+            self._pace.set_rate(rate, now)
+        self._floor, self._lease_seconds = floor, lease_seconds
+        self._lease_until = now + lease_seconds
+        self._changed.set()
+
+    def lift(self) -> None:
+        """Let everything go: nothing limits it any more."""
+        self._pace = None
+        self._changed.set()
+
+    def wants(self, now: float) -> bool:
+        """Whether something flows, or waits to."""
+        return self._takers > 0 or now - self._taken_at < _IDLE_SECONDS
+
+    def measure(self, now: float, *, begin_anew: bool) -> Flow:
+        """What became of it since the measurement began."""
+        flow = Flow(self.wants(now), self._used_bytes, self._blocked_seconds)
+        if begin_anew:
+            self._used_bytes, self._blocked_seconds = 0, 0.0
+        return flow
+
+    def _begin_taking(self, now: float) -> None:
+        wanted = self.wants(now)
+        self._takers += 1
+        if wanted:
+            return
+        if now >= self._lease_until:
+            # A node that wants nothing is granted nothing: the answer to our question is waited
+            # for as long as for any renewal.
+            self._lease_until = now + self._lease_seconds
+            if self._pace is not None:
+                self._pace.set_rate(0, now)
+        self._on_wanting()
+
+    def _fall(self, now: float) -> None:
+        """Fall to the floor, if the lease was over by now."""
+        if self._pace is not None and now >= self._lease_until and self._pace.rate != self._floor:
+            self._pace.set_rate(self._floor, self._lease_until)
+
+    async def _wait_for(self, piece: int) -> None:
+        while (pace := self._pace) is not None:
+            self._changed.clear()
+            now = self._clock.monotonic()
+            self._fall(now)
+            delay = pace.delay(piece, now)
+            if not delay:
+                pace.spend(piece, now)
+                self._used_bytes += piece
+                return
+            if now < self._lease_until:
+                delay = min(delay, self._lease_until - now)
+            await self._pause(delay)
+            self._blocked_seconds += self._clock.monotonic() - now
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, but not beyond the next grant."""
+        try:
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+
+class Throttles:
+    """Both directions of the network, as one grant rules them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ask: Callable[[], None] = _nobody
+        self.upload = Throttle(clock, self._wanting)
+        self.restore = Throttle(clock, self._wanting, _READ_SECONDS)
+        self._number = 0
+        self._measured_at = clock.monotonic()
+        self._limited = asyncio.Event()
+
+    def tell_with(self, ask: Callable[[], None]) -> None:
+        """Call this when the coordinator should be told of our demand."""
+        self._ask = ask
+
+    def on_grant(self, grant: Grant | None) -> None:
+        """Go by a grant; None lifts all limits."""
+        if grant is None:
+            self._limited.clear()
+            self.upload.lift()
+            self.restore.lift()
+            return
+        self._limited.set()
+        self._number = grant.number
+        self.upload.grant(grant.upload, grant.floor, grant.lease_seconds)
+        self.restore.grant(grant.restore, grant.floor, grant.lease_seconds)
+        self._ask()
+
+    def demand(self) -> Demand | None:
+        """What to tell the coordinator; None while there is no limit."""
+        if not self.upload.is_limited:
+            return None
+        now = self._clock.monotonic()
+        seconds = now - self._measured_at
+        # What is told between two measurements counts on.
+        begin_anew = seconds >= _MEASURED_SECONDS
+        if begin_anew:
+            self._measured_at = now
+        return Demand(
+            self._number,
+            seconds,
+            self.upload.measure(now, begin_anew=begin_anew),
+            self.restore.measure(now, begin_anew=begin_anew),
+        )
+
+    async def run(self) -> None:
+        """Let the coordinator know when a flow has ended, until canceled."""
+        wanted = (False, False)
+        while True:
+            await self._limited.wait()
+            await asyncio.sleep(_IDLE_SECONDS / 4)
+            now = self._clock.monotonic()
+            wants = (self.upload.wants(now), self.restore.wants(now))
+            if wants != wanted:
+                self._ask()
+            wanted = wants
+
+    def _wanting(self) -> None:
+        self._ask()
+
+
+def _nobody() -> None:
+    """Nobody is asked before there is a connection."""

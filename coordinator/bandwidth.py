@@ -1,0 +1,167 @@
+"""The fleet's budget of network: limits from the catalog, demands of nodes, grants to them.
+
+What is decided stands in limits.py, budget.py and grants.py. This loop tells them the time, and
+tells the nodes what comes of it. While nothing is limited no node is told anything, and it waits.
+"""
+
+import asyncio
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Final
+
+from coordinator.catalog import Catalog
+from coordinator.grants import FLOOR_BYTES, Grant, Grants, Report, Use
+from coordinator.limits import Limit, Rule, Scope, check_rule, next_change
+from coordinator.links import AgentLink, GrantBandwidth
+from coordinator.logs import get_logger
+from coordinator.metrics import Metrics
+from coordinator.model import NANOSECONDS, Node
+from repository.ids import NodeId, RepositoryId
+
+log = get_logger()
+
+# Reports that come together are answered together; for each node, sharing takes about so long.
+_TOGETHER_SECONDS: Final = 0.02
+_TOGETHER_SECONDS_PER_NODE: Final = 0.0001
+# Beside what is reported: leases are renewed, and those of lost nodes end.
+_LOOK_SECONDS: Final = 0.1
+# The clock on the wall may be set anew while we wait for a window to open.
+_CLOCK_SECONDS: Final = 60.0
+
+
+class Bandwidth:
+    """Runs as long as the server. Used from one event loop only."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        repository: RepositoryId,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], int],
+        floor_bytes: int = FLOOR_BYTES,
+    ) -> None:
+        self._catalog = catalog
+        self._repository = repository
+        self._metrics = metrics
+        self._clock = clock
+        self._grants = Grants(floor_bytes)
+        self._links: dict[NodeId, AgentLink] = {}
+        self._limits: list[Limit] = []
+        self._caps: dict[Hashable, float] = {}
+        self._caps_until: datetime | None = None
+        self._changed = asyncio.Event()
+
+    async def load(self) -> None:
+        """Read the limits; once, before anything runs."""
+        self._limits = await self._catalog.bandwidth.limits()
+        self._look_at_clock()
+
+    async def run(self) -> None:
+        """Never returns."""
+        while True:
+            self._look_at_clock()
+            self._share()
+            self._changed.clear()
+            together = _TOGETHER_SECONDS + len(self._links) * _TOGETHER_SECONDS_PER_NODE
+            await asyncio.sleep(together if self._caps else 0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause()):
+                    await self._changed.wait()
+
+    # ---- limits ---------------------------------------------------------------------------------
+
+    def limits(self) -> list[Limit]:
+        """All that there are."""
+        return list(self._limits)
+
+    def now(self) -> datetime:
+        """The coordinator's time."""
+        return datetime.fromtimestamp(self._clock() / NANOSECONDS, UTC)
+
+    async def add_rule(self, scope: Scope, subject: bytes, rule: Rule, *, by: str) -> Limit:
+        """Set a rule, from this moment on; UsageError."""
+        limit = await self._catalog.bandwidth.add_rule(scope, subject, check_rule(rule))
+        others = [each for each in self._limits if (each.scope, each.subject) != (scope, subject)]
+        self._limits = [*others, limit] if limit.rules else others
+        log.info("bandwidth set", scope=scope, subject=subject.hex(), rule=str(rule), by=by)
+        self._caps_until = self.now()
+        self._changed.set()
+        return limit
+
+    def _look_at_clock(self) -> None:
+        """Take the limits as they are now, if they may be others than before."""
+        now = self.now()
+        if self._caps_until is not None and now < self._caps_until:
+            return
+        before = self._caps
+        rates = {(each.scope, each.subject): each.rate(now) for each in self._limits}
+        self._caps = {cap: float(rate) for cap, rate in rates.items() if rate is not None}
+        latest = datetime.fromtimestamp(now.timestamp() + _CLOCK_SECONDS, UTC)
+        self._caps_until = min(next_change(self._limits, now) or latest, latest)
+        if before != self._caps:
+            log.info("bandwidth limits", in_force=[f"{s} {r:.0f} B/s" for s, r in self._in_force()])
+
+    def _in_force(self) -> Iterator[tuple[str, float]]:
+        for each in self._limits:
+            if (rate := self._caps.get((each.scope, each.subject))) is not None:
+                yield f"{each.scope} {each.subject.hex()}".strip(), rate
+
+    def _pause(self) -> float:
+        if self._caps and self._links:
+            return _LOOK_SECONDS
+        assert self._caps_until is not None
+        return max(_LOOK_SECONDS, (self._caps_until - self.now()).total_seconds())
+
+    # ---- nodes ----------------------------------------------------------------------------------
+
+    def join(self, link: AgentLink) -> None:
+        """A node has connected: it hears of a limit before it is given anything to do."""
+        node_id = link.node.node_id
+        self._links[node_id] = link
+        caps = (
+            (Scope.FLEET, b""),
+            (Scope.REPOSITORY, bytes(self._repository)),
+            (Scope.NODE, bytes(node_id)),
+        )
+        grant = self._grants.join(node_id, caps, self._caps, _monotonic())
+        if grant is not None:
+            link.send(GrantBandwidth(grant))
+        self._changed.set()
+
+    def leave(self, link: AgentLink) -> None:
+        """A connection has ended; nothing, if the node has a newer one."""
+        if self._links.get(link.node.node_id) is link:
+            del self._links[link.node.node_id]
+            self._grants.lose(link.node.node_id, _monotonic())
+            self._changed.set()
+
+    def hear(self, node_id: NodeId, report: Report) -> None:
+        """A node tells what it could use."""
+        if self._grants.hear(node_id, report):
+            self._changed.set()
+
+    def uses(self) -> list[tuple[Node, Use]]:
+        """How the connected nodes stand, by name."""
+        found = [(self._links[node_id].node, use) for node_id, use in self._grants.uses()]
+        return sorted(found, key=lambda each: each[0].name)
+
+    def _share(self) -> None:
+        told: list[tuple[NodeId, Grant | None]] = self._grants.share(self._caps, _monotonic())
+        for node_id, grant in told:
+            self._links[node_id].send(GrantBandwidth(grant))
+        self._metrics.set_bandwidth(
+            dict(self._in_force()),
+            {
+                (node.name, way): used
+                for node, use in self.uses()
+                if use.backup_rate is not None
+                for way, used in (("backup", use.backup_used), ("restore", use.restore_used))
+            },
+        )
+
+
+def _monotonic() -> float:
+    """Seconds of a clock that never goes back."""
+    return asyncio.get_running_loop().time()
