@@ -313,7 +313,7 @@ class Storer:
         chunking = self._class(found, file)
         rewrite = chunking is ChunkClass.PAGED and _is_paged(found.old)
         frame_bytes = _REWRITTEN_BYTES if rewrite else RAW_BYTES_TARGET
-        old, changed = _reusable(found.old, chunking, cloned, lists)
+        old, changed = _reusable(found, chunking, cloned, lists)
         pieces = self._cutter.pieces(file, chunking, old, changed)
         groups = self._store_pieces(file, pieces, frame_bytes, on_progress)
         failpoint("agent.large.read", SourceError)
@@ -461,10 +461,11 @@ def _extents(groups: Iterable[_Extents], old: OldContent) -> Iterator[Extent]:
 
 
 def _reusable(
-    old: Entry | None, chunking: ChunkClass, cloned: Cloned | None, lists: Lists
+    found: Found, chunking: ChunkClass, cloned: Cloned | None, lists: Lists
 ) -> tuple[Iterable[Extent], Iterable[Range]]:
     """The last content and where a clone may differ from it, or nothing where that is in doubt."""
-    if old is None or cloned is None or cloned.changed is None:
+    old = found.old
+    if found.reread or old is None or cloned is None or cloned.changed is None:
         return (), ()
     # What was cut in another way has none of its bounds where they would be now.
     if _class_of(old) is not chunking:

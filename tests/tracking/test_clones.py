@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 import pytest
 
 from agent import clones as module
-from agent import packing, storing
+from agent import packing, rehashing, storing
 from agent.beneath import Tree
 from agent.clones import DIRECTORY, Clones
 from agent.extents import disk_extents
@@ -41,6 +41,7 @@ from repository.pack import PackKind
 from repository.tree import decode_pointer
 from tests.faults.disks import fill, loop_disk
 from tests.unit.agent.test_backup import VOLUME_ID, Agent
+from tests.unit.agent.test_rehashing import Calendar
 
 pytestmark = pytest.mark.asyncio
 
@@ -211,6 +212,23 @@ async def test_nothing_of_an_unchanged_file_is_read(site: Site) -> None:
 
     assert (touched.bytes_read, again.bytes_read) == (0, 0)
     assert touched.files_changed == again.files_unmodified == 1
+
+
+async def test_a_file_whose_day_it_is_is_read_whole(
+    xfs: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a disk may return other bytes than were written, from wherever."""
+    monkeypatch.setattr(rehashing, "DAYS", 1)
+    calendar = xfs.agent.clock = Calendar()
+    xfs.make()
+    await xfs.backup()
+
+    calendar.day = 1
+    again = await xfs.backup()
+    later = await xfs.backup()
+
+    assert (again.bytes_read, later.bytes_read) == (SIZE, 0)
+    assert again.files_unmodified == 1
 
 
 async def test_many_backups_follow_one_another(site: Site) -> None:
