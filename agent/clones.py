@@ -1,4 +1,4 @@
-"""Clones of large paged files: each is read in the place of its file, and kept until the next one.
+"""Clones of large files: each is read in the place of its file, and kept until the next one.
 
     made ──► read ──► its entry is stored ──► committed: kept ──► compared with the next, replaced
       │        └──────────┴── the backup failed: removed            │
@@ -63,6 +63,8 @@ class Cloned(msgspec.Struct):
     size: int
     is_stable: bool
     """Whether the file was the same when the clone had been made."""
+    cutting: bytes
+    """What decides where its content is cut."""
     changed: list[Range] | None
     """Where it may differ from the content that its entry has; None means everywhere."""
 
@@ -73,9 +75,12 @@ class Cloned(msgspec.Struct):
             self.descriptor = -1
 
 
-def content_hash(content: Content) -> bytes:
-    """What names a content: equal ones hold the same bytes, since they name chunks by their ids."""
-    return hashlib.blake2b(_encode(content), digest_size=32).digest()
+def content_hash(content: Content, cutting: bytes) -> bytes:
+    """What names a content: equal ones hold the same bytes, since they name chunks by their ids.
+
+    And they are cut alike: of what was cut by other rules, nothing of use is left.
+    """
+    return hashlib.blake2b(_encode((content, cutting)), digest_size=32).digest()
 
 
 class Clones:
@@ -134,15 +139,17 @@ class Clones:
 
     def with_room(self, clones: Iterable[Clone]) -> list[Clone]:
         """Those of the clones that there is room for beside the others."""
-        roomy: dict[tuple[bytes, bytes], Clone] = {}
+        roomy: list[Clone] = []
+        places: dict[bytes, dict[tuple[bytes, bytes], int]] = {}
         for clone in clones:
             place = os.path.dirname(clone.path)
-            beside = {each.name: each.changed for each in self._in(place)}
-            beside |= {name: each.changed for name, each in roomy.items()}
-            beside[clone.name] = clone.changed
+            if place not in places:
+                places[place] = {each.name: each.changed for each in self._in(place)}
+            beside = {**places[place], clone.name: clone.changed}
             if _has_room(place, beside.values()):
-                roomy[clone.name] = clone
-        return list(roomy.values())
+                places[place] = beside
+                roomy.append(clone)
+        return roomy
 
     def find(self, local_id: bytes, key: bytes) -> Clone | None:
         """The clone that is kept of a file."""
@@ -197,15 +204,18 @@ class VolumeClones:
         self._fresh: dict[bytes, Cloned] = {}
         self._kept: dict[bytes, Clone] = {}
 
-    def clone(self, file: LargeFile, key: bytes, old: Entry | None) -> Cloned | None:
+    def clone(
+        self, file: LargeFile, key: bytes, old: Entry | None, cutting: bytes
+    ) -> Cloned | None:
         """Have a file be read from a fresh clone; None where there can be none.
 
-        `old`: the entry that the last manifest has of it. The pass over the file has begun then.
+        `old`: the entry that the last manifest has of it. `cutting`: what decides where contents
+        are cut. The pass over the file has begun then.
         Raises VanishedError or SourceError as its reading does.
         """
         self._discard(key)
         for place in self._clones.places() if can_clone(file.descriptor) else ():
-            cloned = self._made(place, file, key)
+            cloned = self._made(place, file, key, cutting)
             if cloned is not None:
                 cloned.changed = self._changed(cloned, old)
                 file.read_clone(cloned.descriptor)
@@ -213,7 +223,7 @@ class VolumeClones:
         self._drop(key)
         return None
 
-    def _made(self, place: bytes, file: LargeFile, key: bytes) -> Cloned | None:
+    def _made(self, place: bytes, file: LargeFile, key: bytes, cutting: bytes) -> Cloned | None:
         name = f"{self._local_id.hex()}-{file.stat.st_ino}-{secrets.token_hex(_RANDOM_BYTES)}"
         path = os.path.join(place, name.encode())
         try:
@@ -225,7 +235,16 @@ class VolumeClones:
         except OSError as error:
             self._clones.warn(f"no clones in {os.fsdecode(place)}: {error.strerror}")
             return None
-        cloned = Cloned(key, path, descriptor, file.stat.st_ino, 0, is_stable=False, changed=None)
+        cloned = Cloned(
+            key,
+            path,
+            descriptor,
+            file.stat.st_ino,
+            size=0,
+            is_stable=False,
+            cutting=cutting,
+            changed=None,
+        )
         self._fresh[key] = cloned
         try:
             _fill(cloned, file)
@@ -241,7 +260,7 @@ class VolumeClones:
         kept = self._clones.find(self._local_id, cloned.key)
         if kept is None or old is None or old.content is None:
             return None
-        same = (content_hash(old.content), old.size, cloned.inode)
+        same = (content_hash(old.content, cloned.cutting), old.size, cloned.inode)
         if (kept.content, kept.size, kept.inode) != same:
             return None
         with contextlib.suppress(OSError):
@@ -267,7 +286,7 @@ class VolumeClones:
             key=cloned.key,
             path=cloned.path,
             inode=cloned.inode,
-            content=content_hash(content),
+            content=content_hash(content, cloned.cutting),
             size=own.st_size,
             own=own.st_ino,
             own_time_ns=own.st_ctime_ns,

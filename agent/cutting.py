@@ -4,17 +4,28 @@ A file that grows meanwhile is read as far as it was long when the pass began; o
 far as it goes. Whether all of it is one moment's is the caller's question to the file.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Final, NamedTuple
 
+from agent.extents import Range
 from agent.reading import LargeFile
-from repository.chunking import BLOCK_BYTES, CHUNK_BYTES_MAX, ContentCutter, blocks
-from repository.entries import ChunkClass
+from agent.reuse import Lengths, Reuse
+from repository.chunking import (
+    BLOCK_BYTES,
+    CHUNK_BYTES_MAX,
+    CHUNK_BYTES_MIN,
+    ContentCutter,
+    blocks,
+)
+from repository.entries import ChunkClass, Extent
 
 # Twice the largest chunk: every window but the last yields at least one.
 _WINDOW_BYTES: Final = 2 * CHUNK_BYTES_MAX
 # A shorter hole is read as the zeros it is: an extent of its own would cost more.
 _HOLE_BYTES_MIN: Final = BLOCK_BYTES
+_PAGED: Final = Lengths(BLOCK_BYTES, BLOCK_BYTES, beyond=0)
+# FastCDC looks at bytes in pairs: two would do. A page is what a disk reads at least.
+_GENERAL: Final = Lengths(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX, beyond=4096)
 
 
 class Hole(NamedTuple):
@@ -23,12 +34,20 @@ class Hole(NamedTuple):
     length: int
 
 
+class Kept(NamedTuple):
+    """Whole chunks of the content that the file was cut into last."""
+
+    begin: int
+    end: int
+
+
 class FileCutter:
     """Cuts one file after another. Not for two threads at once."""
 
     def __init__(self, chunker: bytes) -> None:
         """`chunker`: the repository's chunker key."""
         self._cutter = ContentCutter(chunker)
+        self.parameters = self._cutter.parameters
         self._window = memoryview(bytearray(_WINDOW_BYTES))
 
     def beginning(self, file: LargeFile, length: int) -> bytes:
@@ -38,18 +57,24 @@ class FileCutter:
         return bytes(self._window[:filled])
 
     def pieces(
-        self, file: LargeFile, chunking: ChunkClass, offset: int = 0, limit: int | None = None
-    ) -> Iterator[bytes | Hole]:
+        self,
+        file: LargeFile,
+        chunking: ChunkClass,
+        old: Iterable[Extent] = (),
+        changed: Iterable[Range] = (),
+    ) -> Iterator[bytes | Hole | Kept]:
         """The chunks and holes of a file whose pass has begun. Sets the size that was found.
 
-        From an offset on, and to a limit that the file does not end before; both on bounds of
-        blocks, unless the limit is the end.
+        `old`: into what it was cut last, in the same class and by the same key; `changed`: where it
+        may differ from that, in order.
         """
-        position, size = offset, file.length if limit is None else limit
-        for begin, end in _data_ranges(file, offset, size):
+        lengths = _PAGED if chunking is ChunkClass.PAGED else _GENERAL
+        reuse = Reuse(old, changed, lengths)
+        position, size = 0, file.length
+        for begin, end in _data_ranges(file, size):
             if begin > position:
                 yield Hole(begin - position)
-            position = yield from self._cut(file, chunking, begin, end)
+            position = yield from self._cut(file, chunking, begin, end, reuse)
             if position < end:
                 size = position
                 break
@@ -58,24 +83,43 @@ class FileCutter:
         file.size = size
 
     def _cut(
-        self, file: LargeFile, chunking: ChunkClass, offset: int, end: int
-    ) -> Generator[bytes, None, int]:
-        """The chunks from offset to end; what a window's end cut short goes with the next one."""
-        window, carried = self._window, 0
+        self, file: LargeFile, chunking: ChunkClass, begin: int, end: int, reuse: Reuse
+    ) -> Generator[bytes | Kept, None, int]:
+        """What stands between two offsets; where the file ends if that is before."""
+        position, is_over = begin, False
+        while position < end and not is_over:
+            kept = reuse.pass_from(position, end)
+            if kept > position:
+                yield Kept(position, kept)
+                position = kept
+                continue
+            position, is_over = yield from self._cut_anew(file, chunking, position, end, reuse)
+        return position
+
+    def _cut_anew(
+        self, file: LargeFile, chunking: ChunkClass, begin: int, end: int, reuse: Reuse
+    ) -> Generator[bytes, None, tuple[int, bool]]:
+        """The chunks from `begin` on, to where an old one stands, or there is nothing more.
+
+        What a window's end cut short goes with the next one.
+        """
+        window, position, offset = self._window, begin, begin
         while True:
-            wanted = min(len(window) - carried, end - offset)
+            carried = offset - position
+            wanted = min(len(window) - carried, reuse.readable_until(offset, end) - offset)
             filled = file.read_into(window[carried : carried + wanted], offset)
             offset += filled
             last = offset >= end or filled < wanted
-            held = window[: carried + filled]
-            position = 0
+            held, used = window[: carried + filled], 0
             for length in self._lengths(held, chunking, last=last):
-                yield bytes(held[position : position + length])
-                position += length
+                yield bytes(held[used : used + length])
+                used += length
+                if reuse.stands_at(position + used, end):
+                    return position + used, False
+            position += used
             if last:
-                return offset
-            carried = len(held) - position
-            window[:carried] = bytes(held[position:])
+                return position, True
+            window[: offset - position] = bytes(held[used:])
 
     def _lengths(self, held: memoryview, chunking: ChunkClass, *, last: bool) -> Iterator[int]:
         if chunking is not ChunkClass.PAGED:
@@ -83,13 +127,13 @@ class FileCutter:
         return blocks(len(held) if last else len(held) - len(held) % BLOCK_BYTES)
 
 
-def _data_ranges(file: LargeFile, offset: int, size: int) -> Iterator[tuple[int, int]]:
+def _data_ranges(file: LargeFile, size: int) -> Iterator[Range]:
     """(begin, end) of what is no hole, on bounds of blocks, so that pages stay aligned."""
     if file.allocated >= file.length:
-        yield offset, size
+        yield 0, size
         return
-    held: tuple[int, int] | None = None
-    for begin, end in file.data_ranges(offset, size):
+    held: Range | None = None
+    for begin, end in file.data_ranges(0, size):
         aligned = begin - begin % BLOCK_BYTES, min(size, end + -end % BLOCK_BYTES)
         if held is not None and aligned[0] - held[1] < _HOLE_BYTES_MIN:
             held = held[0], max(held[1], aligned[1])

@@ -3,7 +3,9 @@
 A block that two clones share is never written to: whoever changes the file gets another block. So
 where a clone that nobody has written to and a later one name the same shared block, the bytes are
 the same, unread. That holds for XFS and btrfs, and only for extents that say no more than where
-they are: what is compressed, inline or not yet placed may differ, whatever its address.
+they are: what is compressed, inline or not yet placed may differ, whatever its address. Of what
+btrfs compressed FIEMAP tells where the packed extent begins, and not which part of what it unpacks
+to is meant: once another part is shared to the same place, other bytes have the same answer.
 """
 
 import fcntl

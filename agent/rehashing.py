@@ -143,7 +143,7 @@ class Rehash:
         except OSError:
             return
         if is_unchanged(now, old):
-            found.append(Found(key, now, old))
+            found.append(Found(key, now, old, reread=True))
 
 
 def _take_unchanged(batch: Batch, found: list[Found]) -> None:

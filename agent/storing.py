@@ -19,10 +19,10 @@ import msgspec
 from msgspec import structs
 
 from agent.attributes import NO_ATTRIBUTES, Had, lacking
-from agent.blocks import Changes, OldContent, Stretch, holes_joined, stretches
 from agent.clones import BYTES_MIN, Cloned, VolumeClones
-from agent.cutting import FileCutter, Hole, small_pieces
+from agent.cutting import FileCutter, Hole, Kept, small_pieces
 from agent.errors import SourceError
+from agent.extents import Range
 from agent.known import KnownChunks
 from agent.packing import Packs
 from agent.reader import Read, SmallFile, Wanted
@@ -33,6 +33,7 @@ from agent.reading import (
     generation_of,
     read_other,
 )
+from agent.reuse import Changes, OldContent
 from agent.small import SmallFiles
 from agent.sweep import Found, entry_type, is_unchanged
 from repository.chunking import (
@@ -75,7 +76,7 @@ _LARGE_TRIES: Final = 20
 
 
 # The extents of a stretch of a large file, or their promise; a stretch that is as it was.
-_Extents = list[Extent] | Future[list[Extent]] | Stretch
+_Extents = list[Extent] | Future[list[Extent]] | Kept
 
 
 class Lists(NamedTuple):
@@ -258,13 +259,13 @@ class Storer:
         with LargeFile(self._tree, found.key, suspect=suspect) as file:
             cloned = self._clone(found, file)
             if cloned is not None:
-                reading = self._read_large(found, file, on_progress, _to_read(found, cloned, lists))
+                reading = self._read_large(found, file, on_progress, lists, cloned)
                 saved = self._saved_large(found, file, settled=cloned.is_stable)
                 return PendingFile(saved, reading, lists, self._keeping(cloned))
             stable, tries = False, 0
             while True:
                 file.begin()
-                reading = self._read_large(found, file, on_progress)
+                reading = self._read_large(found, file, on_progress, lists)
                 stable, tries = file.is_stable(), tries + 1
                 costly = file.bytes_read + file.stat.st_size > _REREAD_BYTES_MAX
                 if stable or tries == _LARGE_TRIES or (costly and tries > 1):
@@ -290,9 +291,7 @@ class Storer:
         """A clone to read in the place of a file that is worth it, where there can be one."""
         if self._clones is None or file.length < BYTES_MIN:
             return None
-        if self._class(found, file) is not ChunkClass.PAGED:
-            return None
-        return self._clones.clone(file, found.key, found.old)
+        return self._clones.clone(file, found.key, found.old, self._cutter.parameters)
 
     def _keeping(self, cloned: Cloned) -> Callable[[Content, int], None]:
         assert self._clones is not None
@@ -307,45 +306,47 @@ class Storer:
         found: Found,
         file: LargeFile,
         on_progress: Callable[[], None],
-        wanted: Iterable[Stretch] | None = None,
+        lists: Lists,
+        cloned: Cloned | None = None,
     ) -> "_Reading":
-        """Read a file whose pass has begun, as a whole or what is wanted of it."""
+        """Read a file whose pass has begun; of a clone what may differ from the last content."""
         chunking = self._class(found, file)
         rewrite = chunking is ChunkClass.PAGED and _is_paged(found.old)
         frame_bytes = _REWRITTEN_BYTES if rewrite else RAW_BYTES_TARGET
-        groups: list[_Extents] = []
-        for stretch in (None,) if wanted is None else wanted:
-            if stretch is not None and stretch.is_kept:
-                groups.append(stretch)
-                continue
-            bounds = () if stretch is None else (stretch.begin, stretch.end)
-            pieces = self._cutter.pieces(file, chunking, *bounds)
-            groups += self._store_pieces(pieces, frame_bytes, on_progress)
-        if wanted is not None:
-            file.size = file.length
+        old, changed = _reusable(found, chunking, cloned, lists)
+        pieces = self._cutter.pieces(file, chunking, old, changed)
+        groups = self._store_pieces(file, pieces, frame_bytes, on_progress)
         failpoint("agent.large.read", SourceError)
         return _Reading(chunking, groups)
 
     def _store_pieces(
-        self, pieces: Iterable[bytes | Hole], frame_bytes: int, on_progress: Callable[[], None]
+        self,
+        file: LargeFile,
+        pieces: Iterable[bytes | Hole | Kept],
+        frame_bytes: int,
+        on_progress: Callable[[], None],
     ) -> "list[_Extents]":
         groups: list[_Extents] = []
         group: list[bytes] = []
-        group_bytes = 0
-        for piece in pieces:
-            if not isinstance(piece, Hole):
+        group_bytes, uncounted = 0, -file.bytes_read
+        for piece in itertools.chain(pieces, (None,)):
+            if isinstance(piece, bytes):
                 group.append(piece)
                 group_bytes += len(piece)
-            if group and (isinstance(piece, Hole) or group_bytes >= RAW_BYTES_TARGET):
+                if group_bytes < RAW_BYTES_TARGET:
+                    continue
+            if group:
                 groups.append(self._submit(group, frame_bytes))
                 self.counters.add(read=group_bytes)
-                on_progress()
+                uncounted -= group_bytes
                 group, group_bytes = [], 0
             if isinstance(piece, Hole):
                 groups.append([Extent.hole(piece.length)])
-        if group:
-            groups.append(self._submit(group, frame_bytes))
-            self.counters.add(read=group_bytes)
+            elif isinstance(piece, Kept):
+                groups.append(piece)
+            on_progress()
+        # To find a cut, a little is read of what is then taken over.
+        self.counters.add(read=uncounted + file.bytes_read)
         return groups
 
     def _submit(self, group: list[bytes], frame_bytes: int) -> "Future[list[Extent]]":
@@ -437,7 +438,7 @@ class PendingFile:
         if self._saved.entry is None or reading is None or lists is None or not reading.groups:
             return self._saved
         old = None if self._saved.old is None else self._saved.old.content
-        extents = holes_joined(_extents(reading.groups, OldContent(lists.extents(old))))
+        extents = _extents(reading.groups, OldContent(lists.extents(old)))
         writer = ContentWriter(reading.chunking, lists.put)
         changes = Changes(lists.extents(old)) if self._keep is not None else None
         for extent in extents:
@@ -453,18 +454,23 @@ class PendingFile:
 
 def _extents(groups: Iterable[_Extents], old: OldContent) -> Iterator[Extent]:
     for group in groups:
-        if isinstance(group, Stretch):
+        if isinstance(group, Kept):
             yield from old.within(group.begin, group.end)
         else:
             yield from group.result() if isinstance(group, Future) else group
 
 
-def _to_read(found: Found, cloned: Cloned, lists: Lists) -> Iterable[Stretch]:
-    """What a clone must be read of, and what stands in the last manifest."""
+def _reusable(
+    found: Found, chunking: ChunkClass, cloned: Cloned | None, lists: Lists
+) -> tuple[Iterable[Extent], Iterable[Range]]:
+    """The last content and where a clone may differ from it, or nothing where that is in doubt."""
     old = found.old
-    if old is None or cloned.changed is None:
-        return [Stretch(0, cloned.size, is_kept=False)]
-    return stretches(cloned.changed, lists.extents(old.content), old.size, cloned.size)
+    if found.reread or old is None or cloned is None or cloned.changed is None:
+        return (), ()
+    # What was cut in another way has none of its bounds where they would be now.
+    if _class_of(old) is not chunking:
+        return (), ()
+    return lists.extents(old.content), cloned.changed
 
 
 def entry_of(  # noqa: PLR0913 - what there is to say of a name

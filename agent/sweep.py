@@ -61,6 +61,8 @@ class Found(msgspec.Struct, frozen=True, gc=False):
     old: Entry | None
     moved: Entry | None = None
     """What the manifest has of the same file at another key, where it is no more."""
+    reread: bool = False
+    """Whether all of it is to be read, whatever is proved of it."""
 
 
 class Removed(msgspec.Struct, frozen=True, gc=False):

@@ -5,6 +5,7 @@ images of disks), are cut into aligned blocks of 64 KiB, so that one changed pag
 All others are cut by content (FastCDC, keyed), so that an insertion moves no later boundary.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -60,6 +61,9 @@ class ContentCutter:
 
     def __init__(self, secret: bytes) -> None:
         """`secret`: the repository's chunker key; its first 63 bits re-key the gear table."""
+        bounds = (BLOCK_BYTES, CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, CHUNK_BYTES_MAX)
+        self.parameters = hashlib.blake2b(repr(bounds).encode(), key=secret[:64]).digest()
+        """Names what decides where contents are cut."""
         self._cutter = FastCDC(
             avg_size=CHUNK_BYTES_AVERAGE,
             min_size=CHUNK_BYTES_MIN,

@@ -8,10 +8,11 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -19,6 +20,7 @@ from tests.bench.data import CASES, Case, differences, size_of, small_path
 from tests.bench.results import MIB, OURS, ZSTD, Sample, Step, figures
 from tests.bench.table import failures, render
 from tests.bench.tools import INSTALL_HINT, TIDEMARK, TOOLS, BenchError, Outcome, Tool, run
+from tests.faults.disks import loop_disk
 
 # As close as they come to each other: sealed, compressed by zstd, nothing kept from before.
 SETTINGS = {
@@ -119,12 +121,44 @@ def _measure_case(
     options: argparse.Namespace,
     samples: list[Sample],
 ) -> None:
-    source = scratch / case.name / "source"
-    source.mkdir(parents=True)
+    with ExitStack() as stack:
+        place = scratch
+        if case.filesystem:
+            place = stack.enter_context(_disk(case.filesystem, Path(tempfile.mkdtemp(dir=scratch))))
+        source = place / case.name / "source"
+        source.mkdir(parents=True)
+        _measure_source(case, source, tools, options, samples)
+        shutil.rmtree(source.parent)
+
+
+@contextmanager
+def _disk(filesystem: str, scratch: Path) -> Iterator[Path]:
+    """A disk of that kind in a file, which takes what is written to it and may take all there is.
+
+    Where nobody may mount one, the scratch directory itself: what clones save is not measured then.
+    """
+    with ExitStack() as stack:
+        try:
+            free = shutil.disk_usage(scratch).free
+            disk = stack.enter_context(loop_disk(filesystem, scratch, free))
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"no {filesystem} in a loop device: {error}", file=sys.stderr)
+            yield scratch
+            return
+        yield disk.path
+
+
+def _measure_source(
+    case: Case,
+    source: Path,
+    tools: Sequence[str],
+    options: argparse.Namespace,
+    samples: list[Sample],
+) -> None:
     case.make(source, options.scale)
     size = size_of(source)
     needed = size * (1 + (_SPACE_FACTOR + options.rounds) * len(tools))
-    if shutil.disk_usage(scratch).free < needed:
+    if shutil.disk_usage(source).free < needed:
         sys.exit(
             f"error: {case.title} needs {needed // MIB} MiB of free space below {options.scratch}\n"
             "hint: name another directory with --scratch, or shrink the data with --scale"
@@ -135,7 +169,6 @@ def _measure_case(
         shift = number % len(tools)
         order = [*tools[shift:], *tools[:shift]]
         _measure_round(case, source, order, number, samples)
-    shutil.rmtree(source.parent)
 
 
 def _measure_round(
@@ -235,7 +268,7 @@ def _report(
 ) -> None:
     found = figures(samples)
     print(f"\nMedians of {options.rounds} rounds at scale {options.scale:g}.")
-    print("`vs` is a peer's time over ours; for stored and added bytes ours over the peer's.")
+    print("`vs` is a peer's time over ours; for stored, added and read bytes ours over the peer's.")
     print("Memory is the highest of all rounds: agent+coordinator+command, or the peer's one.\n")
     print(render(found, tools))
     for failure in failures(samples):

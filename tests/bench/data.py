@@ -13,9 +13,12 @@ CHANGED_FILES: Final = 100
 _SMALL_BYTES: Final = (512, 16 * 1024)
 _FILES_PER_DIRECTORY: Final = 100
 _DIRECTORIES_PER_LEVEL: Final = 32
-# A database's page, and the share of them that is written anew, here and there.
+# A database's page, and the share of them that is written anew, here and there: 200 of a GiB.
 PAGE_BYTES: Final = 8 * 1024
-_PAGES_SHARE: Final = 1 / 1000
+_PAGES_SHARE: Final = 200 * PAGE_BYTES / GIB
+# Of a log, so many places are overwritten, each by so much.
+_EDITS: Final = 20
+_EDIT_BYTES: Final = 100
 # Of a large file this share is overwritten, in one place.
 _CHANGED_SHARE: Final = 1 / 128
 _PIECE_BYTES: Final = 8 << 20
@@ -44,6 +47,8 @@ class Case(NamedTuple):
     make: Callable[[Path, float], None]
     change: Callable[[Path, random.Random], None]
     has_one_file: bool = True
+    filesystem: str = ""
+    """Where it lies, if not where the scratch directory does."""
 
 
 def text(chance: random.Random) -> Iterator[bytes]:
@@ -81,6 +86,10 @@ def _write(path: Path, pieces: Iterator[bytes], size: int) -> None:
 
 def make_text(directory: Path, scale: float) -> None:
     _write(directory / "application.log", text(random.Random(1)), int(GIB * scale))
+
+
+def make_log(directory: Path, scale: float) -> None:
+    _write(directory / "audit.log", text(random.Random(5)), int(GIB / 4 * scale))
 
 
 def make_random(directory: Path, scale: float) -> None:
@@ -158,6 +167,16 @@ def change_pages(directory: Path, chance: random.Random) -> None:
                 file.write(next(written))
 
 
+def change_places(directory: Path, chance: random.Random) -> None:
+    """Overwrite some places of each file in place."""
+    for path in sorted(directory.iterdir()):
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            for _ in range(_EDITS):
+                file.seek(chance.randrange(max(1, size - _EDIT_BYTES)))
+                file.write(chance.randbytes(_EDIT_BYTES // 2).hex().encode())
+
+
 def change_small(directory: Path, chance: random.Random) -> None:
     """Write CHANGED_FILES of them anew."""
     paths = sorted(directory.rglob("*.log"))
@@ -171,7 +190,10 @@ CASES: Final = {
     for case in (
         Case("text", "one large compressible file", make_text, change_region),
         Case("random", "random data", make_random, change_region),
-        Case("pages", "a database, 0.1 % of its pages changed", make_pages, change_pages),
+        Case(
+            "pages", "a database, 200 of its pages changed", make_pages, change_pages, True, "xfs"
+        ),
+        Case("edits", "a log, 20 places overwritten", make_log, change_places, True, "xfs"),
         Case("small", "small files", make_small, change_small, has_one_file=False),
     )
 }

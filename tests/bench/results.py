@@ -57,9 +57,12 @@ class Goal(NamedTuple):
 
 STORED: Final = "stored"
 ADDED: Final = "added"
+READ: Final = "read"
 MEMORY: Final = "memory"
 MEMORY_BYTES_MAX: Final = 256 * MIB
 _KINDS: Final = ("text", "random", "pages", "small")
+# Of what changed in a database of 1 GiB: 200 blocks of 64 KiB are 12.5 MiB.
+LIMITS: Final = {("pages", READ): 16 * MIB, ("pages", ADDED): 16 * MIB}
 GOALS: Final[dict[tuple[str, str], tuple[Goal, ...]]] = {
     # zstd is the limit: it neither cuts nor seals, and keeps no promise about what it wrote.
     ("text", Step.FULL): (Goal(1.5), Goal(0.6, to=ZSTD)),
@@ -82,7 +85,7 @@ class Figure(NamedTuple):
 
 
 def figures(samples: Sequence[Sample]) -> list[Figure]:
-    """Times per step, stored bytes after the last backup, peak memory; by case."""
+    """Times per step, bytes that a changed file cost and all stored ones, peak memory; by case."""
     found: list[Figure] = []
     for case in _ordered(sample.case for sample in samples):
         of_case = [sample for sample in samples if sample.case == case]
@@ -96,6 +99,7 @@ def figures(samples: Sequence[Sample]) -> list[Figure]:
             found.append(_figure(case, step, seconds, frozenset(failed)))
         found.append(_figure(case, STORED, _stored_after(of_case, Step.CHANGED)))
         found.append(_figure(case, ADDED, _added(of_case)))
+        found.append(_figure(case, READ, _read(of_case)))
         memory = _by_tool(
             (f"{sample.tool} {process}".strip(), float(peak))
             for sample in of_case
@@ -130,6 +134,15 @@ def _added(samples: Sequence[Sample]) -> dict[str, list[float]]:
     )
 
 
+def _read(samples: Iterable[Sample]) -> dict[str, list[float]]:
+    """What the backup of what had changed read: by our own count, and by the kernel's of a peer."""
+    return _by_tool(
+        (sample.tool, float(str(sample.details["bytes_read"])))
+        for sample in samples
+        if sample.step is Step.CHANGED and "bytes_read" in sample.details
+    )
+
+
 def _figure(
     case: str, row: str, values: dict[str, list[float]], failed: frozenset[str] = frozenset()
 ) -> Figure:
@@ -143,7 +156,7 @@ def _ratios(row: str, medians: dict[str, float]) -> dict[str, float]:
     if not ours or row == MEMORY:
         return {}
     peers = {tool: value for tool, value in medians.items() if tool != OURS and value}
-    if row in (STORED, ADDED):
+    if row in (STORED, ADDED, READ):
         return {tool: ours / value for tool, value in peers.items()}
     return {tool: value / ours for tool, value in peers.items()}
 
@@ -155,6 +168,9 @@ def verdict(figure: Figure) -> str:
         if not ours:
             return ""
         return _say(f"<{MEMORY_BYTES_MAX // MIB} MiB", max(ours.values()) < MEMORY_BYTES_MAX)
+    limit = LIMITS.get((figure.case, figure.row))
+    if limit is not None and OURS in figure.medians:
+        return _say(f"≤{limit // MIB} MiB", figure.medians[OURS] <= limit)
     goals = GOALS.get((figure.case, figure.row), ())
     said = [
         _say(str(goal), goal.is_met(figure.ratios[goal.to]))

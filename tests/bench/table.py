@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tests.bench.results import ADDED, MEMORY, MIB, OURS, STORED, Figure, Sample, verdict
+from tests.bench.results import ADDED, MEMORY, MIB, OURS, READ, STORED, Figure, Sample, verdict
 
 
 def render(figures: Sequence[Figure], tools: Sequence[str]) -> str:
@@ -34,7 +34,7 @@ def _value(figure: Figure, tool: str) -> str:
     if tool not in figure.medians:
         return "-"
     value = figure.medians[tool]
-    return f"{value / MIB:.1f} MiB" if figure.row in (STORED, ADDED) else f"{value:.2f} s"
+    return f"{value / MIB:.1f} MiB" if figure.row in (STORED, ADDED, READ) else f"{value:.2f} s"
 
 
 def _memory(figure: Figure, tool: str) -> str:

@@ -35,6 +35,7 @@ class Done(NamedTuple):
     seconds: float
     output: str
     memory_bytes: int
+    bytes_read: int
 
 
 class Outcome(NamedTuple):
@@ -95,7 +96,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], directory: Path)
             said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
             raise BenchError(f"{Path(command[0]).name} exited {done.returncode}: {said}")
         measured = json.loads(report.read())
-    return Done(measured["seconds"], done.stdout, measured["memory_bytes"])
+    return Done(measured["seconds"], done.stdout, measured["memory_bytes"], measured["bytes_read"])
 
 
 class _Peer(Tool):
@@ -127,7 +128,8 @@ class _Peer(Tool):
         self, command: list[str], environment: dict[str, str], directory: Path
     ) -> Outcome:
         done = run(command, environment, directory)
-        return Outcome(done.seconds, {"": done.memory_bytes}, {})
+        details: dict[str, object] = {"bytes_read": done.bytes_read}
+        return Outcome(done.seconds, {"": done.memory_bytes}, details)
 
 
 class Restic(_Peer):

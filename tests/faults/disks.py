@@ -27,11 +27,11 @@ FILESYSTEMS: Final = ("ext4", "xfs")
 class LoopDisk:
     """A mounted filesystem whose power can be cut."""
 
-    def __init__(self, kind: str, image: Path, path: Path) -> None:
+    def __init__(self, kind: str, image: Path, path: Path, size_bytes: int) -> None:
         self.path = path
         self._image = image
         with image.open("wb") as file:
-            file.truncate(_IMAGE_BYTES)
+            file.truncate(size_bytes)
         _run(*_MAKERS[kind], str(image))
         path.mkdir()
         self._mount()
@@ -58,10 +58,10 @@ class LoopDisk:
 
 
 @contextmanager
-def loop_disk(kind: str, directory: Path) -> Iterator[LoopDisk]:
+def loop_disk(kind: str, directory: Path, size_bytes: int = _IMAGE_BYTES) -> Iterator[LoopDisk]:
     """A disk with ext4, xfs or btrfs, as long as the block lasts. Needs root and loop devices."""
     image = directory / f"{kind}.img"
-    disk = LoopDisk(kind, image, directory / kind)
+    disk = LoopDisk(kind, image, directory / kind, size_bytes)
     try:
         yield disk
     finally:

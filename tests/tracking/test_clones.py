@@ -15,21 +15,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import pytest
 
 from agent import clones as module
-from agent import packing, storing
+from agent import packing, rehashing, storing
 from agent.beneath import Tree
 from agent.clones import DIRECTORY, Clones
+from agent.extents import disk_extents
 from agent.last import LastManifest
 from agent.reading import LargeFile
 from agent.services import BackupStatistics
 from agent.state import State
 from agent.syscalls import clone_file, punch_hole
 from repository import chunking
-from repository.chunking import BLOCK_BYTES
+from repository.chunking import BLOCK_BYTES, ContentCutter
 from repository.content import read_extents
 from repository.entries import Entry
 from repository.errors import StoreUnavailableError
@@ -40,11 +41,13 @@ from repository.pack import PackKind
 from repository.tree import decode_pointer
 from tests.faults.disks import fill, loop_disk
 from tests.unit.agent.test_backup import VOLUME_ID, Agent
+from tests.unit.agent.test_rehashing import Calendar
 
 pytestmark = pytest.mark.asyncio
 
 DISKS: Final = ("xfs", "btrfs")
 KEY: Final = b"app.ibd"
+SomeSite = TypeVar("SomeSite", bound="Site")
 BLOCKS: Final = 40
 # Large enough for a clone in these tests; the last block is a short one.
 SIZE: Final = BLOCKS * BLOCK_BYTES - 5000
@@ -72,12 +75,14 @@ def small_files_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
 class Site:
     """A volume with one paged file, and two agents: one with clones, and one that reads it all."""
 
+    key = KEY
+
     def __init__(self, disk: Path, agent: Agent, whole: Agent) -> None:
         self.disk = disk
         self.agent = agent
         self.whole = whole
         self.volume = agent.volume
-        self.file = self.volume / os.fsdecode(KEY)
+        self.file = self.volume / os.fsdecode(self.key)
         self.warnings: list[str] = []
         self.chance = random.Random(5)
         self.start()
@@ -148,7 +153,7 @@ def run(*command: str) -> None:
 
 
 @contextmanager
-def site_on(disk: Path) -> Iterator[Site]:
+def site_on(disk: Path, kind: type[SomeSite]) -> Iterator[SomeSite]:
     volume = disk / "volume"
     volume.mkdir()
     try:
@@ -158,7 +163,7 @@ def site_on(disk: Path) -> Iterator[Site]:
             State(Path(place) / "whole.db") as other,
             ThreadPoolExecutor(2) as workers,
         ):
-            yield Site(disk, Agent(volume, one, workers), Agent(volume, other, workers))
+            yield kind(disk, Agent(volume, one, workers), Agent(volume, other, workers))
     finally:
         shutil.rmtree(volume)
         shutil.rmtree(disk / DIRECTORY, ignore_errors=True)
@@ -166,19 +171,19 @@ def site_on(disk: Path) -> Iterator[Site]:
 
 @pytest.fixture(params=DISKS)
 def site(request: pytest.FixtureRequest, disks: dict[str, Path]) -> Iterator[Site]:
-    with site_on(disks[request.param]) as site:
+    with site_on(disks[request.param], Site) as site:
         yield site
 
 
 @pytest.fixture
 def xfs(disks: dict[str, Path]) -> Iterator[Site]:
-    with site_on(disks["xfs"]) as site:
+    with site_on(disks["xfs"], Site) as site:
         yield site
 
 
 @pytest.fixture
 def btrfs(disks: dict[str, Path]) -> Iterator[Site]:
-    with site_on(disks["btrfs"]) as site:
+    with site_on(disks["btrfs"], Site) as site:
         yield site
 
 
@@ -207,6 +212,23 @@ async def test_nothing_of_an_unchanged_file_is_read(site: Site) -> None:
 
     assert (touched.bytes_read, again.bytes_read) == (0, 0)
     assert touched.files_changed == again.files_unmodified == 1
+
+
+async def test_a_file_whose_day_it_is_is_read_whole(
+    xfs: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a disk may return other bytes than were written, from wherever."""
+    monkeypatch.setattr(rehashing, "DAYS", 1)
+    calendar = xfs.agent.clock = Calendar()
+    xfs.make()
+    await xfs.backup()
+
+    calendar.day = 1
+    again = await xfs.backup()
+    later = await xfs.backup()
+
+    assert (again.bytes_read, later.bytes_read) == (SIZE, 0)
+    assert again.files_unmodified == 1
 
 
 async def test_many_backups_follow_one_another(site: Site) -> None:
@@ -293,9 +315,10 @@ def move_within(site: Site) -> None:
         share(file.fileno(), 2 * BLOCK_BYTES, 20 * BLOCK_BYTES, 4 * BLOCK_BYTES)
 
 
-def share(descriptor: int, source: int, target: int, length: int) -> None:
-    """FICLONERANGE within one file."""
-    fcntl.ioctl(descriptor, 0x4020940D, struct.pack("=qQQQ", descriptor, source, length, target))
+def share(descriptor: int, source: int, target: int, length: int, into: int | None = None) -> None:
+    """FICLONERANGE within one file, or into another one."""
+    words = struct.pack("=qQQQ", descriptor, source, length, target)
+    fcntl.ioctl(descriptor if into is None else into, 0x4020940D, words)
 
 
 def fallocate(path: Path, mode: int, offset: int, length: int) -> None:
@@ -387,16 +410,21 @@ async def test_a_defragmented_file_is_read_as_far_as_it_was_moved(btrfs: Site) -
 
 
 async def test_what_is_compressed_is_read_whole(btrfs: Site) -> None:
+    """For other bytes may lie, as far as anybody tells, at the very same place."""
     run("chattr", "+c", str(btrfs.volume))
-    btrfs.file.write_bytes(b"the same words again " * (SIZE // 20))
-    await btrfs.backup()
-    # Two blocks change places: compressed extents have the same address in whatever place.
-    with btrfs.file.open("r+b") as file:
-        share(file.fileno(), BLOCK_BYTES, 0, BLOCK_BYTES)
+    btrfs.file.write_bytes(b"".join(b"the same words %8d " % each for each in range(SIZE // 24)))
+    source = btrfs.volume / "source"
+    run("cp", "--reflink=always", str(btrfs.file), str(source))
+    told, bytes_read = [], []
+    with btrfs.file.open("r+b") as file, source.open("rb") as packed:
+        for half in (0, BLOCK_BYTES):
+            share(packed.fileno(), half, 0, BLOCK_BYTES, file.fileno())
+            told.append((disk_extents(file.fileno()), os.pread(file.fileno(), BLOCK_BYTES, 0)))
+            bytes_read.append((await btrfs.backup()).bytes_read)
 
-    statistics = await btrfs.backup()
-
-    assert statistics.bytes_read == btrfs.file.stat().st_size
+    assert told[0][0] == told[1][0]
+    assert told[0][1] != told[1][1]
+    assert bytes_read[1] == btrfs.file.stat().st_size
 
 
 async def test_a_file_without_checksums_has_a_clone(btrfs: Site) -> None:
@@ -725,7 +753,8 @@ async def test_stores_to_a_mapped_file_are_in_the_clone(site: Site) -> None:
             assert site.agent.clones is not None
             volume = site.agent.clones.of_volume(VOLUME_ID, tree)
             large.begin()
-            cloned = volume.clone(large, KEY, entry_of(site.agent))
+            cutting = ContentCutter(site.agent.coordinator.writer_keys.chunker).parameters
+            cloned = volume.clone(large, KEY, entry_of(site.agent), cutting)
             assert cloned is not None
             assert cloned.is_stable
             assert os.pread(cloned.descriptor, SIZE, 0) == memory[:]
@@ -735,10 +764,8 @@ async def test_stores_to_a_mapped_file_are_in_the_clone(site: Site) -> None:
     assert len(site.clones()) == 1
 
 
-async def test_a_file_of_another_kind_has_no_clone(xfs: Site) -> None:
-    general = xfs.volume / "general"
-    general.write_bytes(xfs.chance.randbytes(SIZE))
-    xfs.make(300_000)  # paged, and not large
+async def test_a_file_that_is_not_large_has_no_clone(xfs: Site) -> None:
+    xfs.make(300_000)
 
     await xfs.backup()
 
@@ -762,7 +789,7 @@ async def test_without_clones_changed_pages_cost_few_blocks_in_small_frames(
     disks: dict[str, Path],
 ) -> None:
     """As on ext4: all is read, and 200 of 32,768 pages store a sixteenth of it."""
-    with site_on(disks["ext4"]) as site:
+    with site_on(disks["ext4"], Site) as site:
         size = 256 * 1024 * 1024
         with site.file.open("wb") as file:
             for number in range(size // BLOCK_BYTES):
