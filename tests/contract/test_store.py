@@ -5,15 +5,18 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import pytest_asyncio
 
 from repository.errors import (
     DamagedError,
+    NoRepositoryError,
     ObjectExistsError,
     ObjectMissingError,
     StoreFullError,
@@ -23,33 +26,71 @@ from repository.errors import (
 )
 from repository.store.interface import NAME_LENGTH_MAX, Store
 from repository.store.local import LocalStore, _LocalWriter
+from repository.store.s3.store import S3Store
 from tests.fakes.store import MemoryStore
+from tests.servers.buckets import (
+    CAPABILITIES,
+    beside,
+    make_bucket,
+    new_name,
+    opened,
+    remove_bucket,
+)
+from tests.servers.shared import server
 
-pytestmark = pytest.mark.asyncio
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SMALL_BYTES = 1024 * 1024
 
 
 class Place(NamedTuple):
-    """A store, and how to take away what it stands on."""
+    """A store, how to take away what it stands on, and what it says then."""
 
     store: Store
-    vanish: Callable[[], None]
+    vanish: Callable[[], Awaitable[None]]
+    gone: type[TidemarkError]
 
 
-@pytest.fixture(params=["local", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "local":
-        directory = tmp_path / "repository"
-        directory.mkdir()
-        return Place(LocalStore(directory), lambda: shutil.rmtree(directory))
-    memory = MemoryStore()
-    return Place(memory, lambda: setattr(memory, "is_gone", True))
+@pytest.fixture(scope="module", params=["local", "memory", "radosgw", "rclone", "moto"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bucket(
+    kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[S3Store | None]:
+    """A bucket for all tests of this kind of store, if it is one."""
+    if kind in {"local", "memory"}:
+        yield None
+        return
+    running = server(kind, tmp_path_factory)
+    async with opened(running, new_name(), capabilities=CAPABILITIES[kind]) as nowhere:
+        yield await make_bucket(nowhere)
 
 
 @pytest.fixture
-def store(place: Place) -> Store:
-    return place.store
+def store(kind: str, bucket: S3Store | None, tmp_path: Path) -> Store:
+    if bucket is not None:
+        # Pages so small that most listings have several.
+        return beside(bucket, page_keys=3)
+    if kind == "memory":
+        return MemoryStore()
+    directory = tmp_path / "repository"
+    directory.mkdir()
+    return LocalStore(directory)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def place(store: Store, tmp_path: Path) -> Place:
+    if isinstance(store, S3Store):
+        made = await make_bucket(store)
+        return Place(made, lambda: remove_bucket(made), NoRepositoryError)
+    if isinstance(store, MemoryStore):
+        return Place(store, store.vanish, StoreUnavailableError)
+    directory = tmp_path / "repository"
+    remove = partial(asyncio.to_thread, shutil.rmtree, directory)
+    return Place(store, remove, StoreUnavailableError)
 
 
 @pytest.fixture
@@ -291,19 +332,19 @@ async def test_a_full_store_says_so_and_keeps_nothing_of_the_object(tiny_store: 
     assert await tiny_store.get("after") == b"a"
 
 
-async def test_a_store_that_disappeared_is_unavailable_and_not_empty(place: Place) -> None:
+async def test_a_store_that_disappeared_says_so_and_is_not_empty(place: Place) -> None:
     store = place.store
     await store.put("packs/a", b"a")
-    place.vanish()
+    await place.vanish()
 
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(place.gone):
         await store.put("packs/b", b"b")
     for call in (store.get, store.head, store.delete):
-        with pytest.raises(StoreUnavailableError):
+        with pytest.raises(place.gone):
             await call("packs/a")
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(place.gone):
         await names(store)
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(place.gone):
         await names(store, "packs/")
 
 
