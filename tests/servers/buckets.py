@@ -10,7 +10,8 @@ from repository.store.s3.capabilities import NONE_KNOWN, Capabilities
 from repository.store.s3.client import Bucket
 from repository.store.s3.location import Credentials, parse_location
 from repository.store.s3.opening import open_s3
-from repository.store.s3.store import PAGE_KEYS, S3Store
+from repository.store.s3.store import S3Store
+from repository.store.s3.versions import PAGE_KEYS
 from tests.servers.keys import ACCESS_KEY, SECRET_KEY
 from tests.servers.shared import Server
 

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakValueDictionary
@@ -32,10 +32,9 @@ from repository.store.s3.client import Bucket
 from repository.store.s3.errors import no_bucket, shorter
 from repository.store.s3.listing import Listing
 from repository.store.s3.signing import S3Signing, check_lock, content, locked
-from repository.store.s3.versions import versions_of
+from repository.store.s3.versions import PAGE_KEYS, versions_of
 
-# The most that any store gives at once.
-PAGE_KEYS: Final = 1000
+_NS: Final = 1_000_000_000
 
 
 class _Sums(NamedTuple):
@@ -135,9 +134,12 @@ class S3Store(Store):
             await self.head(name)
             await self.bucket.call("delete_object", name, Key=key)
             return
-        versions = await versions_of(self.bucket, name)
+        versions = await versions_of(self.bucket, name, self._page_keys)
         for version in versions:
-            await self.bucket.call("delete_object", name, Key=key, VersionId=version.id)
+            try:
+                await self.bucket.call("delete_object", name, Key=key, VersionId=version.id)
+            except StoreError as error:
+                raise await self._why_not_deleted(name, error) from error
         if not any(version.is_latest and not version.is_marker for version in versions):
             raise ObjectMissingError(f"the repository has no object {name}")
 
@@ -163,7 +165,7 @@ class S3Store(Store):
     async def locked_until(self, name: str) -> datetime | None:
         """Until when nobody can delete it; None where nothing keeps it."""
         until: datetime | None = (await self._head(name)).get("ObjectLockRetainUntilDate")
-        return until
+        return until.astimezone(UTC) if until else None
 
     async def write(self, name: str, data: bytes, lock: dict[str, Any]) -> None:
         """Send an object; ObjectExistsError where the name has other bytes."""
@@ -205,6 +207,18 @@ class S3Store(Store):
         except ObjectMissingError:
             return False
         return True
+
+    async def _why_not_deleted(self, name: str, error: StoreError) -> StoreError:
+        """A clearer error where it is a lock that keeps it, and otherwise the same."""
+        if error.retryable or not self.capabilities.object_lock:
+            return error
+        until = await self.locked_until(name)
+        if until is None or until.timestamp() <= self.bucket.now_ns() / _NS:
+            return error
+        return StoreError(
+            f"{name} is locked until {until:%Y-%m-%d %H:%M} UTC",
+            hint="nobody can delete it before; try again then",
+        )
 
     async def _check_bucket(self) -> None:
         try:
