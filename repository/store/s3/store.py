@@ -114,8 +114,8 @@ class S3Store(Store):
         own = self.bucket.location.key_prefix
         below = own + check_prefix(prefix)
         listing = Listing(self.bucket.location.bucket, below, own)
-        while listing.token is not None:
-            more = {"ContinuationToken": listing.token} if listing.token else {}
+        while listing.following is not None:
+            more = {"ContinuationToken": listing.following} if listing.following else {}
             answer = await self.bucket.call(
                 "list_objects_v2",
                 f"the listing of {prefix or 'everything'}",
@@ -181,9 +181,16 @@ class S3Store(Store):
                 await self._check_same(name, data, sums)
                 return
             try:
-                await self.bucket.call("put_object", name, **parameters)
+                answer = await self.bucket.call("put_object", name, **parameters)
             except ObjectExistsError:
                 await self._check_same(name, data, sums)
+                return
+        if "ETag" not in answer:
+            # A success that has the body of an error, for instance.
+            raise StoreUnavailableError(
+                f"the store does not confirm {name}",
+                hint="it is tried again where it can be; if it lasts, ask who runs the store",
+            )
 
     async def _check_same(self, name: str, data: bytes, sums: _Sums) -> None:
         """ObjectExistsError where the object that is there has other bytes.
