@@ -48,7 +48,9 @@ _REFUSAL_BYTES: Final = 4096
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _FULL: Final = frozenset({"QuotaExceeded", "InsufficientStorage", "EntityTooLarge"})
 _CREATED: Final = frozenset({200, 201, 204})
+_WHOLE: Final = 200
 _PARTIAL: Final = 206
+_READ: Final = frozenset({_WHOLE, _PARTIAL})
 _NOT_FOUND: Final = 404
 _TAKEN: Final = 412
 _BEYOND_END: Final = 416
@@ -148,8 +150,8 @@ class DirectStore:
         arrived = bytearray(length)
         filled = 0
         async with self._deadline(length) as deadline, self._answer(request, asked, None) as answer:
-            await _check(answer, frozenset({_PARTIAL}))
-            if not answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            await _check(answer, _READ)
+            if not _is_range(answer.status, answer.headers, offset, length):
                 raise StoreUnavailableError("the store sent another range than was asked for")
             while piece := await self._next_piece(answer, deadline):
                 if filled + len(piece) > length:
@@ -247,6 +249,18 @@ def _open_session(aiohttp: Any, ca_file: Path | None) -> Any:
     return aiohttp.ClientSession(
         connector=connector, trust_env=False, auto_decompress=False, skip_auto_headers=skip
     )
+
+
+def _is_range(status: int, headers: Mapping[str, str], offset: int, length: int) -> bool:
+    """Whether an answer is what was asked for, as far as it says.
+
+    Some stores send a range and call it the whole: then its length has to do. What a wrong one
+    holds does not open, and is told as damage.
+    """
+    said = headers.get("Content-Range")
+    if said is None:
+        return status == _WHOLE and headers.get("Content-Length") == str(length)
+    return said.startswith(f"bytes {offset}-")
 
 
 async def _check(answer: Any, expected: frozenset[int]) -> None:

@@ -5,15 +5,18 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import pytest_asyncio
 
 from repository.errors import (
     DamagedError,
+    NoRepositoryError,
     ObjectExistsError,
     ObjectMissingError,
     StoreFullError,
@@ -28,11 +31,21 @@ from repository.store.counting import CountingStore
 from repository.store.interface import NAME_LENGTH_MAX, Store
 from repository.store.local import LocalStore, _LocalWriter
 from repository.store.retrying import RetryingStore
+from repository.store.s3.store import S3Store
 from tests.fakes.clock import WaitedClock
 from tests.fakes.misbehaving import MisbehavingStore, Plan
 from tests.fakes.store import MemoryStore
+from tests.servers.buckets import (
+    CAPABILITIES,
+    beside,
+    make_bucket,
+    new_name,
+    opened,
+    remove_bucket,
+)
+from tests.servers.shared import server
 
-pytestmark = pytest.mark.asyncio
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SMALL_BYTES = 1024 * 1024
 
@@ -59,7 +72,15 @@ KINDS = ["local", *(f"memory, {name}" for name in AROUND)]
 
 
 class Place(NamedTuple):
-    """A store, and how to take away what it stands on, and give it back."""
+    """A store, how to take away what it stands on, and what it says then."""
+
+    store: Store
+    vanish: Callable[[], Awaitable[None]]
+    gone: type[TidemarkError]
+
+
+class Passing(NamedTuple):
+    """A store that may be away for a while."""
 
     store: Store
     vanish: Callable[[], object]
@@ -67,27 +88,68 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def passing(request: pytest.FixtureRequest, tmp_path: Path) -> Passing:
     kind, _, around = request.param.partition(", ")
     if kind == "local":
         directory, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
         directory.mkdir()
-        return Place(
+        return Passing(
             LocalStore(directory),
             lambda: directory.rename(elsewhere),
             lambda: elsewhere.rename(directory),
         )
     memory = MemoryStore()
-    return Place(
+    return Passing(
         AROUND[around](memory),
         lambda: setattr(memory, "is_gone", True),
         lambda: setattr(memory, "is_gone", False),
     )
 
 
+@pytest.fixture(scope="module", params=[*KINDS, "radosgw", "rclone", "moto"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bucket(
+    kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[S3Store | None]:
+    """A bucket for all tests of this kind of store, if it is one."""
+    if kind in KINDS:
+        yield None
+        return
+    running = server(kind, tmp_path_factory)
+    async with opened(running, new_name(), capabilities=CAPABILITIES[kind]) as nowhere:
+        yield await make_bucket(nowhere)
+
+
 @pytest.fixture
-def store(place: Place) -> Store:
-    return place.store
+def store(kind: str, bucket: S3Store | None, tmp_path: Path) -> Store:
+    if bucket is not None:
+        # Pages so small that most listings have several.
+        return beside(bucket, page_keys=3)
+    name, _, around = kind.partition(", ")
+    if name == "memory":
+        return AROUND[around](MemoryStore())
+    directory = tmp_path / "repository"
+    directory.mkdir()
+    return LocalStore(directory)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def place(kind: str, bucket: S3Store | None, tmp_path: Path) -> Place:
+    if bucket is not None:
+        made = await make_bucket(bucket)
+        return Place(made, lambda: remove_bucket(made), NoRepositoryError)
+    name, _, around = kind.partition(", ")
+    if name == "memory":
+        memory = MemoryStore()
+        return Place(AROUND[around](memory), memory.vanish, StoreUnavailableError)
+    directory = tmp_path / "repository"
+    directory.mkdir()
+    remove = partial(asyncio.to_thread, shutil.rmtree, directory)
+    return Place(LocalStore(directory), remove, StoreUnavailableError)
 
 
 @pytest.fixture
@@ -330,19 +392,19 @@ async def test_a_full_store_says_so_and_keeps_nothing_of_the_object(tiny_store: 
     assert await tiny_store.get("after") == b"a"
 
 
-async def test_a_store_that_disappeared_is_unavailable_and_not_empty(place: Place) -> None:
+async def test_a_store_that_disappeared_says_so_and_is_not_empty(place: Place) -> None:
     store = place.store
     await store.put("packs/a", b"a")
-    place.vanish()
+    await place.vanish()
 
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(place.gone):
         await store.put("packs/b", b"b")
     for call in (store.get, store.head, store.delete):
-        with pytest.raises(StoreUnavailableError):
+        with pytest.raises(place.gone):
             await call("packs/a")
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(place.gone):
         await names(store)
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(place.gone):
         await names(store, "packs/")
 
 
@@ -361,28 +423,28 @@ async def test_a_store_that_disappears_under_a_writer_fails_it(tmp_path: Path) -
         await write()
 
 
-async def test_a_commit_that_found_the_store_away_may_be_repeated(place: Place) -> None:
-    async with place.store.writer("packs/a") as writer:
+async def test_a_commit_that_found_the_store_away_may_be_repeated(passing: Passing) -> None:
+    async with passing.store.writer("packs/a") as writer:
         await writer.write(b"con", b"tent")
-        place.vanish()
+        passing.vanish()
         for _ in range(2):
             with pytest.raises(StoreUnavailableError):
                 await writer.commit()
-        place.come_back()
+        passing.come_back()
         await writer.commit()
 
-    assert await place.store.get("packs/a") == b"content"
+    assert await passing.store.get("packs/a") == b"content"
 
 
-async def test_a_writer_that_is_left_after_a_failed_commit_leaves_nothing(place: Place) -> None:
-    async with place.store.writer("packs/a") as writer:
+async def test_a_writer_that_is_left_after_a_failed_commit_leaves_nothing(passing: Passing) -> None:
+    async with passing.store.writer("packs/a") as writer:
         await writer.write(b"content")
-        place.vanish()
+        passing.vanish()
         with pytest.raises(StoreUnavailableError):
             await writer.commit()
-        place.come_back()
+        passing.come_back()
 
-    assert await names(place.store) == []
+    assert await names(passing.store) == []
 
 
 async def test_what_a_disk_could_not_flush_is_never_committed(tmp_path: Path) -> None:

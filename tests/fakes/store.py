@@ -24,6 +24,10 @@ class MemoryStore(Store):
         self.capacity = capacity
         self.is_gone = False
 
+    async def vanish(self) -> None:
+        """Be unavailable from now on."""
+        self.is_gone = True
+
     @override
     def writer(self, name: str) -> ObjectWriter:
         return _MemoryWriter(self, check_name(name))

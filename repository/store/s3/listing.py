@@ -21,7 +21,7 @@ class Listing:
         self._last = ""
         self._tokens: set[str] = set()
         # What goes with the request for the next page; None after the last one.
-        self.token: str | None = ""
+        self.following: str | None = ""
 
     def page(self, answer: Mapping[str, Any]) -> list[ObjectInfo]:
         """The objects on a page; StoreUnavailableError for one that cannot be right."""
@@ -51,7 +51,7 @@ class Listing:
     def _turn(self, answer: Mapping[str, Any]) -> None:
         """Remember how it goes on."""
         if not answer["IsTruncated"]:
-            self.token = None
+            self.following = None
             return
         token = answer.get("NextContinuationToken")
         if not token:
@@ -59,7 +59,7 @@ class Listing:
         if token in self._tokens:
             raise _odd("it begins anew")
         self._tokens.add(token)
-        self.token = str(token)
+        self.following = str(token)
 
 
 def _odd(what: str) -> StoreUnavailableError:

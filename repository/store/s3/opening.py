@@ -16,7 +16,8 @@ from repository.store.s3.location import (
     parse_credentials,
 )
 from repository.store.s3.signing import endpoint_of
-from repository.store.s3.store import PAGE_KEYS, S3Store
+from repository.store.s3.store import S3Store
+from repository.store.s3.versions import PAGE_KEYS
 
 # Requests that are under way at once; others wait for one of them.
 CONNECTIONS: Final = 32

@@ -186,12 +186,16 @@ async def _cleaned(bucket: Bucket, name: str) -> AsyncIterator[None]:
 async def _clean(bucket: Bucket, name: str) -> None:
     """Remove what the questions wrote, with all versions where the bucket keeps them."""
     for part in (f"{name}/{part}" for part in _PARTS):
-        try:
-            versions = await versions_of(bucket, part)
-        except StoreError as error:
-            if error.retryable:
-                raise
-            versions = []
-        ids = [version.id for version in versions if version.id != _NO_VERSION]
-        for version in [{"VersionId": each} for each in ids] or [{}]:
+        for version in await _what_to_remove(bucket, part):
             await bucket.call("delete_object", part, Key=bucket.key(part), **version)
+
+
+async def _what_to_remove(bucket: Bucket, name: str) -> list[dict[str, str]]:
+    """What to name beside the key: to delete what is not there would leave a marker."""
+    try:
+        versions = await versions_of(bucket, name)
+    except StoreError as error:
+        if error.retryable:
+            raise
+        return [{}]
+    return [{} if each.id == _NO_VERSION else {"VersionId": each.id} for each in versions]

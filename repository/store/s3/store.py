@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakValueDictionary
@@ -32,10 +32,9 @@ from repository.store.s3.client import Bucket
 from repository.store.s3.errors import no_bucket, shorter
 from repository.store.s3.listing import Listing
 from repository.store.s3.signing import S3Signing, check_lock, content, locked
-from repository.store.s3.versions import versions_of
+from repository.store.s3.versions import PAGE_KEYS, versions_of
 
-# The most that any store gives at once.
-PAGE_KEYS: Final = 1000
+_NS: Final = 1_000_000_000
 
 
 class _Sums(NamedTuple):
@@ -120,8 +119,8 @@ class S3Store(Store):
         own = self.bucket.location.key_prefix
         below = own + check_prefix(prefix)
         listing = Listing(self.bucket.location.bucket, below, own)
-        while listing.token is not None:
-            more = {"ContinuationToken": listing.token} if listing.token else {}
+        while listing.following is not None:
+            more = {"ContinuationToken": listing.following} if listing.following else {}
             answer = await self.bucket.call(
                 "list_objects_v2",
                 f"the listing of {prefix or 'everything'}",
@@ -140,9 +139,12 @@ class S3Store(Store):
             await self.head(name)
             await self.bucket.call("delete_object", name, Key=key)
             return
-        versions = await versions_of(self.bucket, name)
+        versions = await versions_of(self.bucket, name, self._page_keys)
         for version in versions:
-            await self.bucket.call("delete_object", name, Key=key, VersionId=version.id)
+            try:
+                await self.bucket.call("delete_object", name, Key=key, VersionId=version.id)
+            except StoreError as error:
+                raise await self._why_not_deleted(name, error) from error
         if not any(version.is_latest and not version.is_marker for version in versions):
             raise ObjectMissingError(f"the repository has no object {name}")
 
@@ -168,7 +170,7 @@ class S3Store(Store):
     async def locked_until(self, name: str) -> datetime | None:
         """Until when nobody can delete it; None where nothing keeps it."""
         until: datetime | None = (await self._head(name)).get("ObjectLockRetainUntilDate")
-        return until
+        return until.astimezone(UTC) if until else None
 
     async def write(self, name: str, data: bytes, lock: dict[str, Any]) -> None:
         """Send an object; ObjectExistsError where the name has other bytes."""
@@ -184,9 +186,16 @@ class S3Store(Store):
                 await self._check_same(name, data, sums)
                 return
             try:
-                await self.bucket.call("put_object", name, **parameters)
+                answer = await self.bucket.call("put_object", name, **parameters)
             except ObjectExistsError:
                 await self._check_same(name, data, sums)
+                return
+        if "ETag" not in answer:
+            # A success that has the body of an error, for instance.
+            raise StoreUnavailableError(
+                f"the store does not confirm {name}",
+                hint="it is tried again where it can be; if it lasts, ask who runs the store",
+            )
 
     async def _check_same(self, name: str, data: bytes, sums: _Sums) -> None:
         """ObjectExistsError where the object that is there has other bytes.
@@ -210,6 +219,18 @@ class S3Store(Store):
         except ObjectMissingError:
             return False
         return True
+
+    async def _why_not_deleted(self, name: str, error: StoreError) -> StoreError:
+        """A clearer error where it is a lock that keeps it, and otherwise the same."""
+        if error.retryable or not self.capabilities.object_lock:
+            return error
+        until = await self.locked_until(name)
+        if until is None or until.timestamp() <= self.bucket.now_ns() / _NS:
+            return error
+        return StoreError(
+            f"{name} is locked until {until:%Y-%m-%d %H:%M} UTC",
+            hint="nobody can delete it before; try again then",
+        )
 
     async def _check_bucket(self) -> None:
         try:

@@ -1,9 +1,12 @@
 """All that a bucket keeps of one name: what is there, what was, and what says that it is gone."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from repository.errors import StoreUnavailableError
 from repository.store.s3.client import Bucket
+
+# The most that any store gives at once.
+PAGE_KEYS: Final = 1000
 
 
 class Version(NamedTuple):
@@ -14,13 +17,15 @@ class Version(NamedTuple):
     is_latest: bool
 
 
-async def versions_of(bucket: Bucket, name: str) -> list[Version]:
+async def versions_of(bucket: Bucket, name: str, page_keys: int = PAGE_KEYS) -> list[Version]:
     """Every version of a name, the latest one last: so removing them shows no older one."""
     key = bucket.key(name)
     found: list[Version] = []
     start: dict[str, str] = {}
     while True:
-        page = await bucket.call("list_object_versions", name, Prefix=key, **start)
+        page = await bucket.call(
+            "list_object_versions", name, Prefix=key, MaxKeys=page_keys, **start
+        )
         found += _of_key(page, key)
         following = _following(page, name)
         # Sorted by key: names that only begin alike come later.
