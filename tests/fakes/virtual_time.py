@@ -81,7 +81,7 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
             raise HangError("there is no end to it")
         if not self._ready:
             self._jump()
-        chosen = self._random.randrange(len(self._ready))
+        chosen = int(self._random.random() * len(self._ready))
         handle, self._ready[chosen] = self._ready[chosen], self._ready[-1]
         self._ready.pop()
         if not handle.cancelled():
