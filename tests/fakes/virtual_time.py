@@ -100,8 +100,15 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
     @override
     def run_until_complete(self, future: Any) -> Any:
         task = asyncio.ensure_future(future, loop=self)  # noqa: TID251 - what a loop is for
-        task.add_done_callback(lambda _: self.stop())
-        self.run_forever()
+
+        def stop(_: Any) -> None:
+            self.stop()
+
+        task.add_done_callback(stop)
+        try:
+            self.run_forever()
+        finally:
+            task.remove_done_callback(stop)
         return task.result()
 
     @override
