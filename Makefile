@@ -149,6 +149,10 @@ faults: bytecode ## only the tests that break something half-way
 campaign-core: bytecode ## every failpoint, failing store call and power cut; a million flips and entries
 	$(BIN)/python -m tests.faults $(CAMPAIGN_ARGS)
 
+.PHONY: campaign-store
+campaign-store: bytecode ## store work over a store that misbehaves, on virtual time
+	$(BIN)/python -m tests.faults.stores $(CAMPAIGN_ARGS)
+
 .PHONY: bench-tracking
 bench-tracking: bytecode ## measure change tracking on a million files
 	$(BIN)/python -m tests.bench.tracking

@@ -92,7 +92,7 @@ class Circuit:
             return _entering(self, Phase.OPEN) if self.phase is Phase.HALF_OPEN else self
         if outcome is Outcome.ANSWERED:
             if self.phase is Phase.CLOSED:
-                return replace(self, failures=0)
+                return replace(self, failures=0) if self.failures else self
             return Circuit(period=self.period + 1)
         return self._fail(now, limits)
 

@@ -43,7 +43,7 @@ class Patience:
     answer_seconds: Mapping[Operation, float] = field(default_factory=lambda: _ANSWER_SECONDS)
     bytes_per_second_min: float = 64 * 1024
     """The slowest line that counts as one; as agents hold it with the coordinator."""
-    unknown_bytes: int = 1024 * 1024
+    unknown_bytes: int = 256 * 1024
     """Taken for the size of an object that nobody has told. Most are far smaller; for those that
     are not, each try may take twice as long as the one before."""
 

@@ -8,8 +8,9 @@ What is repeated, and what makes that right:
   answer was lost comes back as ObjectExistsError, and is a success if the object's bytes are ours.
 - A `delete` that was done so comes back as ObjectMissingError, and is a success. No name is used
   twice, so what a lost try does later removes nothing that is wanted.
-- A listing begins anew behind what it has given. One that is out of order, or that lacks a name
-  which it gave before and which is still there, is one that failed.
+- A listing begins anew behind what it has given. One that lacks a name which it gave before and
+  which is still there is one that failed; one that is out of order is an error for good, as it may
+  have passed over anything.
 - Pieces of a writer are not kept here: after a failed `write` only the caller can begin anew.
 
 What cannot be noticed here: an answer in good order that is false. Whoever reads knows the hash of
@@ -27,7 +28,12 @@ from typing import Final, NoReturn, Self, TypeVar
 from blake3 import blake3
 from typing_extensions import override
 
-from repository.errors import ObjectExistsError, ObjectMissingError, StoreUnavailableError
+from repository.errors import (
+    ObjectExistsError,
+    ObjectMissingError,
+    StoreError,
+    StoreUnavailableError,
+)
 from repository.store.interface import ObjectInfo, ObjectWriter, Operation, Store
 from repository.store.patience import Patience
 
@@ -198,14 +204,15 @@ class RetryingStore(Store):
     async def _list_behind(
         self, prefix: str, last: str, course: Course
     ) -> AsyncGenerator[ObjectInfo, None]:
-        """What one listing has behind a name; StoreUnavailableError if it cannot be right."""
+        """What one listing has behind a name; StoreError if it cannot be right."""
         previous = ""
         async with aclosing(_each(self._inner.list_objects(prefix), course)) as listing:
             async for info in listing:
                 if info.name <= previous or not info.name.startswith(prefix):
-                    raise StoreUnavailableError(
-                        f"the listing of {prefix or 'all objects'} is out of order at {info.name}",
-                        hint=_HINT,
+                    # Not tried again: what it left out before may lie among what was given.
+                    raise StoreError(
+                        f"the store's listing is out of order: {info.name} after {previous}",
+                        hint="try again; a store that does it again is none for a repository",
                     )
                 if previous < last < info.name:
                     await self._check_gone(last, course)

@@ -5,7 +5,7 @@ Who notices what:
 
 - An error, a lost connection, an answer that never comes or that breaks off, whether the effect
   took place or not: RetryingStore, which asks again.
-- A listing whose names come twice: RetryingStore.
+- A listing whose names come twice: RetryingStore, which says so.
 - A flipped bit: whoever reads, since packs are named by their hash and roots are signed.
 - A listing that is stale, empty or short, and in good order: nobody who sees nothing but it. A
   store that pages its listings sees a page that is missing; a collection must never condemn by a

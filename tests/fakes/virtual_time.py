@@ -81,7 +81,7 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
             raise HangError("there is no end to it")
         if not self._ready:
             self._jump()
-        chosen = self._random.randrange(len(self._ready))
+        chosen = int(self._random.random() * len(self._ready))
         handle, self._ready[chosen] = self._ready[chosen], self._ready[-1]
         self._ready.pop()
         if not handle.cancelled():
@@ -100,8 +100,15 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
     @override
     def run_until_complete(self, future: Any) -> Any:
         task = asyncio.ensure_future(future, loop=self)  # noqa: TID251 - what a loop is for
-        task.add_done_callback(lambda _: self.stop())
-        self.run_forever()
+
+        def stop(_: Any) -> None:
+            self.stop()
+
+        task.add_done_callback(stop)
+        try:
+            self.run_forever()
+        finally:
+            task.remove_done_callback(stop)
         return task.result()
 
     @override
