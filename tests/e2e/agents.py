@@ -22,11 +22,15 @@ class Agent:
         self.process: subprocess.Popen[bytes] | None = None
         # Where it calls: by default the coordinator itself.
         self.calls = up.coordinator
-        directory.mkdir()
+        # Beside those that every agent here has.
+        self.flags: list[str] = []
+        directory.mkdir(parents=True, exist_ok=True)
         self._token = directory / "token"
-        self._token.write_text(up.json("node", "token")["token"])
+        if not (directory / "state/identity").exists():
+            self._token.write_text(up.json("node", "token")["token"])
         self._protect = directory / "protect.json"
-        self.protect()
+        if not self._protect.exists():
+            self.protect()
 
     def protect(self, *volumes: dict[str, str]) -> None:
         """Have these protected, whole or not at all; a running agent reads it by itself."""
@@ -41,6 +45,7 @@ class Agent:
             *("--state", str(self.directory / "state"), "--token-file", str(self._token)),
             *("--protect-file", str(self._protect), "--node-name", self.name),
             *("--restore-root", "/", "--http", "127.0.0.1:0"),
+            *self.flags,
         ]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(

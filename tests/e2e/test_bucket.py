@@ -3,63 +3,67 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 
 from repository.store.s3.store import S3Store
 from tests.e2e import trees
-from tests.e2e.harness import Machine, Up, eventually
-from tests.servers.buckets import make_bucket, new_name, opened, remove_bucket
+from tests.e2e.agents import agents, volume
+from tests.e2e.harness import Machine, eventually
+from tests.servers.buckets import make_bucket, new_name, opened
 from tests.servers.keys import ACCESS_KEY, SECRET_KEY
 from tests.servers.shared import Server, server
 
 MIB = 1024 * 1024
-DIRECT = {"radosgw": True, "rclone": True, "moto": False}
+PREFIX = "some/prefix"
+T = TypeVar("T")
 
 
 class Bucket(NamedTuple):
-    """An empty bucket, and the file with its key."""
+    """A bucket of one's own, and the file with its key."""
 
     server: Server
     name: str
     credentials: Path
 
     @property
-    def options(self) -> list[str]:
+    def options(self) -> tuple[str, ...]:
         """What `up` is told of it."""
-        return [
-            *("--repository", f"s3://{self.name}/some/prefix"),
+        return (
+            *("--every", "off"),
+            *("--repository", f"s3://{self.name}/{PREFIX}"),
             *("--repository-endpoint", self.server.url),
             *("--repository-credentials", str(self.credentials)),
-        ]
+        )
 
-    def names(self) -> list[str]:
-        """Keys of everything in it."""
+    @property
+    def endpoint(self) -> str:
+        """Where agents may send packs."""
+        return f"{self.server.url}/{self.name}/{PREFIX}/"
 
-        async def listed() -> list[str]:
+    def ask(self, question: Callable[[S3Store], Awaitable[T]]) -> T:
+        """Ask the store itself."""
+
+        async def asked() -> T:
             async with opened(self.server, self.name) as store:
-                answer = await store.bucket.call("list_objects_v2", self.name)
-                return [each["Key"] for each in answer.get("Contents", [])]
+                return await question(store)
 
-        return asyncio.run(listed())
+        return asyncio.run(asked())
 
-    def packs(self) -> list[str]:
-        """Those of packs."""
-        return [name for name in self.names() if "/packs/" in name]
+    def packs(self) -> dict[str, int]:
+        """Keys of packs, and when each was written."""
 
+        async def listed(store: S3Store) -> dict[str, int]:
+            answer = await store.bucket.call("list_objects_v2", "all", Prefix=f"{PREFIX}/packs/")
+            return {
+                each["Key"]: int(each["LastModified"].timestamp())
+                for each in answer.get("Contents", [])
+            }
 
-@pytest.fixture(params=["radosgw", "rclone", "moto"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def bucket(kind: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bucket:
-    return new_bucket(server(kind, tmp_path_factory), tmp_path)
+        return self.ask(listed)
 
 
 def new_bucket(running: Server, directory: Path) -> Bucket:
@@ -74,23 +78,95 @@ def new_bucket(running: Server, directory: Path) -> Bucket:
     return Bucket(running, asyncio.run(made()), credentials)
 
 
+@pytest.fixture
+def gateway(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bucket:
+    return new_bucket(server("radosgw", tmp_path_factory), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["radosgw", "rclone", "moto"])
 def test_a_volume_goes_to_a_bucket_and_comes_back(
-    kind: str, bucket: Bucket, machine: Machine, tree: Path, tmp_path: Path
+    kind: str,
+    machine: Machine,
+    tree: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    with machine.up(tmp_path / "data", f"web={tree}", *bucket.options) as up:
+    bucket = new_bucket(server(kind, tmp_path_factory), tmp_path)
+    expected = trees.snapshot_of(tree)
+    with machine.up(tmp_path / "data", f"web={tree}", options=bucket.options) as up:
         first = up.backup("web")
         unchanged = up.backup("web")
-        up.restore(first["snapshot_id"], tmp_path / "restored")
+        restored = up.restore(first["snapshot_id"], tmp_path / "restored")
         up.run("verify", "create", "--all", "--depth", "data", "--wait").ok()
-        checks = {each["name"]: each for each in up.json("doctor-less")} if False else {}
         shown = up.json("repo", "show")
-        uploads = (up.data / "logs/agent.log").read_text()
-    assert first["phase"] == unchanged["phase"] == "Completed"
-    assert unchanged["data_added"] == 0
-    assert trees.same(tree, tmp_path / "restored")
-    assert bucket.packs()
-    assert not checks
-    assert shown["location"] == f"s3://{bucket.name}/some/prefix"
+    # Again, and nothing has to be said anew.
+    with machine.up(tmp_path / "data", options=("--every", "off")) as up:
+        later = up.backup("web")
+
+    trees.assert_same(expected, trees.snapshot_of(tmp_path / "restored"))
+    assert [each["phase"] for each in (first, unchanged, later)] == ["Completed"] * 3
+    assert unchanged["data_added_packed"] == later["data_added_packed"] == 0
+    assert shown["location"] == f"s3://{bucket.name}/{PREFIX}"
     assert not (tmp_path / "data/repository").exists()
-    assert uploads
-    del kind
+    assert bucket.packs()
+    assert restored["bytes_fetched"] > 0
+
+
+def test_an_agent_without_the_endpoint_sends_through_the_coordinator(
+    gateway: Bucket, machine: Machine, tree: Path, tmp_path: Path
+) -> None:
+    with (
+        machine.up(tmp_path / "data", options=gateway.options) as up,
+        agents(up, tmp_path / "nodes", "plain", "direct") as (plain, direct),
+    ):
+        direct.flags = ["--store-endpoint", gateway.endpoint]
+        for agent in (plain, direct):
+            agent.protect(volume(agent.name, tree))
+            agent.start()
+            made = up.backup(agent.name)
+            up.restore(made["snapshot_id"], tmp_path / "restored" / agent.name)
+
+            assert made["phase"] == "Completed"
+            expected, found = tree, tmp_path / "restored" / agent.name
+            trees.assert_same(trees.snapshot_of(expected), trees.snapshot_of(found))
+
+
+@pytest.mark.parametrize("dies", ["agent", "coordinator"])
+def test_what_was_sent_before_a_death_is_not_sent_again(
+    gateway: Bucket, machine: Machine, tmp_path: Path, dies: str
+) -> None:
+    tree = tmp_path / "large"
+    tree.mkdir()
+    for number in range(12):
+        (tree / f"{number:02}").write_bytes(os.urandom(16 * MIB))
+    with (
+        machine.up(tmp_path / "data", options=gateway.options) as up,
+        agents(up, tmp_path / "nodes", "node") as (agent,),
+    ):
+        agent.flags = ["--store-endpoint", gateway.endpoint]
+        agent.protect(volume("large", tree))
+        agent.start()
+        up.run("backup", "create", "large").ok()
+        eventually(lambda: len(gateway.packs()) >= 3, seconds=60)
+        if dies == "agent":
+            agent.kill()
+        else:
+            os.kill(up.child("coordinator"), signal.SIGKILL)
+    sent = gateway.packs()
+    with (
+        machine.up(tmp_path / "data", options=("--every", "off")) as up,
+        agents(up, tmp_path / "nodes", "node") as (agent,),
+    ):
+        agent.flags = ["--store-endpoint", gateway.endpoint]
+        kept = up.json("repo", "show")
+        agent.start()
+        made = up.backup("large")
+        up.restore(made["snapshot_id"], tmp_path / "restored")
+
+    assert made["phase"] == "Completed"
+    # Two are in flight at most; what is in the catalog is not sent again.
+    assert len(sent) - 2 <= kept["packs"] <= len(sent)
+    assert kept["packs"] > 0
+    whole = 12 * 16 * MIB * 1.01
+    assert made["data_added_packed"] <= whole - 0.9 * kept["stored_bytes"]
+    trees.assert_same(trees.snapshot_of(tree), trees.snapshot_of(tmp_path / "restored"))
