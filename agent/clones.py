@@ -32,7 +32,7 @@ from agent.reading import LargeFile
 from agent.room import Room, has_room
 from agent.state import Clone, State
 from agent.syscalls import can_clone, clone_file, filesystem_of
-from repository.entries import Content, Entry
+from repository.entries import ChunkClass, Content, Entry
 
 # A smaller file is read in the time that its clone takes to be made, compared and removed.
 BYTES_MIN: Final = 64 * 1024 * 1024
@@ -167,6 +167,14 @@ class Clones:
         for each in gone:
             self.remove(each.path)
 
+    def expect_less(self, local_id: bytes) -> None:
+        """Take a volume's clones for ones that change less, as a backup does that went past them.
+
+        A file's first clone is thought to cost as much as the file is long: many that never change
+        would leave no room for those that do.
+        """
+        self._state.halve_changes(local_id).result()
+
     def remove(self, path: bytes) -> None:
         """Remove a clone from the disk, if it is there. If that fails, the next start tries it."""
         try:
@@ -203,6 +211,8 @@ class VolumeClones:
         self._local_id = local_id
         self._fresh: dict[bytes, Cloned] = {}
         self._kept: dict[bytes, Clone] = {}
+        self._paged: set[bytes] = set()
+        """Keys of those that are databases and the like."""
 
     def clone(
         self, file: LargeFile, key: bytes, old: Entry | None, cutting: bytes
@@ -281,6 +291,8 @@ class VolumeClones:
             return
         finally:
             cloned.close()
+        if content.chunking is ChunkClass.PAGED:
+            self._paged.add(cloned.key)
         self._kept[cloned.key] = Clone(
             local_id=self._local_id,
             key=cloned.key,
@@ -296,11 +308,17 @@ class VolumeClones:
     def committed(self) -> None:
         """Keep what was read in this backup in the place of what was kept before."""
         before = [self._clones.find(self._local_id, key) for key in self._fresh]
-        kept = self._clones.with_room(self._kept.values())
+        # What did not change will cost less than was thought; what did is replaced, and told anew.
+        self._clones.expect_less(self._local_id)
+        # Databases first: they change at every backup, and of few others is that known.
+        kept = self._clones.with_room(
+            sorted(self._kept.values(), key=lambda each: each.key not in self._paged)
+        )
         self._clones.replace(kept, (each for each in before if each is not None))
         for each in kept:
             del self._fresh[each.key]
         self._kept.clear()
+        self._paged.clear()
         self.close()
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """Whether a filesystem has room for clones. Pure.
 
 A clone costs nothing when it is made, and as much as is rewritten of its file while it is kept: the
-blocks that were. So what its file had changed from one backup to the next is what it will cost.
+blocks that were. So what its file had changed from one backup to the next is what it will cost; of
+a new one all of it is counted, and half as much after each backup that finds it as it was.
 """
 
 from collections.abc import Iterable

@@ -175,7 +175,9 @@ class Clone(NamedTuple):
     """The clone's own inode, and the time that tells whether anybody has touched it."""
     own_time_ns: int
     changed: int
-    """Bytes by which the file differed from its clone before: what it takes to keep this one."""
+    """Bytes by which the file differed from its clone before: what it takes to keep this one.
+
+    Half of that after each backup in which it had not changed."""
 
     @property
     def name(self) -> tuple[bytes, bytes]:
@@ -387,6 +389,15 @@ class State:
             db.executemany(f"INSERT OR REPLACE INTO clones VALUES ({row})", kept)  # noqa: S608
 
         return self._submit(write, durable=True)
+
+    def halve_changes(self, local_id: bytes) -> "Future[None]":
+        """Expect of all clones of a volume half of the changes that were expected before."""
+
+        def write(db: apsw.Connection) -> None:
+            halve = "UPDATE clones SET changed = changed / 2 WHERE local_id = ? AND changed > 0"
+            db.execute(halve, (local_id,))
+
+        return self._submit(write, durable=False)
 
     async def commit(
         self,

@@ -572,6 +572,32 @@ async def test_there_are_no_clones_on_a_disk_that_is_nearly_full(site: Site) -> 
     assert site.clones() == site.kept() != []
 
 
+async def test_a_file_that_rests_is_expected_to_cost_less_and_less(xfs: Site) -> None:
+    xfs.make()
+    costs = []
+    for _ in range(4):
+        await xfs.backup()
+        costs += [each.changed for each in xfs.agent.state.clones()]
+    xfs.write(0)
+    await xfs.backup()
+    costs += [each.changed for each in xfs.agent.state.clones()]
+
+    assert costs == [SIZE, SIZE // 2, SIZE // 4, SIZE // 8, BLOCK_BYTES]
+
+
+async def test_where_there_is_not_room_for_all_databases_come_first(xfs: Site) -> None:
+    xfs.make()
+    os.sync()
+    room = os.statvfs(xfs.disk)
+    # Twice of it is just less than what is then free; of both it is more.
+    size = room.f_bavail * room.f_frsize // 3 - SIZE // 3
+    run("fallocate", "-l", str(size), str(xfs.volume / "a.log"))
+
+    assert (await xfs.agent.backup()).error is None
+
+    assert [each.key for each in xfs.agent.state.clones()] == [KEY]
+
+
 def lose(clone: Path) -> None:
     clone.unlink()
 

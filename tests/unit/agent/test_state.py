@@ -290,5 +290,10 @@ def test_clones_are_kept_replaced_and_forgotten(path: Path) -> None:
         state.change_clones([], [(VOLUME, b"nothing")]).result()
     with State(path) as state:
         assert sorted(state.clones()) == sorted([second, other])
+        state.halve_changes(VOLUME).result()
+        assert {each.name: each.changed for each in state.clones()} == {
+            second.name: 5,
+            other.name: other.changed,
+        }
         state.change_clones([], [second.name, other.name]).result()
         assert state.clones() == []
