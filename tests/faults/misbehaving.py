@@ -176,13 +176,13 @@ class Proxy:
             self.done[fault] += 1
             return Answer(answer.status, answer.headers, before)
         contents = _CONTENTS.findall(answer.body)
-        begin, end = sorted(self._random.randint(0, len(contents)) for _ in range(2))
+        begin, end = self.plan.part(len(contents))
         if fault is Fault.LIST_EMPTY:
             told = _page(answer.body, [], ends=True)
         elif fault is Fault.LIST_SHORT:
             # Some names of a page, or all pages behind it.
             ends = bool(_TRUNCATED.search(answer.body)) and self._random.random() < 0.5
-            kept = contents if ends else contents[:begin] + contents[max(end, begin + 1) :]
+            kept = contents if ends else contents[:begin] + contents[end:]
             told = _page(answer.body, kept, ends=ends)
         elif fault is Fault.LIST_TWICE:
             told = _page(answer.body, contents + contents[begin:], ends=False)
