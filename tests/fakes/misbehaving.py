@@ -112,6 +112,14 @@ class Plan:
         self.drawn.append((operation, self.requests[operation], fault))
         return fault
 
+    def part(self, length: int) -> tuple[int, int]:
+        """Begin and end of some part of so many, with at least one of them if there is any."""
+        if not length:
+            return 0, 0
+        source = self._sources[Operation.LIST]
+        begin = source.randrange(length)
+        return begin, source.randint(begin + 1, length)
+
     def counted(self) -> Counter[Fault]:
         """How often each fault came."""
         return Counter(fault for _, _, fault in self.drawn)
@@ -219,7 +227,7 @@ class MisbehavingStore(Store):
     def _told(self, prefix: str, infos: list[ObjectInfo], fault: Fault | None) -> list[ObjectInfo]:
         """What is told of a listing."""
         before, self._listings[prefix] = self._listings.get(prefix, []), infos
-        begin, end = sorted(self._random.randint(0, len(infos)) for _ in range(2))
+        begin, end = self.plan.part(len(infos))
         if fault is Fault.TRUNCATED:
             return infos[:begin]
         if fault is Fault.LIST_TWICE:
