@@ -46,7 +46,11 @@ class ObjectWriter(Protocol):
         ...
 
     async def commit(self) -> None:
-        """Make it durable and visible; ObjectExistsError where the name is taken."""
+        """Make it durable and visible; ObjectExistsError where the name is taken.
+
+        A store whose answers may get lost takes the very same bytes again, so that a commit which
+        failed with StoreUnavailableError can be repeated.
+        """
         ...
 
     async def __aenter__(self) -> Self: ...

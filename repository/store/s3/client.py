@@ -1,6 +1,8 @@
 """The connection to one bucket: opening it, and asking with every failure translated.
 
 The library behind it takes a quarter of a second to load, so it loads when the first store opens.
+It gives up on a store that says nothing for a while; how long a request may take altogether is for
+whoever knows what it is good for.
 """
 
 import asyncio

@@ -115,12 +115,15 @@ async def test_a_write_whose_answer_was_lost_is_done_when_it_is_repeated() -> No
     taken, there = failure(412, "PreconditionFailed"), Reply(200, b"content", TAG)
     # A connection that ends without an answer has the library try once more by itself.
     async with store_on(NOTHING, NOTHING, taken, there) as (store, server):
-        with pytest.raises(StoreUnavailableError):
-            await store.put("packs/a", b"content")
+        async with store.writer("packs/a") as writer:
+            await writer.write(b"con", b"tent")
+            with pytest.raises(StoreUnavailableError):
+                await writer.commit()
 
-        await store.put("packs/a", b"content")
+            await writer.commit()
 
     assert server.asked == ["PUT /bucket/p/packs/a"] * 3 + ["HEAD /bucket/p/packs/a"]
+    assert store.requests == {"put_object": 2, "head_object": 1}
 
 
 async def test_where_a_tag_is_no_sum_the_bytes_are_compared() -> None:
