@@ -114,13 +114,15 @@ async def test_no_odd_answer_reads_as_an_empty_listing(reply: Reply) -> None:
 async def test_a_write_whose_answer_was_lost_is_done_when_it_is_repeated() -> None:
     taken, there = failure(412, "PreconditionFailed"), Reply(200, b"content", TAG)
     # A connection that ends without an answer has the library try once more by itself.
-    async with store_on(NOTHING, NOTHING, taken, there) as (store, server):
-        async with store.writer("packs/a") as writer:
-            await writer.write(b"con", b"tent")
-            with pytest.raises(StoreUnavailableError):
-                await writer.commit()
-
+    async with (
+        store_on(NOTHING, NOTHING, taken, there) as (store, server),
+        store.writer("packs/a") as writer,
+    ):
+        await writer.write(b"con", b"tent")
+        with pytest.raises(StoreUnavailableError):
             await writer.commit()
+
+        await writer.commit()
 
     assert server.asked == ["PUT /bucket/p/packs/a"] * 3 + ["HEAD /bucket/p/packs/a"]
     assert store.requests == {"put_object": 2, "head_object": 1}
