@@ -117,10 +117,13 @@ async def sign(
 async def test_a_probe_finds_what_a_server_can_do_and_leaves_nothing(
     running: Server, store: S3Store
 ) -> None:
-    found = await probe(beside(store, capabilities=NONE_KNOWN))
+    unknown = beside(store, capabilities=NONE_KNOWN)
+
+    found = await probe(unknown)
 
     assert found == CAPABILITIES[running.kind]
-    assert await names(store) == []
+    assert await names(unknown) == []
+    assert unknown.able(found).capabilities == found
 
 
 @keeps
