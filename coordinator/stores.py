@@ -123,5 +123,5 @@ async def _probed(store: "S3Store") -> "S3Store":
             await store.put(CAPABILITIES_NAME, found.encode())
         except ObjectExistsError:
             found = capabilities.decode(await store.get(CAPABILITIES_NAME))
-        return store.capable_of(found)
-    return store.capable_of(capabilities.decode(recorded))
+        return store.able(found)
+    return store.able(capabilities.decode(recorded))

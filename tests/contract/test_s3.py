@@ -2,7 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,11 +25,12 @@ from repository.keys import Secret
 from repository.store.interface import SignedRequest
 from repository.store.s3.capabilities import NONE_KNOWN
 from repository.store.s3.check import check
-from repository.store.s3.location import Credentials
-from repository.store.s3.opening import read_credentials
+from repository.store.s3.location import Credentials, parse_location
+from repository.store.s3.opening import open_s3, read_credentials
 from repository.store.s3.probe import probe
 from repository.store.s3.store import S3Store
 from repository.store.s3.versions import versions_of
+from tests.servers import rclone
 from tests.servers.buckets import (
     CAPABILITIES,
     CREDENTIALS,
@@ -114,10 +116,13 @@ async def sign(
 async def test_a_probe_finds_what_a_server_can_do_and_leaves_nothing(
     running: Server, store: S3Store
 ) -> None:
-    found = await probe(beside(store, capabilities=NONE_KNOWN))
+    unknown = beside(store, capabilities=NONE_KNOWN)
+
+    found = await probe(unknown)
 
     assert found == CAPABILITIES[running.kind]
-    assert await names(store) == []
+    assert await names(unknown) == []
+    assert unknown.able(found).capabilities == found
 
 
 @keeps
@@ -410,3 +415,28 @@ async def test_a_key_may_come_from_a_file(running: Server, store: S3Store, tmp_p
     name = store.bucket.location.bucket
     async with opened(running, name, credentials=await read_credentials(path, "store")) as other:
         await check(other)
+
+
+@pytest.fixture
+def over_tls(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    url, authority, process = rclone.serve_tls(tmp_path)
+    yield url, authority
+    process.kill()
+    process.wait()
+
+
+async def test_a_store_with_an_authority_of_its_own_is_trusted_by_its_file(
+    over_tls: tuple[str, Path],
+) -> None:
+    url, authority = over_tls
+    location = parse_location("s3://backups/web", endpoint=url, ca_file=authority)
+
+    async with open_s3(location, now_ns=time.time_ns, credentials=CREDENTIALS) as store:
+        await store.bucket.call("create_bucket", "a bucket")
+        assert await probe(store) == CAPABILITIES["rclone"]
+
+    stranger = location._replace(ca_file=None)
+    async with open_s3(stranger, now_ns=time.time_ns, credentials=CREDENTIALS) as store:
+        with pytest.raises(StoreError, match="is not trusted") as refused:
+            await store.get("packs/a")
+        assert not refused.value.retryable

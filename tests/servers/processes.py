@@ -39,13 +39,19 @@ def start(
 
 
 def run(command: Sequence[str | Path], log: Path, *, seconds: float) -> None:
-    """Run it to its end; NotReadyError where it fails."""
-    with log.open("ab") as file:
-        code = subprocess.call(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=seconds
-        )
-    if code != 0:
-        raise NotReadyError(f"{command[0]} failed with {code}:\n{_end_of(log)}")
+    """Run it to its end; NotReadyError where it fails or takes longer."""
+    try:
+        with log.open("ab") as file:
+            subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                timeout=seconds,
+                check=True,
+            )
+    except subprocess.SubprocessError as error:
+        raise NotReadyError(f"{error}:\n{_end_of(log)}") from error
 
 
 def wait_until(

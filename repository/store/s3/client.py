@@ -1,10 +1,13 @@
 """The connection to one bucket: opening it, and asking with every failure translated.
 
 The library behind it takes a quarter of a second to load, so it loads when the first store opens.
+It gives up on a store that says nothing for a while; how long a request may take altogether is for
+whoever knows what it is good for.
 """
 
 import asyncio
 import importlib
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -92,10 +95,7 @@ async def open_bucket(
 
     Without credentials they are looked for where AWS's own tools look.
     """
-    if location.ca_file is not None and not location.ca_file.is_file():
-        raise UsageError(
-            f"{location.ca_file} is no file", hint="name the file with the store's authorities"
-        )
+    await _check_authorities(location)
     session = await asyncio.to_thread(_session)
     async with AsyncExitStack() as stack:
         try:
@@ -112,6 +112,19 @@ async def open_bucket(
         except failures() as error:
             raise translate(error, location.url, location, now_ns()) from error
         yield Bucket(client, location, now_ns)
+
+
+async def _check_authorities(location: S3Location) -> None:
+    """UsageError for a file of authorities that is none: every request would fail by it."""
+    if location.ca_file is None:
+        return
+    try:
+        await asyncio.to_thread(ssl.create_default_context, cafile=location.ca_file)
+    except OSError as error:
+        raise UsageError(
+            f"{location.ca_file} holds no certificates that can be read: {error}",
+            hint="name the file with the certificates of the store's authorities, as PEM",
+        ) from error
 
 
 def _session() -> Any:
@@ -157,4 +170,6 @@ def _config(location: S3Location, connections: int) -> Any:
         read_timeout=_READ_SECONDS,
         max_pool_connections=connections,
         tcp_keepalive=True,
+        # An endpoint is what the location says, and not what a machine's AWS configuration does.
+        ignore_configured_endpoint_urls=True,
     )

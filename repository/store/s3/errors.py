@@ -109,6 +109,19 @@ def translate(error: Exception, about: str, location: S3Location, now_ns: int) -
             f"{_where(location)} is not trusted: {_words(error)}",
             hint="name the file with its authority's certificate, if it has its own",
         )
+    if isinstance(error, exceptions.BotoCoreError) and not isinstance(
+        error,
+        exceptions.HTTPClientError
+        | exceptions.IncompleteReadError
+        | exceptions.ConnectionError
+        | exceptions.CredentialRetrievalError
+        | exceptions.MetadataRetrievalError,
+    ):
+        # It was never sent, and would not be the next time.
+        return StoreError(
+            f"{_where(location)} cannot be asked for {about}: {_words(error)}",
+            hint="check the bucket's name, the endpoint and the region",
+        )
     return StoreUnavailableError(
         f"{_where(location)} does not answer for {about}: {_words(error)}",
         hint="check the network and the endpoint; it is tried again where it can be",

@@ -8,6 +8,7 @@ that they are there.
 
 import asyncio
 import hashlib
+import io
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -38,19 +39,21 @@ _NS: Final = 1_000_000_000
 
 
 class _Sums(NamedTuple):
-    """Of an object's bytes; the second one is empty where the store has no use for it."""
+    """Of an object's bytes; the last one is empty where the store has no use for it."""
 
+    size_bytes: int
     md5: bytes
     sha256: bytes
 
 
-def _sums(data: bytes, capabilities: Capabilities) -> _Sums:
-    # The store wants MD5 to find what a network broke, not what a person did.
-    md5 = hashlib.md5(data, usedforsecurity=False)
-    return _Sums(
-        md5=md5.digest(),
-        sha256=hashlib.sha256(data).digest() if capabilities.checksum_sha256 else b"",
-    )
+def _sums(data: io.BytesIO, capabilities: Capabilities) -> _Sums:
+    with data.getbuffer() as content_bytes:
+        # The store wants MD5 to find what a network broke, not what a person did.
+        md5 = hashlib.md5(content_bytes, usedforsecurity=False).digest()
+        sha256 = b""
+        if capabilities.checksum_sha256:
+            sha256 = hashlib.sha256(content_bytes).digest()
+        return _Sums(content_bytes.nbytes, md5, sha256)
 
 
 class S3Store(Store):
@@ -71,9 +74,9 @@ class S3Store(Store):
         self._page_keys = page_keys
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    def capable_of(self, capabilities: Capabilities) -> "S3Store":
-        """The same store, once it is known what it can do."""
-        return S3Store(self.bucket, self._endpoint, capabilities, page_keys=self._page_keys)
+    def able(self, capabilities: Capabilities) -> "S3Store":
+        """The same store, for what a probe of it has found."""
+        return S3Store(self.bucket, self.signing.endpoint, capabilities, page_keys=self._page_keys)
 
     @property
     def requests(self) -> Counter[str]:
@@ -172,9 +175,10 @@ class S3Store(Store):
         until: datetime | None = (await self._head(name)).get("ObjectLockRetainUntilDate")
         return until.astimezone(UTC) if until else None
 
-    async def write(self, name: str, data: bytes, lock: dict[str, Any]) -> None:
+    async def write(self, name: str, data: io.BytesIO, lock: dict[str, Any]) -> None:
         """Send an object; ObjectExistsError where the name has other bytes."""
         sums = await asyncio.to_thread(_sums, data, self.capabilities)
+        data.seek(0)
         parameters = {
             "Key": self.bucket.key(name),
             "Body": data,
@@ -197,16 +201,16 @@ class S3Store(Store):
                 hint="it is tried again where it can be; if it lasts, ask who runs the store",
             )
 
-    async def _check_same(self, name: str, data: bytes, sums: _Sums) -> None:
+    async def _check_same(self, name: str, data: io.BytesIO, sums: _Sums) -> None:
         """ObjectExistsError where the object that is there has other bytes.
 
         A store's tag is the MD5, unless it encrypts in its own way: then the bytes are compared.
         """
         there = await self._head(name)
-        if int(there["ContentLength"]) == len(data):
+        if int(there["ContentLength"]) == sums.size_bytes:
             if there.get("ETag", "").strip('"') == sums.md5.hex():
                 return
-            if await self.get(name) == data:
+            if await self.get(name) == data.getvalue():
                 return
         raise ObjectExistsError(f"the repository has an object {name} already")
 
@@ -253,7 +257,8 @@ class _S3Writer(ObjectWriter):
         self._store = store
         self._name = name
         self._lock = lock
-        self._data = bytearray()
+        # Sent from where it lies: a pack is large, and there are several at once.
+        self._data = io.BytesIO()
 
     @override
     async def __aenter__(self) -> Self:
@@ -262,13 +267,13 @@ class _S3Writer(ObjectWriter):
     @override
     async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
         for piece in pieces:
-            if len(self._data) + len(piece) > PACK_BYTES_MAX:
+            if self._data.tell() + len(piece) > PACK_BYTES_MAX:
                 raise UsageError(f"{self._name} is larger than an object may be")
-            self._data += piece
+            self._data.write(piece)
 
     @override
     async def commit(self) -> None:
-        await self._store.write(self._name, bytes(self._data), self._lock)
+        await self._store.write(self._name, self._data, self._lock)
 
     @override
     async def __aexit__(
@@ -277,7 +282,7 @@ class _S3Writer(ObjectWriter):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._data = bytearray()
+        self._data = io.BytesIO()
 
 
 def _check_whole(name: str, data: bytes, answer: dict[str, Any]) -> None:

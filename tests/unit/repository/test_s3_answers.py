@@ -24,6 +24,7 @@ from repository.store.s3.capabilities import Capabilities
 from repository.store.s3.check import check
 from repository.store.s3.location import Credentials, S3Location, parse_location
 from repository.store.s3.opening import open_s3, read_credentials
+from repository.store.s3.probe import _compares_sums, probe
 from repository.store.s3.store import S3Store
 from tests.fakes.answers import NOTHING, Answering, Reply, answering
 
@@ -115,13 +116,18 @@ async def test_no_odd_answer_reads_as_an_empty_listing(reply: Reply) -> None:
 async def test_a_write_whose_answer_was_lost_is_done_when_it_is_repeated() -> None:
     taken, there = failure(412, "PreconditionFailed"), Reply(200, b"content", TAG)
     # A connection that ends without an answer has the library try once more by itself.
-    async with store_on(NOTHING, NOTHING, taken, there) as (store, server):
+    async with (
+        store_on(NOTHING, NOTHING, taken, there) as (store, server),
+        store.writer("packs/a") as writer,
+    ):
+        await writer.write(b"con", b"tent")
         with pytest.raises(StoreUnavailableError):
-            await store.put("packs/a", b"content")
+            await writer.commit()
 
-        await store.put("packs/a", b"content")
+        await writer.commit()
 
     assert server.asked == ["PUT /bucket/p/packs/a"] * 3 + ["HEAD /bucket/p/packs/a"]
+    assert store.requests == {"put_object": 2, "head_object": 1}
 
 
 async def test_where_a_tag_is_no_sum_the_bytes_are_compared() -> None:
@@ -257,7 +263,35 @@ async def test_files_that_are_not_there_are_told_by_name(tmp_path: Path) -> None
     with pytest.raises(UsageError, match=r"credentials file .*/none cannot be read"):
         await read_credentials(tmp_path / "none")
 
-    location = S3Location("bucket", ca_file=tmp_path / "authorities")
-    with pytest.raises(UsageError, match="authorities is no file"):
-        async with open_s3(location, now_ns=time.time_ns, credentials=KEY):
-            pass
+    (tmp_path / "empty").touch()
+    for name in ("none", "empty"):
+        location = S3Location("bucket", ca_file=tmp_path / name)
+        with pytest.raises(UsageError, match=f"{name} holds no certificates"):
+            async with open_s3(location, now_ns=time.time_ns, credentials=KEY):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "compares"),
+    [
+        (Reply(200, b"", TAG), failure(400, "BadDigest"), True),
+        (Reply(200, b"", TAG), failure(400, "XAmzContentChecksumMismatch"), True),
+        (Reply(200, b"", TAG), Reply(200, b"", TAG), False),
+        (failure(400, "InvalidArgument"), NOTHING, False),
+        (failure(501, "NotImplemented"), NOTHING, False),
+    ],
+)
+async def test_a_sum_is_compared_where_a_wrong_one_is_refused(
+    right: Reply, wrong: Reply, compares: bool
+) -> None:
+    async with store_on(right, wrong) as (store, _):
+        assert await _compares_sums(store.bucket, "probe/x") == compares
+
+
+@pytest.mark.parametrize("trouble", [failure(503, "SlowDown"), NOTHING])
+async def test_trouble_of_a_store_is_no_answer_to_a_probe(trouble: Reply) -> None:
+    async with store_on(Reply(200, b"", TAG), trouble) as (store, _):
+        with pytest.raises(StoreUnavailableError):
+            await _compares_sums(store.bucket, "probe/x")
+        with pytest.raises(StoreUnavailableError):
+            await probe(store)

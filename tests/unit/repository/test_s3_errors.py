@@ -142,6 +142,8 @@ def test_a_store_that_cannot_be_reached_may_be_later(error: Exception) -> None:
         (exceptions.PartialCredentialsError(provider="x", cred_var="y"), "no key for"),
         (exceptions.ProfileNotFound(profile="x"), "no key for"),
         (exceptions.SSLError(endpoint_url="x", error=ssl.SSLError()), "is not trusted"),
+        (exceptions.ParamValidationError(report="x"), "cannot be asked for packs/a"),
+        (exceptions.InvalidRegionError(region_name="x"), "cannot be asked for packs/a"),
     ],
 )
 def test_what_waiting_does_not_mend_is_no_trouble_of_the_store(
