@@ -122,7 +122,7 @@ class Node:
             if not throttle.is_limited:
                 await asyncio.sleep(0.01)
                 continue
-            await throttle.take(piece)
+            piece = await throttle.take_some(piece)
             self.sent_bytes += piece
             self.fleet.sent.append((loop.time(), piece))
 
