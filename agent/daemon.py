@@ -158,7 +158,7 @@ class _Agent(Handler):
         self._line = parts.line
         self._throttles = Throttles(clock)
         self._store = DirectStore(
-            parts.config.store_endpoint, parts.config.store_ca, self._throttles
+            parts.config.store_endpoint, parts.config.store_ca, throttles=self._throttles
         )
         self._calls = CoordinatorCalls(parts.line, clock, self._throttles, self._store)
         self._control = ControlStream(parts.line, self, clock)

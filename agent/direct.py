@@ -19,7 +19,7 @@ from blake3 import blake3
 from typing_extensions import Buffer
 
 from agent.endpoints import is_beneath
-from agent.throttle import Throttle, Throttles
+from agent.throttle import Deadline, Throttles
 from repository.errors import (
     DamagedError,
     ObjectMissingError,
@@ -106,7 +106,8 @@ class DirectStore:
         self,
         endpoints: Sequence[str] = (),
         ca_file: Path | None = None,
-        throttles: Throttles | None = None,
+        *,
+        throttles: Throttles,
     ) -> None:
         """`ca_file` vouches for the store, beside whom the system trusts."""
         self._endpoints = endpoints
@@ -130,19 +131,23 @@ class DirectStore:
                     await _check(answer, _CREATED)
 
     async def _pieces(
-        self, buffers: Sequence[Buffer], deadline: asyncio.Timeout
+        self, buffers: Sequence[Buffer], deadline: Deadline
     ) -> AsyncIterator[memoryview]:
         """Cut buffers into what may go at a time, when it may."""
-        throttle = None if self._throttles is None else self._throttles.upload
-        for buffer in buffers:
-            rest = memoryview(buffer).cast("B")
-            while rest:
-                size = PIECE_BYTES
-                if throttle is not None and throttle.is_limited:
-                    size = min(size, throttle.piece_bytes)
-                    await _take(throttle, min(size, len(rest)), deadline)
-                yield rest[:size]
-                rest = rest[size:]
+        throttle = self._throttles.upload
+        flow = throttle.begin_flow()
+        try:
+            for buffer in buffers:
+                rest = memoryview(buffer).cast("B")
+                while rest:
+                    size = min(PIECE_BYTES, len(rest))
+                    if throttle.is_limited:
+                        with deadline.halted():
+                            size = await throttle.take_some(size)
+                    yield rest[:size]
+                    rest = rest[size:]
+        finally:
+            flow.end()
 
     async def get(self, request: SignedRequest, offset: int, length: int) -> memoryview:
         """Read a range of the object; DamagedError where it is shorter, else StoreError."""
@@ -165,21 +170,23 @@ class DirectStore:
             )
         return memoryview(arrived)
 
-    async def _next_piece(self, answer: Any, deadline: asyncio.Timeout) -> bytes:
+    async def _next_piece(self, answer: Any, deadline: Deadline) -> bytes:
         """Read on, when it may be; what is not read the store holds back before long."""
-        throttle = None if self._throttles is None else self._throttles.restore
-        if throttle is None or not throttle.is_limited:
+        throttle = self._throttles.restore
+        if not throttle.is_limited:
             return bytes(await answer.content.readany())
         piece = bytes(await answer.content.read(throttle.piece_bytes))
-        await _take(throttle, len(piece), deadline)
+        with deadline.halted():
+            await throttle.take(len(piece))
         return piece
 
     @asynccontextmanager
-    async def _deadline(self, size_bytes: int) -> AsyncIterator[asyncio.Timeout]:
+    async def _deadline(self, size_bytes: int) -> AsyncIterator[Deadline]:
         """As long as so many bytes may take on the slowest line that is one."""
         seconds = _CALL_SECONDS + size_bytes / _BYTES_PER_SECOND_MIN
         try:
-            async with asyncio.timeout(seconds) as deadline:
+            deadline = Deadline(seconds)
+            async with deadline.timeout:
                 yield deadline
         except TimeoutError as error:
             raise StoreUnavailableError(
@@ -228,14 +235,6 @@ class DirectStore:
                 f"the store at {url.host} does not answer: {str(error) or type(error).__name__}",
                 hint="see that this node reaches it: tidemark doctor",
             ) from error
-
-
-async def _take(throttle: Throttle, size_bytes: int, deadline: asyncio.Timeout) -> None:
-    """Wait for our turn, which is no fault of the store."""
-    end = deadline.when() or 0.0
-    deadline.reschedule(None)
-    waited = await throttle.take(size_bytes)
-    deadline.reschedule(end + waited)
 
 
 def _open_session(aiohttp: Any, ca_file: Path | None) -> Any:

@@ -8,7 +8,8 @@ of `piece_bytes`, and is served in the order of coming. Used from one event loop
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from agent.pacing import Pace
@@ -58,22 +59,37 @@ class Demand(NamedTuple):
     restore: Flow
 
 
+class Stream:
+    """Bytes that belong together."""
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self._ended: Callable[[], None] | None = ended
+
+    def end(self) -> None:
+        """Nothing more of it follows. Twice is once."""
+        if self._ended is not None:
+            ended, self._ended = self._ended, None
+            ended()
+
+
 class Throttle:
     """One direction."""
 
     def __init__(
-        self, clock: Clock, on_wanting: Callable[[], None], piece_seconds: float = _PIECE_SECONDS
+        self, clock: Clock, on_change: Callable[[], None], piece_seconds: float = _PIECE_SECONDS
     ) -> None:
-        """`on_wanting` is called when something wants to flow after nothing did for a while."""
+        """`on_change` is called when something begins to flow, and when a flow has said its end."""
         self._clock = clock
-        self._on_wanting = on_wanting
+        self._on_change = on_change
         self._piece_seconds = piece_seconds
         self._pace: Pace | None = None
         self._lease_seconds = self._lease_until = 0.0
         self._floor = 0
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._takers = 0
+        self._takers = self._flows = 0
+        # Whether the coordinator knows that something wants to flow.
+        self._is_told = False
         self._taken_at = -math.inf
         self._used_bytes = 0
         self._blocked_seconds = 0.0
@@ -103,19 +119,36 @@ class Throttle:
         if self._pace is None:
             return 0.0
         began = self._clock.monotonic()
+        while nbytes > 0:
+            nbytes -= await self.take_some(nbytes)
+        return self._clock.monotonic() - began
+
+    async def take_some(self, most: int) -> int:
+        """Wait until anything may go; how much may, which is a piece at the rate of that moment."""
+        if self._pace is None:
+            return most
+        began = self._clock.monotonic()
         self._begin_taking(began)
         try:
             async with self._turn:
-                while nbytes > 0:
-                    piece = min(nbytes, self.piece_bytes)
-                    await self._wait_for(piece)
-                    nbytes -= piece
+                return await self._wait_for_piece(most)
         finally:
             self._takers -= 1
             self._taken_at = self._clock.monotonic()
-        waited = self._taken_at - began
-        self.waited_seconds += waited
-        return waited
+            self.waited_seconds += self._taken_at - began
+
+    def begin_flow(self) -> Stream:
+        """Say that many bytes are about to be taken; whoever says so says when it was all."""
+        stream = Stream(self._end_flow)
+        self._flows += 1
+        return stream
+
+    def _end_flow(self) -> None:
+        self._flows -= 1
+        if self._flows == 0 and self._takers == 0:
+            self._taken_at = -math.inf
+            if self._pace is not None:
+                self._on_change()
 
     def grant(self, rate: int, floor: int, lease_seconds: float) -> None:
         """Go by this rate until the lease is over."""
@@ -136,47 +169,54 @@ class Throttle:
 
     def wants(self, now: float) -> bool:
         """Whether something flows, or waits to."""
-        return self._takers > 0 or now - self._taken_at < _IDLE_SECONDS
+        return self._takers > 0 or self._flows > 0 or now - self._taken_at < _IDLE_SECONDS
+
+    def is_news(self, now: float) -> bool:
+        """Whether that is another thing than the coordinator was told."""
+        return self.wants(now) != self._is_told
 
     def measure(self, now: float, *, begin_anew: bool) -> Flow:
         """What became of it since the measurement began."""
-        flow = Flow(self.wants(now), self._used_bytes, self._blocked_seconds)
+        self._is_told = self.wants(now)
+        flow = Flow(self._is_told, self._used_bytes, self._blocked_seconds)
         if begin_anew:
             self._used_bytes, self._blocked_seconds = 0, 0.0
         return flow
 
     def _begin_taking(self, now: float) -> None:
-        wanted = self.wants(now)
         self._takers += 1
-        if wanted:
+        if self._is_told:
             return
+        self._is_told = True
         if now >= self._lease_until:
             # A node that wants nothing is granted nothing: the answer to our question is waited
             # for as long as for any renewal.
             self._lease_until = now + self._lease_seconds
             if self._pace is not None:
                 self._pace.set_rate(0, now)
-        self._on_wanting()
+        self._on_change()
 
     def _fall(self, now: float) -> None:
         """Fall to the floor, if the lease was over by now."""
         if self._pace is not None and now >= self._lease_until and self._pace.rate != self._floor:
             self._pace.set_rate(self._floor, self._lease_until)
 
-    async def _wait_for(self, piece: int) -> None:
+    async def _wait_for_piece(self, most: int) -> int:
         while (pace := self._pace) is not None:
             self._changed.clear()
             now = self._clock.monotonic()
             self._fall(now)
+            piece = min(most, self.piece_bytes)
             delay = pace.delay(piece, now)
             if not delay:
                 pace.spend(piece, now)
                 self._used_bytes += piece
-                return
+                return piece
             if now < self._lease_until:
                 delay = min(delay, self._lease_until - now)
             await self._pause(delay)
             self._blocked_seconds += self._clock.monotonic() - now
+        return most
 
     async def _pause(self, seconds: float) -> None:
         """Wait so long, but not beyond the next grant."""
@@ -193,8 +233,8 @@ class Throttles:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._ask: Callable[[], None] = _nobody
-        self.upload = Throttle(clock, self._wanting)
-        self.restore = Throttle(clock, self._wanting, _READ_SECONDS)
+        self.upload = Throttle(clock, self._tell)
+        self.restore = Throttle(clock, self._tell, _READ_SECONDS)
         self._number = 0
         self._measured_at = clock.monotonic()
         self._limited = asyncio.Event()
@@ -235,19 +275,33 @@ class Throttles:
 
     async def run(self) -> None:
         """Let the coordinator know when a flow has ended, until canceled."""
-        wanted = (False, False)
         while True:
             await self._limited.wait()
             await asyncio.sleep(_IDLE_SECONDS / 4)
             now = self._clock.monotonic()
-            wants = (self.upload.wants(now), self.restore.wants(now))
-            if wants != wanted:
+            if self.upload.is_news(now) or self.restore.is_news(now):
                 self._ask()
-            wanted = wants
 
-    def _wanting(self) -> None:
+    def _tell(self) -> None:
         self._ask()
 
 
 def _nobody() -> None:
     """Nobody is asked before there is a connection."""
+
+
+class Deadline:
+    """Until when a call must have ended, but for what it waits by our own choice."""
+
+    def __init__(self, seconds: float) -> None:
+        self.timeout = asyncio.timeout(seconds)
+
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Let the time within not count."""
+        loop = asyncio.get_running_loop()
+        began, end = loop.time(), self.timeout.when()
+        self.timeout.reschedule(None)
+        yield
+        if end is not None:
+            self.timeout.reschedule(end + loop.time() - began)

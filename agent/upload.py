@@ -38,7 +38,7 @@ from agent.services import (
     SignedUploads,
     StoredChunks,
 )
-from agent.throttle import PIECE_BYTES, Throttle, Throttles
+from agent.throttle import PIECE_BYTES, Deadline, Throttles
 from proto.payload import decode_bytes_field, encode_bytes_field
 from proto.tidemark.v1 import agent_pb2, common_pb2
 from proto.tidemark.v1.agent_pb2_grpc import AgentServiceStub
@@ -228,7 +228,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         self._line = line
         self._clock = clock
         self._throttles = throttles
-        self._store = store or DirectStore()
+        self._store = store or DirectStore(throttles=throttles)
         self._reads = SignedReads(clock.monotonic)
         self._uploads = asyncio.Semaphore(_UPLOADS)
         self.uploads_waiting = 0
@@ -305,14 +305,14 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
     ) -> None:
         """Send a pack to the coordinator, which stores it."""
 
-        def requests() -> Iterator[bytes]:
+        async def requests(deadline: Deadline) -> AsyncIterator[bytes]:
             yield agent_pb2.UploadPackRequest(header=header).SerializeToString()
-            for piece in pieces(buffers, self._throttles.upload):
+            async for piece in self._paced(buffers, deadline):
                 yield encode_bytes_field(_UPLOAD_DATA, piece)
                 failpoint("agent.pack.half_sent", UnreachableError)
 
         seconds = _CALL_SECONDS + header.size_bytes / _BYTES_PER_SECOND_MIN
-        await self._streamed(line.upload, requests(), len, seconds)
+        await _streamed(line.upload, requests, seconds)
 
     async def _send_directly(
         self, line: NodeChannel, pack: agent_pb2.PackDigest, buffers: Sequence[Buffer]
@@ -341,17 +341,15 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             result=backup_result(statistics),
         )
 
-        def requests() -> Iterator[agent_pb2.CommitRequest]:
+        async def requests(deadline: Deadline) -> AsyncIterator[agent_pb2.CommitRequest]:
             yield agent_pb2.CommitRequest(header=header)
             failpoint("agent.commit.half_sent", UnreachableError)
-            for piece in pieces(refs, self._throttles.upload):
+            async for piece in self._paced(refs, deadline):
                 yield agent_pb2.CommitRequest(refs=b"".join(piece))
 
         failpoint("agent.commit.asked", UnreachableError)
         answer = await self._persist(
-            lambda line: self._streamed(
-                line.stub.Commit, requests(), agent_pb2.CommitRequest.ByteSize, _COMMIT_SECONDS
-            ),
+            lambda line: _streamed(line.stub.Commit, requests, _COMMIT_SECONDS),
             session.lease_seconds,
         )
         return Committed(answer.snapshot_id, answer.sequence, Phase(answer.phase), answer.root)
@@ -394,12 +392,13 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         if self._store.serves(endpoint):
             reading = partial(self._read_directly, task_id=task_id, name=name, ranges=ranges)
             return await self._persist(reading, _PATIENCE_SECONDS)
-        arrived: list[memoryview] = []
-        left = deque(ranges)
-        while left:
-            asked = list(_first_of(left, self._throttles.restore))
-            if self._throttles.restore.is_limited:
-                await self._throttles.restore.take(sum(length for _, length in asked))
+        throttle = self._throttles.restore
+        if not throttle.is_limited:
+            arrived = await self._read_ranges(task_id, name, ranges)
+            return cut(arrived, [length for _, length in ranges])
+        arrived, left = [], deque(ranges)
+        while missing := sum(length for _, length in left):
+            asked = list(_first_of(left, await throttle.take_some(missing)))
             arrived += await self._read_ranges(task_id, name, asked)
         return cut(arrived, [length for _, length in ranges])
 
@@ -431,46 +430,27 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
 
         return await self._persist(ask, _PATIENCE_SECONDS)
 
-    async def _streamed(
-        self,
-        call: Callable[[AsyncIterator[_T]], Awaitable[_Answer]],
-        requests: Iterable[_T],
-        size_of: Callable[[_T], int],
-        seconds: float,
-    ) -> _Answer:
-        """Make a call with a stream of requests; an error while one is made is the call's error.
+    async def _paced(
+        self, buffers: Iterable[Buffer], deadline: Deadline
+    ) -> AsyncIterator[list[memoryview]]:
+        """Cut joined buffers into messages, as fast as they may go.
 
-        gRPC would take it for a cancellation, which nobody asked for, or wait for the deadline. So
-        the stream ends there; cut short, neither a pack nor a commit is accepted. The deadline is
-        of the line: what we wait for by our own choice is not its fault.
+        The deadline is the line's: what is waited for here is not its fault.
         """
-        failures: list[Exception] = []
         throttle = self._throttles.upload
-
-        async def each() -> AsyncIterator[_T]:
-            try:
-                for request in requests:
-                    if throttle.is_limited:
-                        end = deadline.when() or 0.0
-                        deadline.reschedule(None)
-                        waited = await throttle.take(size_of(request))
-                        deadline.reschedule(end + waited)
-                    yield request
-            except Exception as error:  # noqa: BLE001 - raised again below
-                failures.append(error)
-
+        flow = throttle.begin_flow()
         try:
-            async with asyncio.timeout(seconds) as deadline:
-                answer = await call(each())
-        except TimeoutError as error:
-            raise _LateError from error
-        except grpc.RpcError:
-            if failures:
-                raise failures[0] from None
-            raise
-        if failures:
-            raise failures[0]
-        return answer
+            for piece in pieces(buffers):
+                rest = piece
+                while throttle.is_limited and rest:
+                    with deadline.halted():
+                        size = await throttle.take_some(sum(map(len, rest)))
+                    part, rest = split(rest, size)
+                    yield part
+                if rest:
+                    yield rest
+        finally:
+            flow.end()
 
     async def _read_directly(
         self, line: NodeChannel, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
@@ -521,6 +501,40 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             shortest = min(shortest * 2, longest)
 
 
+async def _streamed(
+    call: Callable[[AsyncIterator[_T]], Awaitable[_Answer]],
+    requests: Callable[[Deadline], AsyncIterator[_T]],
+    seconds: float,
+) -> _Answer:
+    """Make a call with a stream of requests; an error while one is made is the call's error.
+
+    gRPC would take it for a cancellation, which nobody asked for, or wait for the deadline. So the
+    stream ends there; cut short, neither a pack nor a commit is accepted.
+    """
+    failures: list[Exception] = []
+    deadline = Deadline(seconds)
+
+    async def each() -> AsyncIterator[_T]:
+        try:
+            async for request in requests(deadline):
+                yield request
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failures.append(error)
+
+    try:
+        async with deadline.timeout:
+            answer = await call(each())
+    except TimeoutError as error:
+        raise _LateError from error
+    except grpc.RpcError:
+        if failures:
+            raise failures[0] from None
+        raise
+    if failures:
+        raise failures[0]
+    return answer
+
+
 def _chunks_of(frame: agent_pb2.StoredFrame) -> Iterator[tuple[ChunkId, Location]]:
     nonce = PackNonce(frame.pack_nonce)
     for number, length in enumerate(frame.lengths):
@@ -548,13 +562,8 @@ def _read_piece(message: bytes) -> memoryview:
     return data
 
 
-def _first_of(ranges: deque[tuple[int, int]], throttle: Throttle) -> Iterator[tuple[int, int]]:
-    """Take from the ranges what one call asks for: all, or under a limit as much as a piece."""
-    if not throttle.is_limited:
-        yield from ranges
-        ranges.clear()
-        return
-    room = throttle.piece_bytes
+def _first_of(ranges: deque[tuple[int, int]], room: int) -> Iterator[tuple[int, int]]:
+    """Take so many bytes from the beginning of the ranges."""
     while ranges and room > 0:
         offset, length = ranges.popleft()
         if length > room:
@@ -582,24 +591,34 @@ def cut(arrived: Iterable[memoryview], lengths: Iterable[int]) -> list[memoryvie
     return found
 
 
-def pieces(
-    buffers: Iterable[Buffer], throttle: Throttle | None = None
-) -> Iterator[list[memoryview]]:
+def pieces(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
     """Cut joined buffers into messages: none too large for one, and not many small ones."""
     held: list[memoryview] = []
-    size, full = 0, PIECE_BYTES if throttle is None else throttle.piece_bytes
+    size = 0
     for buffer in buffers:
         rest = memoryview(buffer).cast("B")
         while rest:
-            part = rest[: full - size]
+            part = rest[: PIECE_BYTES - size]
             rest = rest[len(part) :]
             held.append(part)
             size += len(part)
-            if size == full:
+            if size == PIECE_BYTES:
                 yield held
-                held, size, full = [], 0, PIECE_BYTES if throttle is None else throttle.piece_bytes
+                held, size = [], 0
     if held:
         yield held
+
+
+def split(piece: Sequence[memoryview], size: int) -> tuple[list[memoryview], list[memoryview]]:
+    """Cut a message in two, the first of which is so long."""
+    first: list[memoryview] = []
+    for number, part in enumerate(piece):
+        if size <= len(part):
+            rest = [part[size:], *piece[number + 1 :]]
+            return [*first, part[:size]], [each for each in rest if each]
+        first.append(part)
+        size -= len(part)
+    return first, []
 
 
 def backup_result(statistics: BackupStatistics) -> common_pb2.BackupResult:

@@ -246,7 +246,7 @@ class Grants:
             node.expire(now)
             if not caps.keys().isdisjoint(node.caps):
                 limited[node_id] = node
-            elif node.is_limited:
+            elif node.is_limited and node.lost_at is None:
                 node.is_limited = False
                 told.append((node_id, None))
         rates = _rates(limited, caps)

@@ -120,10 +120,10 @@ def _days(text: str | None) -> list[int]:
     """Days in `mon-fri`, `fri-mon` or `sat,sun`; none for all of them."""
     found: set[int] = set()
     for part in [] if text is None else text.lower().split(","):
-        first, _, last = (each.strip() for each in part.partition("-"))
-        if first not in _DAYS or (last or first) not in _DAYS:
+        ends = [each.strip() for each in part.split("-", 1)]
+        if not all(each in _DAYS for each in ends):
             raise UsageError(f"{part!r} is no day", hint="write days as mon-fri or sat,sun")
-        begin, end = _DAYS.index(first), _DAYS.index(last or first)
+        begin, end = _DAYS.index(ends[0]), _DAYS.index(ends[-1])
         found.update((begin + number) % 7 for number in range((end - begin) % 7 + 1))
     return sorted(found)
 

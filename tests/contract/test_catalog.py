@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from coordinator.catalog import Catalog, CommitPlan, TokenRecord, open_catalog
 from coordinator.errors import CatalogError, FencedError, RejectedError, UsageError
+from coordinator.limits import Limit, Rule, Scope, Window
 from coordinator.model import (
     BackupOrder,
     BackupStatistics,
@@ -639,3 +640,28 @@ async def test_a_catalog_of_the_first_version_is_upgraded_with_all_that_is_in_it
 
     assert (volume.name, volume.workload) == ("v", Workload())
     assert (volume.local_id, volume.awaits) == (VOLUME, None)
+
+
+async def test_limits_of_the_network_are_kept_rule_by_rule(catalog: Catalog) -> None:
+    base = Rule(20_000_000)
+    night = Rule(None, Window(22 * 60, 6 * 60, "Europe/Berlin", frozenset({0, 4})))
+
+    assert await catalog.bandwidth.limits() == []
+    await catalog.bandwidth.add_rule(Scope.FLEET, b"", base)
+    both = await catalog.bandwidth.add_rule(Scope.FLEET, b"", night)
+    await catalog.bandwidth.add_rule(Scope.NODE, NODE, Rule(1_000_000))
+
+    assert both == Limit(Scope.FLEET, b"", (base, night))
+    assert await catalog.bandwidth.limits() == [
+        both,
+        Limit(Scope.NODE, NODE, (Rule(1_000_000),)),
+    ]
+
+
+async def test_a_limit_without_rules_is_none(catalog: Catalog) -> None:
+    await catalog.bandwidth.add_rule(Scope.FLEET, b"", Rule(1_000_000))
+
+    cleared = await catalog.bandwidth.add_rule(Scope.FLEET, b"", Rule(None))
+
+    assert cleared.rules == ()
+    assert await catalog.bandwidth.limits() == []

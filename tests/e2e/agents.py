@@ -40,6 +40,11 @@ class Agent:
 
     def start(self, failpoints: str = "") -> None:
         """Start it, and wait until the coordinator knows it and its volumes."""
+        self.launch(failpoints)
+        eventually(lambda: self.state() == "connected", seconds=30)
+
+    def launch(self, failpoints: str = "") -> None:
+        """Start it."""
         flags = [
             *("--config", "/dev/null", "--coordinator", self.calls),
             *("--state", str(self.directory / "state"), "--token-file", str(self._token)),
@@ -55,7 +60,6 @@ class Agent:
                 stderr=log,
                 env=self.up.machine.environment(TIDEMARK_FAILPOINTS=failpoints),
             )
-        eventually(lambda: self.state() == "connected", seconds=30)
 
     def state(self) -> str:
         """What `node list` says of it; empty while nothing."""

@@ -1,19 +1,18 @@
-"""A budget of the fleet, as it is measured on the wires between three agents and the coordinator."""
+"""A budget of the fleet, measured on the wires between three agents and the coordinator."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
-import pytest
-
-from tests.e2e.agents import Agent, agents, volume
+from tests.e2e.agents import agents, volume
 from tests.e2e.harness import Machine, eventually
 from tests.e2e.wire import Wire, per_second, wires
 
 CAP = 20_000_000
 MIB = 1024 * 1024
-# A lease, and one renewal: what a change takes at most to be felt everywhere.
-SETTLING = 2.0
+# What a change takes to be felt everywhere; without a loss that is two round trips.
+SETTLING = 0.7
 # TLS and HTTP/2 around the packs, the calls beside them, and their answers.
 HEADERS = 1.01
 
@@ -24,6 +23,11 @@ def disk_full_of_noise(directory: Path, mib: int) -> Path:
         for _ in range(mib):
             file.write(os.urandom(MIB))
     return directory
+
+
+def pause(seconds: float) -> None:
+    """Only look on."""
+    threading.Event().wait(seconds)
 
 
 def is_sending(wire: Wire, since: float) -> bool:
@@ -40,18 +44,19 @@ def test_three_agents_keep_to_one_cap_and_use_it_and_follow_a_change(tmp_path: P
         up.run("bandwidth", "set", "--fleet", "20MB/s").ok()
         for node, line in zip(nodes, lines, strict=True):
             node.calls = line.address
-            data = disk_full_of_noise(tmp_path / f"{node.name} data", 60)
+            data = disk_full_of_noise(tmp_path / f"{node.name} data", 40)
             node.protect(volume(f"noise-{node.name}", data))
-            node.start()
+            node.launch()
+        eventually(lambda: all(node.state() == "connected" for node in nodes), seconds=30)
         asked = time.monotonic()
         job = up.json("backup", "create", "--all")["job_id"]
         eventually(lambda: all(is_sending(line, asked) for line in lines), seconds=20)
         began = time.monotonic() + SETTLING
-        time.sleep(SETTLING + 3)
+        pause(SETTLING + 1.7)
         shown = up.json("bandwidth", "show")
         changed = time.monotonic()
         up.run("bandwidth", "set", "--fleet", "10MB/s").ok()
-        time.sleep(SETTLING + 2)
+        pause(SETTLING + 1.7)
         lifted = time.monotonic()
         up.run("bandwidth", "set", "--fleet", "off").ok()
         eventually(lambda: up.json("job", "show", job)["phase"] == "Completed", seconds=30)
@@ -60,24 +65,13 @@ def test_three_agents_keep_to_one_cap_and_use_it_and_follow_a_change(tmp_path: P
     sent = [line.up for line in lines]
     first = per_second(sent, began, changed)
     second = per_second(sent, changed + SETTLING, lifted)
-    print(f"MB in a second: {first}, then {second}")
     assert max(first) <= CAP * 1.05 * HEADERS
     assert min(first) >= CAP * 0.95
     assert max(second) <= CAP / 2 * 1.05 * HEADERS
     assert min(second) >= CAP / 2 * 0.95
-    assert done - lifted < 20
+    # Nothing holds it up any more: the rest went in less time than the limit would have taken.
+    rest = sum(size for line in lines for at, size in line.up if at >= lifted)
+    assert done - lifted < max(3.0, rest / (CAP / 2))
     assert shown["limits"][0]["bytes_per_second"] == CAP
-    using = [node["backup_used"] for node in shown["nodes"] if node["node"] != up_node(shown)]
-    assert len(using) == 3
-    assert min(using) > CAP / 3 * 0.6
-
-
-def up_node(shown: dict[str, list[dict[str, str]]]) -> str:
-    """The node of `up` itself, which protects nothing."""
-    names = {node["node"] for node in shown["nodes"]} - {"one", "two", "three"}
-    return names.pop()
-
-
-def test_a_killed_coordinator_leaves_an_agent_a_floor(tmp_path: Path) -> None:
-    pytest.importorskip("tests.e2e.wire")
-    assert Agent
+    using = {node["node"]: node["backup_used"] for node in shown["nodes"]}
+    assert min(using[name] for name in ("one", "two", "three")) > CAP / 3 * 0.6

@@ -70,7 +70,6 @@ class S3Store(Store):
         self.bucket = bucket
         self.capabilities = capabilities
         self.signing = S3Signing(bucket, capabilities, endpoint)
-        self._endpoint = endpoint
         self._page_keys = page_keys
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 

@@ -10,7 +10,9 @@ import pytest
 from aiohttp import web
 from blake3 import blake3
 
+from agent.daemon import SystemClock
 from agent.direct import DirectStore, SignedReads, digests, refusal
+from agent.throttle import Throttles
 from repository.errors import (
     DamagedError,
     ObjectMissingError,
@@ -21,6 +23,10 @@ from repository.errors import (
 from repository.store.interface import Checksum, SignedRequest
 
 CONTENT = bytes(range(256)) * 4096
+
+
+def unlimited() -> Throttles:
+    return Throttles(SystemClock())
 
 
 class Heard(NamedTuple):
@@ -39,7 +45,7 @@ class Site:
         self.heard: list[Heard] = []
         self.answer = web.Response(status=200)
         self.url = ""
-        self.store = DirectStore()
+        self.store = DirectStore(throttles=unlimited())
 
     async def hear(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -67,7 +73,7 @@ async def serving() -> AsyncIterator[Site]:
     listening = web.TCPSite(runner, "127.0.0.1", 0)
     await listening.start()
     site.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-    site.store = DirectStore([site.url + "bucket"])
+    site.store = DirectStore([site.url + "bucket"], throttles=unlimited())
     try:
         yield site
     finally:
@@ -167,7 +173,7 @@ async def test_no_redirection_is_followed() -> None:
 
 @pytest.mark.asyncio
 async def test_a_store_that_is_away_may_come_back() -> None:
-    store = DirectStore(["http://127.0.0.1:1/"])
+    store = DirectStore(["http://127.0.0.1:1/"], throttles=unlimited())
 
     with pytest.raises(StoreUnavailableError, match="does not answer"):
         await store.get(SignedRequest("GET", "http://127.0.0.1:1/x", {}), 0, 1)
@@ -186,7 +192,7 @@ async def test_a_body_that_is_cut_off_is_asked_for_again() -> None:
 
     server = await asyncio.start_server(cut, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    store = DirectStore([url])
+    store = DirectStore([url], throttles=unlimited())
     async with server:
         with pytest.raises(StoreUnavailableError):
             await store.get(SignedRequest("GET", url + "x", {}), 0, 100)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from agent.throttle import PIECE_BYTES, Grant, Throttle, Throttles
+from agent.throttle import PIECE_BYTES, Demand, Grant, Throttle, Throttles
 from tests.fakes.virtual import VirtualClock, busiest_second, run_virtually
 
 RATE = 20_000_000
@@ -105,6 +105,7 @@ def test_a_new_rate_counts_for_who_waits_already() -> None:
             throttle.grant(RATE, FLOOR, 100.0)
             await asyncio.sleep(0.1)
             assert waiting.done()
+            assert (await waiting) == pytest.approx(1.0, abs=0.1)
 
     throttled(scene)
 
@@ -152,8 +153,8 @@ def test_a_taker_that_is_canceled_leaves_the_turn_to_the_next() -> None:
 def test_what_is_told_is_what_was_used_and_what_was_waited() -> None:
     async def play() -> None:
         throttles = Throttles(VirtualClock())
-        told: list[str] = []
-        throttles.tell_with(lambda: told.append("ask"))
+        told: list[Demand | None] = []
+        throttles.tell_with(lambda: told.append(throttles.demand()))
         assert throttles.demand() is None
 
         throttles.on_grant(Grant(5, 1_000_000, 500_000, 1000, 100.0))
@@ -167,17 +168,33 @@ def test_what_is_told_is_what_was_used_and_what_was_waited() -> None:
             assert demand.upload.blocked_seconds == pytest.approx(2.0, rel=0.1)
             told.clear()
             await asyncio.sleep(1)
-            ended = throttles.demand()
             running.cancel()
 
         # A flow that has ended is told without anybody asking.
-        assert told == ["ask"]
+        [ended] = told
         assert ended is not None
         assert not ended.upload.wants
         throttles.on_grant(None)
         assert throttles.demand() is None
 
     run_virtually(play())
+
+
+def test_a_flow_that_says_its_end_is_told_at_once() -> None:
+    async def scene(throttle: Throttle, asked: list[str]) -> None:
+        throttle.grant(RATE, FLOOR, 100.0)
+        flow = throttle.begin_flow()
+        await throttle.take(1000)
+        await asyncio.sleep(60)
+        still = throttle.wants(asyncio.get_running_loop().time())
+        flow.end()
+        flow.end()
+
+        assert still
+        assert not throttle.wants(asyncio.get_running_loop().time())
+        assert asked == ["wanting", "wanting"]
+
+    throttled(scene)
 
 
 def test_small_rates_have_small_pieces() -> None:

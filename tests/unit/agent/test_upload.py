@@ -15,13 +15,14 @@ from agent.daemon import SystemClock
 from agent.errors import CoordinatorError, StateError, UnreachableError
 from agent.line import Line
 from agent.services import BackupStatistics, PathProblem, Session
-from agent.throttle import PIECE_BYTES, Throttles
+from agent.throttle import PIECE_BYTES, Grant, Throttles
 from agent.upload import (
     CoordinatorCalls,
     NodeChannel,
     backup_result,
     cut,
     pieces,
+    split,
     translated,
 )
 from proto.tidemark.v1.agent_pb2 import (
@@ -29,6 +30,7 @@ from proto.tidemark.v1.agent_pb2 import (
     ReadPackRequest,
     ReadPackResponse,
     UploadPackRequest,
+    UploadPackResponse,
 )
 from proto.tidemark.v1.agent_pb2_grpc import (
     AgentServiceServicer,
@@ -171,6 +173,29 @@ class _Reads(AgentServiceServicer):
             yield ReadPackResponse(data=answer)
 
 
+class _Store(AgentServiceServicer):
+    """Takes what comes, and gives what is asked for, of one pack."""
+
+    def __init__(self, pack: bytes = b"") -> None:
+        self.pack = pack
+        self.taken: list[bytes] = []
+        self.asked: list[list[tuple[int, int]]] = []
+
+    @override
+    async def UploadPack(self, request: AsyncIterator[UploadPackRequest], context: Any) -> Any:
+        async for message in request:
+            self.taken.append(message.data)
+        return UploadPackResponse()
+
+    @override
+    async def ReadPack(
+        self, request: ReadPackRequest, context: object
+    ) -> AsyncIterator[ReadPackResponse]:
+        self.asked.append([(each.offset, each.length) for each in request.ranges])
+        for each in request.ranges:
+            yield ReadPackResponse(data=self.pack[each.offset : each.offset + each.length])
+
+
 class _Refuses(AgentServiceServicer):
     """Hears what is streamed to it, and refuses it, as what is cut short is."""
 
@@ -189,15 +214,20 @@ class _Refuses(AgentServiceServicer):
 
 
 @asynccontextmanager
-async def _calls(servicer: AgentServiceServicer) -> AsyncIterator[CoordinatorCalls]:
+async def _calls(
+    servicer: AgentServiceServicer, rate: int | None = None
+) -> AsyncIterator[CoordinatorCalls]:
     server = grpc.aio.server()
     add_AgentServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     clock = SystemClock()
+    throttles = Throttles(clock)
+    if rate is not None:
+        throttles.on_grant(Grant(1, rate, rate, rate, lease_seconds=100.0))
     try:
         async with asyncio.timeout(8), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield CoordinatorCalls(Line(NodeChannel(channel)), clock, Throttles(clock))
+            yield CoordinatorCalls(Line(NodeChannel(channel)), clock, throttles)
     finally:
         await server.stop(None)
 
@@ -249,3 +279,52 @@ async def test_a_refused_commit_says_so() -> None:
     async with _calls(_Refuses()) as calls:  # type: ignore[abstract]
         with pytest.raises(CoordinatorError, match="cut short"):
             await calls.commit(SESSION, b"root", [b"refs"], BackupStatistics())
+
+
+@given(st.lists(st.binary(max_size=9), max_size=5), st.integers(0, 50))
+def test_a_message_is_split_where_it_should_be(parts: list[bytes], size: int) -> None:
+    whole = b"".join(parts)
+
+    first, rest = split([memoryview(part) for part in parts], size)
+
+    assert b"".join(first) == whole[:size]
+    assert b"".join(rest) == whole[size:]
+    assert all(rest)
+
+
+@pytest.mark.asyncio
+async def test_under_a_limit_a_pack_is_sent_whole_in_small_pieces_in_its_time() -> None:
+    pack = bytes(range(256)) * 4096
+    store = _Store()  # type: ignore[abstract]  # two calls are enough
+    async with _calls(store, rate=2_000_000) as calls:
+        began = asyncio.get_running_loop().time()
+        await calls.upload_pack(SESSION, "packs/x", [pack[:1000], pack[1000:]], len(pack))
+        seconds = asyncio.get_running_loop().time() - began
+
+    assert b"".join(store.taken) == pack
+    assert max(map(len, store.taken)) == 2_000_000 // 50
+    assert 0.45 <= seconds <= 1.5
+
+
+@pytest.mark.asyncio
+async def test_under_a_limit_ranges_are_read_whole_in_small_calls_in_their_time() -> None:
+    pack = bytes(range(256)) * 4096
+    ranges = [(0, 10), (500, 0), (1000, 700_000), (800_000, 100_000)]
+    store = _Store(pack)  # type: ignore[abstract]
+    async with _calls(store, rate=2_000_000) as calls:
+        began = asyncio.get_running_loop().time()
+        read = await calls.read_pack("task", "packs/x", ranges)
+        seconds = asyncio.get_running_loop().time() - began
+
+    assert [bytes(part) for part in read] == [pack[at : at + size] for at, size in ranges]
+    assert max(sum(size for _, size in asked) for asked in store.asked) <= 120_000
+    assert 0.3 <= seconds <= 1.5
+
+
+@pytest.mark.asyncio
+async def test_without_a_limit_ranges_are_read_in_one_call() -> None:
+    store = _Store(bytes(1000))  # type: ignore[abstract]
+    async with _calls(store) as calls:
+        await calls.read_pack("task", "packs/x", [(0, 10), (100, 50)])
+
+    assert store.asked == [[(0, 10), (100, 50)]]

@@ -122,7 +122,7 @@ class Node:
             if not throttle.is_limited:
                 await asyncio.sleep(0.01)
                 continue
-            await throttle.take(piece)
+            piece = await throttle.take_some(piece)
             self.sent_bytes += piece
             self.fleet.sent.append((loop.time(), piece))
 
@@ -297,6 +297,42 @@ def test_without_a_coordinator_all_fall_to_the_floor() -> None:
 
     used = busiest_second(fleet.used_since(3 + LEASE_SECONDS + 0.1, 9))
     assert CAP * 0.03 <= used <= CAP * 0.05
+
+
+def test_a_limit_that_is_lifted_while_a_node_is_lost_is_told_to_those_that_are_not() -> None:
+    grants = Grants()
+    caps: dict[Hashable, float] = {FLEET: float(CAP)}
+    lost, found = NodeId(b"lost"), NodeId(b"found")
+    for node_id in (lost, found):
+        grants.join(node_id, (FLEET,), caps, 0.0)
+        grants.hear(node_id, Report(1, backup=Flow(wants=True)))
+    grants.share(caps, 0.0)
+    grants.lose(lost, 0.1)
+
+    assert grants.share({}, 0.2) == [(found, None)]
+
+
+def test_a_node_that_comes_back_is_told_to_wait_and_counts_what_it_may_still_use() -> None:
+    grants = Grants()
+    caps: dict[Hashable, float] = {FLEET: float(CAP)}
+    back, other = NodeId(b"back"), NodeId(b"other")
+    grants.join(back, (FLEET,), caps, 0.0)
+    grants.hear(back, Report(1, backup=Flow(wants=True)))
+    [(_, grant)] = grants.share(caps, 0.0)
+    assert grant is not None
+    grants.lose(back, 0.1)
+    again = grants.join(back, (FLEET,), caps, 0.2)
+    grants.join(other, (FLEET,), caps, 0.2)
+    grants.hear(other, Report(1, backup=Flow(wants=True)))
+    before = dict(grants.share(caps, 0.3))
+    grants.hear(back, Report(3))
+    after = dict(grants.share(caps, 0.4))
+
+    assert (grant.backup, again is not None and again.backup) == (CAP, 0)
+    assert other not in before
+    freed = after[other]
+    assert freed is not None
+    assert freed.backup == CAP
 
 
 def test_a_nodes_own_cap_is_its_alone() -> None:
