@@ -12,10 +12,9 @@ error.
 import heapq
 import stat
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 from typing import Final, TypeVar
 
@@ -31,7 +30,7 @@ from agent.state import FrameChange, Head, State
 from agent.storing import Lists, PendingFile, Saved, Storer
 from agent.sweep import Batch, Found, Removed, sweep
 from agent.tracking.dirty import Dirty
-from agent.whereabouts import Walked, Whereabouts
+from agent.whereabouts import Whereabouts
 from repository.chunking import SMALL_BYTES_MAX
 from repository.content import read_extents
 from repository.editing import Edit, Edited, Editor
@@ -64,6 +63,7 @@ PROBLEMS_MAX: Final = 100  # of each kind, as much as the protocol carries
 
 _T = TypeVar("_T")
 
+Walked = Generator[Batch, None, None]
 Beside = Callable[[Walked, LastManifest, Callable[[], bool]], Walked]
 """Sees what a walk finds, and may add to it. Closes the walk, and gets the rest to see canceled."""
 
@@ -121,6 +121,7 @@ class Maker:
         self._turn = storer.turn
         self._usage = Usage()
         self._on_progress: Callable[[], None] = lambda: None
+        self._told: Callable[[int, int], None] = lambda _inode, _links: None
         self._statistics = statistics
         self._kept_files = 0
         self._kept_bytes = 0
@@ -152,26 +153,19 @@ class Maker:
         totals = None if head is None else _totals(head)
         if dirty is None or totals is None:
             detection = Detection.SWEEP
-            sweeping = partial(sweep, tree, excludes=excludes, is_canceled=is_canceled)
-            if whereabouts is None:
-                walk = sweeping(last.leaves())
-            else:
-                walk = whereabouts.swept(sweeping, last.leaves(), is_canceled)
+            leaves = last.leaves()
+            if whereabouts is not None:
+                leaves = whereabouts.begin_anew(leaves)
+            walk = sweep(tree, leaves, excludes=excludes, is_canceled=is_canceled)
         else:
             detection = Detection.EVENTS
             whereabouts = whereabouts or Whereabouts()
             known = set(whereabouts.keys_of(suspects, last))
             everywhere = {ROOT_KEY} if whereabouts.is_everywhere else set()
             dirty = Dirty(dirty.names | known, dirty.subtrees | everywhere, dirty.inodes)
-            walk = rescan(
-                tree,
-                dirty,
-                last,
-                totals,
-                excludes=excludes,
-                is_canceled=is_canceled,
-                moved=whereabouts.moved,
-            )
+            walk = rescan(tree, dirty, last, totals, excludes=excludes, is_canceled=is_canceled)
+        if whereabouts is not None:
+            self._told = whereabouts.told
 
         for each in beside:
             walk = each(walk, last, is_canceled)
@@ -193,6 +187,8 @@ class Maker:
             # and not wait for them with the turn, for which they may be waiting.
             _call_off([work.future for work in self._window if isinstance(work, _Group)])
         assert edited.root is not None, "a volume's own entry is always there"
+        if whereabouts is not None:
+            whereabouts.end_anew()
         self._metadata.flush()
         return self._made(edited, edited.root, detection, base=root is None)
 
@@ -315,11 +311,20 @@ class Maker:
             self._keep(entry)
         if entry == old:
             return None
+        self._tell(entry, old)
         if old is None or old.content != entry.content or old.long_xattrs != entry.long_xattrs:
             if old is not None:
                 self._usage.count_entry(old, self._load_old_list, -1)
             self._usage.count_entry(entry, self._load_new_list, 1)
         return saved.key, encode_entry(entry)
+
+    def _tell(self, entry: Entry, old: Entry | None) -> None:
+        """Say what inode the name has from now on; it need not be the one that the walk saw."""
+        links = 1 if entry.type is EntryType.DIRECTORY else entry.links
+        if old is None or (old.inode, old.links) != (entry.inode, entry.links):
+            self._told(entry.inode, links)
+        if old is not None and old.inode != entry.inode:
+            self._told(old.inode, 1)
 
     def _look_for_altered(self, saved: Saved) -> None:
         """Take note of a file that changed though nothing of its stat says so."""
@@ -350,6 +355,7 @@ class Maker:
         return self._last.load(pointer) if made is None else made  # of a file that was moved
 
     def _remove(self, key: bytes, old: Entry) -> Edit:
+        self._told(old.inode, 1)
         self._usage.count_entry(old, self._load_old_list, -1)
         self._statistics.files_removed += old.type is not EntryType.DIRECTORY
         return key, None

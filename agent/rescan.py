@@ -43,14 +43,11 @@ def rescan(  # noqa: PLR0913 - as a sweep, with what it needs to know of the las
     excludes: frozenset[tuple[int, int]] = frozenset(),
     is_canceled: Callable[[], bool] = lambda: False,
     scratch: str | None = None,
-    moved: Callable[[int, int], None] = lambda *_: None,
 ) -> Generator[Batch, None, None]:
     """Yield what differs from the last manifest in the places of a dirty set, as a sweep does.
 
     `totals`: files and bytes that the last manifest has. What of it was not looked at counts as
-    unchanged. `moved` is told of inodes that are not where the manifest has them, or that it does
-    not have, or that have more or fewer names, and how many these are. The rest is as for `sweep`;
-    besides, LostStateError.
+    unchanged. The rest is as for `sweep`; besides, LostStateError.
     """
     places = _Places(dirty.names, dirty.subtrees)
     first = _PartialWalk(tree, places, last, excludes, scratch)
@@ -72,7 +69,6 @@ def rescan(  # noqa: PLR0913 - as a sweep, with what it needs to know of the las
     given, rest = rest, _Rest(*totals)
     for batch in found:
         rest.take(*_looked_at(batch))
-        _tell_moved(batch, moved)
         batch.found = [_recognised(each, survey.gone, last) for each in batch.found]
         yield batch
     # What was looked at by several names' sake was guessed; and the volume goes on changing.
@@ -217,18 +213,6 @@ def _looked_at(batch: Batch) -> tuple[int, int]:
             files += 1
             size += _size(old)
     return files, size
-
-
-def _tell_moved(batch: Batch, moved: Callable[[int, int], None]) -> None:
-    for found in batch.found:
-        old, now = found.old, found.stat
-        links = 1 if stat.S_ISDIR(now.st_mode) else now.st_nlink
-        if old is None or (old.inode, old.links) != (now.st_ino, now.st_nlink):
-            moved(now.st_ino, links)
-            if old is not None and old.inode != now.st_ino:
-                moved(old.inode, 1)
-    for removed in batch.removed:
-        moved(removed.old.inode, 1)
 
 
 def _size(old: Entry | EntryStat) -> int:

@@ -11,12 +11,10 @@ may have been changed through a name that the manifest never had.
 """
 
 from array import array
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from stat import S_ISDIR
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from agent.last import LastManifest
-from agent.sweep import Batch
 from repository.entries import EntryType
 from repository.walking import Leaf
 
@@ -28,32 +26,25 @@ _BITS_MIN: Final = 1 << 16
 _LINKED_MAX: Final = 100_000
 _DIRECTORY: Final = EntryType.DIRECTORY.value
 
-Walked = Generator[Batch, None, None]
 
-
-class Inodes:
-    """All inodes that a sweep comes past: those of the last manifest, and those that are new."""
+class _Inodes:
+    """All inodes that a manifest may have, and which of them have several names."""
 
     def __init__(self) -> None:
         self.all = array("Q")
         self.linked: set[int] = set()
-        """Those that have several names."""
+
+    def add(self, inode: int, links: int) -> None:
+        self.all.append(inode)
+        if links > 1:
+            self.linked.add(inode)
 
     def of_leaves(self, leaves: Iterable[Leaf]) -> Iterator[Leaf]:
-        """Pass leaves on."""
+        """Take in leaves, and pass them on."""
         for leaf in leaves:
             for _, stat in leaf.stats:
-                self.all.append(stat.inode)
-                if stat.links > 1 and stat.type != _DIRECTORY:
-                    self.linked.add(stat.inode)
+                self.add(stat.inode, 1 if stat.type == _DIRECTORY else stat.links)
             yield leaf
-
-    def of_batch(self, batch: Batch) -> None:
-        """Take what is new or another one."""
-        for found in batch.found:
-            self.all.append(found.stat.st_ino)
-            if found.stat.st_nlink > 1 and not S_ISDIR(found.stat.st_mode):
-                self.linked.add(found.stat.st_ino)
 
 
 class Whereabouts:
@@ -68,6 +59,8 @@ class Whereabouts:
         self._wants_linked = linked
         self._linked: set[int] = set()
         """Inodes that have had several names."""
+        self._anew: _Inodes | None = None
+        """What a sweep has come past, until it ends."""
 
     @property
     def is_everywhere(self) -> bool:
@@ -79,7 +72,7 @@ class Whereabouts:
         if not inodes and not self._wants_linked:
             return
         if not self._bits:
-            passed = Inodes()
+            passed = _Inodes()
             for _ in passed.of_leaves(last.leaves()):
                 pass
             self._learn(passed)
@@ -92,25 +85,31 @@ class Whereabouts:
         for inode in here:
             yield from self._keys[inode]
 
-    def swept(
-        self,
-        sweep: Callable[[Iterable[Leaf]], Walked],
-        leaves: Iterable[Leaf],
-        is_canceled: Callable[[], bool],
-    ) -> Walked:
-        """Pass on what a sweep beside the last manifest finds, and learn all inodes of the next."""
-        inodes = Inodes()
-        walk = sweep(inodes.of_leaves(leaves))
-        try:
-            for batch in walk:
-                inodes.of_batch(batch)
-                yield batch
-            if not is_canceled():
-                self._learn(inodes)
-        finally:
-            walk.close()
+    def begin_anew(self, leaves: Iterable[Leaf]) -> Iterator[Leaf]:
+        """Pass on the leaves of the last manifest, all of which a sweep comes past.
 
-    def _learn(self, inodes: Inodes) -> None:
+        They and whatever is told of until `end_anew` are what the next one may have.
+        """
+        self._anew = _Inodes()
+        return self._anew.of_leaves(leaves)
+
+    def end_anew(self) -> None:
+        """Take note that the sweep has come past everything."""
+        if self._anew is not None:
+            self._learn(self._anew)
+            self._anew = None
+
+    def told(self, inode: int, links: int) -> None:
+        """Take note that the manifest gives an inode a name, or takes one, or has other links."""
+        if self._anew is not None:
+            self._anew.add(inode, links)
+        if self._bits:
+            self._keys.pop(inode, None)
+            self._add(inode)
+            if links > 1 and self._wants_linked:
+                self._linked.add(inode)
+
+    def _learn(self, inodes: _Inodes) -> None:
         """Take these for all that the manifest may have."""
         self._keys.clear()
         self._bits = bytearray(max(_BITS_MIN, len(inodes.all) * _BITS_PER_INODE) // 8)
@@ -118,14 +117,6 @@ class Whereabouts:
             self._add(inode)
         if self._wants_linked:
             self._linked = inodes.linked
-
-    def moved(self, inode: int, links: int) -> None:
-        """Take note that an inode has come to a name, or gone from one, and how many it has."""
-        if self._bits:
-            self._keys.pop(inode, None)
-            self._add(inode)
-            if links > 1 and self._wants_linked:
-                self._linked.add(inode)
 
     def _add(self, inode: int) -> None:
         bit = inode % (8 * len(self._bits))

@@ -158,7 +158,7 @@ class _Scan:
         self._unseen: list[str] = []
         # Numbers of processes mean the same to kcmp as in this /proc.
         self._same_numbers = len(_status(proc / "self", b"NSpid:").split()) == 1
-        self._memory, self._anonymous = _kernel_devices()
+        self._nameless, self._anonymous = _kernel_devices()
 
     def look_at_all(self) -> None:
         """Look at each process, and at those that came out of one before it was looked at."""
@@ -247,7 +247,7 @@ class _Scan:
             if device == self._anonymous:
                 if os.readlink(name, dir_fd=table) == _RING:
                     self._look_at_ring(process, f"{thread}/fdinfo/{name}")
-            elif stat.S_ISREG(mode) and device != self._memory:
+            elif _takes_writes(mode) and device not in self._nameless:
                 self.found[device].add(inode)
         except _ENDED:
             return False
@@ -281,7 +281,7 @@ class _Scan:
             except OSError:
                 continue
             exists = True
-            if stat.S_ISREG(mode):
+            if _takes_writes(mode):
                 self.found[device].add(inode)
         return exists
 
@@ -301,7 +301,7 @@ class _Scan:
     def _look_at_mapping(self, process: int, mapping: "Mapping") -> bool:
         """False if it is there no more: it may be split, or have moved."""
         device, inode = os.makedev(mapping.major, mapping.minor), mapping.inode
-        if not inode or device in {self._memory, self._anonymous}:
+        if not inode or device in self._nameless or device == self._anonymous:
             return True
         if not mapping.major:
             # No disk's number, and so not always st_dev: on btrfs that is the subvolume's own.
@@ -387,14 +387,19 @@ def _options(proc: Path) -> frozenset[bytes]:
     return frozenset(option for fields in mounts for option in fields[-1].split(b","))
 
 
-def _kernel_devices() -> tuple[int, int]:
-    """The st_dev of memory that is shared under no name, and of what is no file at all."""
-    memory, event = os.memfd_create("tidemark"), os.eventfd(0)
+def _kernel_devices() -> tuple[frozenset[int], int]:
+    """The st_dev of memory and pipes that have no name, and of what is no file at all."""
+    nameless, event = [os.memfd_create("tidemark"), *os.pipe()], os.eventfd(0)
     try:
-        return os.fstat(memory).st_dev, os.fstat(event).st_dev
+        return frozenset(os.fstat(each).st_dev for each in nameless), os.fstat(event).st_dev
     finally:
-        os.close(memory)
-        os.close(event)
+        for each in [*nameless, event]:
+            os.close(each)
+
+
+def _takes_writes(mode: int) -> bool:
+    """Whether a write moves the times of a name, if no more: of a FIFO or a terminal it does."""
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 def _threads(process: int, pid: int) -> list[int]:

@@ -154,6 +154,22 @@ def test_what_may_be_written_to_is_suspect(tmp_path: Path, how: str) -> None:
         assert is_suspect(found, scan())
 
 
+def test_a_fifo_that_may_be_written_to_is_suspect_and_a_nameless_pipe_is_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    found, pipe = os.stat(path), os.pipe()
+
+    with held("os.open(path, os.O_RDWR)", path):
+        suspects = scan()
+
+    assert is_suspect(found, suspects)
+    assert not is_suspect(os.fstat(pipe[1]), suspects)
+    for each in pipe:
+        os.close(each)
+
+
 @pytest.mark.parametrize("how", HARMLESS)
 def test_what_cannot_be_written_to_is_not(tmp_path: Path, how: str) -> None:
     path = made(tmp_path)

@@ -1,29 +1,23 @@
 """Where the last manifest has inodes that are asked for, learned from whoever comes past them."""
 
-import os
-from functools import partial
 from pathlib import Path
 
-from agent.beneath import Tree
-from agent.sweep import sweep
 from agent.whereabouts import Whereabouts
+from repository.entries import EntryType
 from tests.unit.agent import trees
 from tests.unit.agent.test_rescan import Nodes, last_of
 
 FILES = 300
 
 
-def swept(root: Path, whereabouts: Whereabouts, *, canceled_after: int = 1000) -> None:
-    """Sweep beside the manifest of an empty volume, as the first backup does."""
-    calls = iter(range(canceled_after))
-
-    def is_canceled() -> bool:
-        return next(calls, None) is None
-
-    with Tree.of_volume(os.fsencode(root)) as tree:
-        sweeping = partial(sweep, tree, is_canceled=is_canceled)
-        for _ in whereabouts.swept(sweeping, last_of([]).leaves(), is_canceled):
-            pass
+def swept(root: Path, whereabouts: Whereabouts, *, to_the_end: bool = True) -> None:
+    """Tell of everything beside the manifest of an empty volume, as the first backup does."""
+    for _ in whereabouts.begin_anew(last_of([]).leaves()):
+        pass
+    for _, entry in trees.manifest(root):
+        whereabouts.told(entry.inode, 1 if entry.type is EntryType.DIRECTORY else entry.links)
+    if to_the_end:
+        whereabouts.end_anew()
 
 
 def volume_of(tmp_path: Path) -> Path:
@@ -67,9 +61,9 @@ def test_without_a_sweep_all_is_found_by_looking_through_the_manifest(tmp_path: 
     assert list(Whereabouts().keys_of({inode}, last_of(trees.manifest(volume)))) == [b"123"]
 
 
-def test_a_sweep_that_was_canceled_teaches_nothing(tmp_path: Path) -> None:
+def test_a_sweep_that_did_not_end_teaches_nothing(tmp_path: Path) -> None:
     volume, whereabouts = volume_of(tmp_path), Whereabouts()
-    swept(volume, whereabouts, canceled_after=0)
+    swept(volume, whereabouts, to_the_end=False)
     inode = (volume / "123").stat().st_ino
 
     assert list(whereabouts.keys_of({inode}, last_of(trees.manifest(volume)))) == [b"123"]
@@ -91,7 +85,23 @@ def test_the_manifest_that_a_sweep_lies_beside_is_learned_with_it(tmp_path: Path
     volume, whereabouts = volume_of(tmp_path), Whereabouts()
     last = last_of(trees.manifest(volume))
     inode = (volume / "123").stat().st_ino
-    with Tree.of_volume(os.fsencode(volume)) as tree:
-        list(whereabouts.swept(partial(sweep, tree), last.leaves(), lambda: False))
+    assert [leaf.stats for leaf in whereabouts.begin_anew(last.leaves())]
+    whereabouts.end_anew()
 
     assert list(whereabouts.keys_of({inode}, last)) == [b"123"]
+
+
+def test_what_the_manifest_got_is_looked_for_anew(tmp_path: Path) -> None:
+    """A name that was asked for before it was there, as a number that is given away again."""
+    volume, whereabouts = volume_of(tmp_path), Whereabouts()
+    swept(volume, whereabouts)
+    new = volume / "new"
+    before = last_of(trees.manifest(volume))
+    new.touch()
+    inode = new.stat().st_ino
+    whereabouts.told(inode, 1)
+    assert list(whereabouts.keys_of({inode}, before)) == []
+
+    whereabouts.told(inode, 1)
+
+    assert list(whereabouts.keys_of({inode}, last_of(trees.manifest(volume)))) == [b"new"]
