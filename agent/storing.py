@@ -22,7 +22,9 @@ from agent.attributes import NO_ATTRIBUTES, Had, lacking
 from agent.blocks import Changes, OldContent, Stretch, holes_joined, stretches
 from agent.clones import BYTES_MIN, Cloned, VolumeClones
 from agent.cutting import FileCutter, Hole, small_pieces
+from agent.disk import DiskThrottle
 from agent.errors import SourceError
+from agent.gate import Gate
 from agent.known import KnownChunks
 from agent.packing import Packs
 from agent.reader import Read, SmallFile, Wanted
@@ -68,7 +70,7 @@ from repository.pack import PackKind
 # Rewritten blocks of a paged file share a frame with few others, or collection could free nothing.
 _REWRITTEN_BYTES: Final = 4 * BLOCK_BYTES
 # Groups of a large file's chunks that wait or are worked on, each 1 to 5 MiB.
-_GROUPS_IN_FLIGHT: Final = 6
+GROUPS_IN_FLIGHT: Final = 6
 # A large file that keeps changing is read again as long as that costs no more than this.
 _REREAD_BYTES_MAX: Final = 1024 * 1024 * 1024
 _LARGE_TRIES: Final = 20
@@ -131,7 +133,10 @@ class Storer:
         workers: Executor,
         now_ns: Callable[[], int],
         clones: VolumeClones | None = None,
+        disk: DiskThrottle | None = None,
+        groups: Gate | None = None,
     ) -> None:
+        self._disk = disk
         self._tree = small.tree
         self._clones = clones
         self._small = small
@@ -144,7 +149,7 @@ class Storer:
         self._now_ns = now_ns
         self._scanned = small.scanned
         self._local = threading.local()
-        self._groups = threading.BoundedSemaphore(_GROUPS_IN_FLIGHT)
+        self._groups = groups or Gate(GROUPS_IN_FLIGHT)
         self.counters = Counters()
 
     def _encoder(self) -> FrameEncoder:
@@ -169,6 +174,8 @@ class Storer:
                 else:
                     saved.append(self._save_other(found))
         wanted = [self._wanted(batch[index]) for index in files]
+        if self._disk is not None:
+            self._disk.take(sum(batch[index].stat.st_size for index in files))
         with self._small.read(wanted) as read:
             failpoint("agent.batch.read", TidemarkError)
             places = self._store_small(read)
@@ -334,6 +341,8 @@ class Storer:
         group_bytes = 0
         for piece in pieces:
             if not isinstance(piece, Hole):
+                if self._disk is not None:
+                    self._disk.take(len(piece))
                 group.append(piece)
                 group_bytes += len(piece)
             if group and (isinstance(piece, Hole) or group_bytes >= RAW_BYTES_TARGET):
@@ -349,13 +358,13 @@ class Storer:
         return groups
 
     def _submit(self, group: list[bytes], frame_bytes: int) -> "Future[list[Extent]]":
-        self._groups.acquire()
+        self._groups.enter()
         try:
             future = self._workers.submit(self._store_group, group, frame_bytes)
         except BaseException:
-            self._groups.release()
+            self._groups.leave()
             raise
-        future.add_done_callback(lambda _: self._groups.release())
+        future.add_done_callback(lambda _: self._groups.leave())
         return future
 
     def _store_group(self, group: Sequence[bytes], frame_bytes: int) -> list[Extent]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from coordinator.catalog import Catalog
-from coordinator.grants import FLOOR_BYTES, Grant, Grants, Report, Use
+from coordinator.grants import Grant, Grants, Report, Use
 from coordinator.limits import Limit, Rule, Scope, check_rule, next_change
 from coordinator.links import AgentLink, GrantBandwidth
 from coordinator.logs import get_logger
@@ -40,7 +40,7 @@ class Bandwidth:
         metrics: Metrics,
         *,
         clock: Callable[[], int],
-        floor_bytes: int = FLOOR_BYTES,
+        floor_bytes: int,
     ) -> None:
         self._catalog = catalog
         self._repository = repository
