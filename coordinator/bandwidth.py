@@ -106,7 +106,9 @@ class Bandwidth:
     def _in_force(self) -> Iterator[tuple[str, float]]:
         for each in self._limits:
             if (rate := self._caps.get((each.scope, each.subject))) is not None:
-                yield f"{each.scope} {each.subject.hex()}".strip(), rate
+                link = self._links.get(NodeId(each.subject))
+                subject = each.subject.hex() if link is None else link.node.name
+                yield f"{each.scope} {subject}".strip(), rate
 
     def _pause(self) -> float:
         if self._caps and self._links:

@@ -85,3 +85,29 @@ def test_three_agents_keep_to_one_cap_and_use_it_and_follow_a_change(tmp_path: P
     assert shown["limits"][0]["bytes_per_second"] == CAP
     using = {node["node"]: node["backup_used"] for node in shown["nodes"]}
     assert min(using[name] for name in ("one", "two", "three")) > CAP / 3 * 0.6
+
+
+def test_a_restore_keeps_to_a_limit_and_uses_it(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "home")
+    with (
+        machine.up(tmp_path / "data") as up,
+        wires(up.coordinator, 1) as [line],
+        agents(up, tmp_path, "one") as [node],
+    ):
+        node.calls = line.address
+        node.protect(volume("noise", disk_full_of_noise(tmp_path / "noise", 32)))
+        node.start()
+        snapshot = up.backup("noise")["snapshot_id"]
+        up.run("bandwidth", "set", "--node", "one", "10MB/s").ok()
+        asked = time.monotonic()
+        up.restore(snapshot, tmp_path / "restored", "--node", "one")
+        whole = (tmp_path / "restored/noise").read_bytes() == (
+            tmp_path / "noise/noise"
+        ).read_bytes()
+
+    last = [at for at, size in line.down if size > MIB / 64][-1]
+    begun = next(at for at, size in line.down if at > asked and size > MIB / 64)
+    seconds = per_second([line.down], begun + SETTLING, last)
+    assert whole
+    assert max(seconds) <= CAP / 2 * 1.05 * HEADERS
+    assert min(seconds) >= CAP / 2 * 0.95

@@ -202,3 +202,32 @@ async def test_the_log_says_who_set_what(config: Config, capfd: pytest.CaptureFi
 
     assert "bandwidth set" in (told := "".join(capfd.readouterr()))
     assert "20 MB/s" in told
+
+
+async def test_a_node_that_tells_impossible_things_gets_its_part_and_is_shown(
+    config: Config,
+) -> None:
+    async with serving(config) as coordinator:
+        await limit(coordinator, RATE, fleet=True)
+        liar, honest = await coordinator.agent("liar"), await coordinator.agent("honest")
+        async with liar.connected() as connection, honest.connected() as other:
+            await other.say(demand((await granted(other)).number))
+            first = await granted(connection)
+            huge = agent_pb2.Traffic(wants=True, used_bytes=2**64 - 1, blocked_milliseconds=2**31)
+            await connection.say(demand(first.number))
+            mine = first
+            for number in range(first.number, first.number + 3):
+                lie = agent_pb2.BandwidthDemand(
+                    grant_number=number, measured_milliseconds=300, backup=huge, restore=huge
+                )
+                await connection.say(agent_pb2.ConnectRequest(bandwidth=lie))
+                mine = await granted(connection)
+            share = await granted(other)
+            while share.backup in {0, RATE}:
+                await other.say(demand(share.number))
+                share = await granted(other)
+            answer = await shown(coordinator)
+
+    assert mine.backup + mine.restore <= RATE
+    assert share.backup >= RATE * 0.02
+    assert {node.node for node in answer.nodes} == {"liar", "honest"}
