@@ -250,7 +250,17 @@ class _Backup:
         self.statistics = BackupStatistics()
         workers, now_ns = services.workers, services.clock.now_ns
         taken = self._taken
-        self._storer = Storer(small, packs, known, keys, workers, now_ns, self._clones)
+        self._storer = Storer(
+            small,
+            packs,
+            known,
+            keys,
+            workers,
+            now_ns,
+            self._clones,
+            disk=services.disk,
+            groups=services.groups,
+        )
         stage = partial(services.state.stage_nodes, volume_id)
         metadata = MetadataWriter(packs, known, keys.ids, stage)
         maker = Maker(volume_id, services.state, workers, self._storer, metadata, self.statistics)
@@ -361,7 +371,8 @@ class _Backup:
             self._canceled.set()
             packs.fail(CanceledError("the backup was canceled"))
 
-        with ThreadPoolExecutor(1, thread_name_prefix=f"backup-{self._task.task_id}") as thread:
+        name, begin = f"backup-{self._task.task_id}", self._services.begin_thread
+        with ThreadPoolExecutor(1, thread_name_prefix=name, initializer=begin) as thread:
             running = asyncio.get_running_loop().run_in_executor(thread, work)
             return await to_its_end(running, canceled)
 

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from agent.endpoints import check_endpoint
 from agent.errors import ConfigError
+from proto.rates import format_rate, parse_rate
 
 ENVIRONMENT_PREFIX: Final = "TIDEMARK_AGENT_"
 DEFAULT_FILE: Final = Path("/etc/tidemark/agent.yaml")
@@ -31,6 +32,8 @@ _HINT: Final = "see tidemark-agent --help"
 _PORT_MAX: Final = 65535
 # What may stand before `=` on a command line, in a log line and in a metric's label.
 _UID_MAX: Final = 253
+# Slower, one piece of a large file would take more than a few seconds.
+_DISK_RATE_MIN: Final = 1_000_000
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -72,6 +75,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     store_endpoint: tuple[str, ...] = ()
     # PEM certificates that vouch for these stores, beside those that the system trusts.
     store_ca: Path | None = None
+    # Whether backups give way to whatever else the node does, on its processors and disks.
+    polite: bool = True
+    # How fast volumes are read, in bytes per second; None: as fast as they can be.
+    disk_rate: int | None = None
     # End when the process that started this one is gone (`tidemark up` sets it for its children).
     exit_with_parent: bool = False
 
@@ -176,6 +183,23 @@ def _parse_engine(text: str) -> str:
     return text
 
 
+def _parse_switch(text: str) -> bool:
+    # YAML's own words for it among them, which arrive here as Python's.
+    words = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+    if text.lower() not in words:
+        raise ValueError("needs on or off")
+    return words[text.lower()]
+
+
+def _parse_disk_rate(text: str) -> int | None:
+    if text.lower() in {"off", "false"}:
+        return None
+    rate = parse_rate(text)
+    if rate < _DISK_RATE_MIN:
+        raise ValueError(f"is less than {format_rate(_DISK_RATE_MIN)}")
+    return rate
+
+
 def _parse_name(text: str) -> str:
     if not text.strip() or len(text) > 253:  # the longest host name there is
         raise ValueError("needs a name of 1 to 253 characters")
@@ -192,6 +216,8 @@ _ONE: Final[dict[str, Callable[[str], Any]]] = {
     "protect_file": Path,
     "docker": _parse_engine,
     "store_ca": _parse_absolute,
+    "polite": _parse_switch,
+    "disk_rate": _parse_disk_rate,
 }
 _MANY: Final[dict[str, Callable[[str], Any]]] = {
     "exclude": _parse_absolute,
@@ -344,6 +370,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--store-ca", metavar="FILE", help="PEM certificates that vouch for such a store"
+    )
+    parser.add_argument(
+        "--polite", metavar="on|off", help="backups give way to what else the node does (on)"
+    )
+    parser.add_argument(
+        "--disk-rate", metavar="RATE|off", help="read volumes no faster, such as 100MB/s (off)"
     )
     parser.add_argument("--exit-with-parent", action="store_true", help=argparse.SUPPRESS)
     return parser

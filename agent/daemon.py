@@ -17,9 +17,10 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -30,12 +31,17 @@ from agent.backup import run_backup
 from agent.clones import Clones
 from agent.config import Address, Config
 from agent.direct import DirectStore
+from agent.disk import DiskThrottle
 from agent.endpoint import Endpoint
 from agent.errors import ConfigError, StateError, UnreachableError, VolumeError
+from agent.gate import Gate
 from agent.identity import Identity, load_identity, prepare_keys, save_membership
 from agent.line import Line
+from agent.load import read_load
 from agent.logs import get_logger
 from agent.metrics import Metrics, Sample, TrackingSample
+from agent.polite import WarnOnce, give_way
+from agent.pressure import allowed, workers
 from agent.renewal import Renewal
 from agent.restore import run_restore
 from agent.services import (
@@ -54,6 +60,7 @@ from agent.services import (
 )
 from agent.session import BackupWish, ControlStream, Greeting, Handler, enrol
 from agent.state import State, remove_state
+from agent.storing import GROUPS_IN_FLIGHT
 from agent.tasks import Order, Report, Tasks
 from agent.throttle import Demand, Grant, Throttles
 from agent.tracking.opening import open_tracker
@@ -72,6 +79,8 @@ _LAST_WORDS_SECONDS: Final = 1.0
 # A stat every so often costs less than a watch, and sees what Kubernetes does with links.
 _PROTECT_FILE_SECONDS: Final = 2.0
 _JOIN_BACKOFF_SECONDS: Final = (0.5, 15.0)
+# The kernel's figures are of ten seconds, and a backup has seconds of work in hand.
+_PRESSURE_SECONDS: Final = 2.0
 # Enough to see what they have in common; the job's warnings name more.
 _PATHS_LOGGED: Final = 20
 
@@ -115,9 +124,15 @@ async def run(config: Config) -> None:
             _log.warning("the agent's state is begun anew: all is read again", reason=state.lost)
         _log.info("agent starts", version=version, node=identity.membership.node_name)
         line = Line(open_node_channel(config.coordinator, identity))
-        with ThreadPoolExecutor(_worker_count(), thread_name_prefix="worker") as workers:
+        begin = partial(give_way, WarnOnce(_not_polite)) if config.polite else _nothing
+        with (
+            ThreadPoolExecutor(_worker_count(), "worker", initializer=begin) as backers,
+            # Somebody waits for a restore.
+            ThreadPoolExecutor(_worker_count(), "restore") as restorers,
+        ):
+            pools = _Pools(backers, restorers, begin)
             try:
-                agent = _Agent(_Parts(config, identity, state, line, tracker, workers, version))
+                agent = _Agent(_Parts(config, identity, state, line, tracker, pools, version))
                 await agent.run(stop)
             finally:
                 await line.close()
@@ -133,8 +148,18 @@ class _Parts:
     state: State
     line: Line[NodeChannel]
     tracker: Tracker
-    workers: Executor
+    pools: "_Pools"
     version: str
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """Threads for batches. They begin when they are needed."""
+
+    backups: Executor
+    restores: Executor
+    begin_thread: Callable[[], None]
+    """What each thread of a backup does first."""
 
 
 class _Agent(Handler):
@@ -171,19 +196,26 @@ class _Agent(Handler):
             renewed=self._certificate_renewed,
         )
         self._metrics = Metrics(parts.version)
+        self._groups = Gate(GROUPS_IN_FLIGHT)
+        rate = parts.config.disk_rate
+        self._disk = None if rate is None else DiskThrottle(rate, clock.monotonic)
         self._tasks: Tasks
         self._services = Services(
             node_id=node_id,
             signing_key=parts.identity.keys.signing,
             state=parts.state,
             coordinator=self._calls,
-            workers=parts.workers,
+            workers=parts.pools.backups,
             clock=clock,
             tracking=parts.tracker,
             progress=lambda _: None,
             log=lambda _level, _message: None,
             clones=clones,
+            disk=self._disk,
+            groups=self._groups,
+            begin_thread=parts.pools.begin_thread,
         )
+        self._restorers = parts.pools.restores
 
     async def run(self, stop: asyncio.Event) -> None:
         endpoint = Endpoint(self._metrics, self._sample)
@@ -196,6 +228,7 @@ class _Agent(Handler):
                     group.create_task(self._watch_protect_file(), name="protect file"),
                     group.create_task(self._watching.run(), name="watching"),
                     group.create_task(self._throttles.run(), name="throttles"),
+                    group.create_task(self._watch_pressure(), name="pressure"),
                 ]
                 if self._discovery is not None:
                     eternal.append(group.create_task(self._discovery.run(), name="docker"))
@@ -206,6 +239,8 @@ class _Agent(Handler):
                 )
                 await stop.wait()
                 _log.info("agent stops")
+                if self._disk is not None:
+                    self._disk.end()
                 await self._tasks.drain(_DRAIN_SECONDS)
                 await self._last_words()
                 for task in eternal:
@@ -245,6 +280,20 @@ class _Agent(Handler):
                 self._watching.look_again()
                 self._control.send_volumes()
 
+    async def _watch_pressure(self) -> None:
+        """Have less in hand at once while the node has it hard."""
+        while True:
+            await asyncio.sleep(_PRESSURE_SECONDS)
+            if not self._tasks.ids():
+                continue
+            load = await asyncio.to_thread(read_load)
+            count = allowed(load, self._groups.most)
+            if self._groups.allow(count):
+                _log.info(
+                    "node under pressure" if count < self._groups.most else "node at ease",
+                    groups=count,
+                )
+
     def _on_discovery(self) -> None:
         _log.info("discovery", volumes=len(self._volumes.all()))
         self._watching.look_again()
@@ -271,6 +320,7 @@ class _Agent(Handler):
             throttled={
                 "backup": self._throttles.upload.waited_seconds,
                 "restore": self._throttles.restore.waited_seconds,
+                "disk": 0.0 if self._disk is None else self._disk.waited_seconds,
             },
         )
 
@@ -399,7 +449,7 @@ class _Agent(Handler):
             volume_path=lambda volume_id: self._volume_path(task.local_id or volume_id),
             closed=excluded(never_read(self._config)),
         )
-        services = self._services_of(task.task_id)
+        services = dataclasses.replace(self._services_of(task.task_id), workers=self._restorers)
         outcome = await run_restore(task, services, self._calls, places)
         return self._restore_ended(task, outcome)
 
@@ -419,6 +469,14 @@ class _Agent(Handler):
             progress=lambda progress: self._control.send_progress(task_id, progress),
             log=lambda level, message: self._control.send_log(task_id, level, message),
         )
+
+
+def _not_polite(reason: str) -> None:
+    _log.warning(reason, hint="allow setpriority and ioprio_set, or set polite: off")
+
+
+def _nothing() -> None:
+    """A thread that gives way to nobody."""
 
 
 def _no_clone(reason: str) -> None:
@@ -553,7 +611,7 @@ def _write_endpoints(state: Path, http: Address) -> None:
 
 def _worker_count() -> int:
     """Threads for batches: what they call releases the GIL, so as many as there are cores."""
-    return max(2, min(8, len(os.sched_getaffinity(0))))
+    return workers(read_load(), len(os.sched_getaffinity(0)))
 
 
 def _raise_file_limit() -> None:

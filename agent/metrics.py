@@ -125,7 +125,7 @@ class _Live(Collector):
         )
         throttled = CounterMetricFamily(
             "tidemark_agent_throttled_seconds",
-            "Waited because of a limit of the network.",
+            "Waited because of a limit.",
             labels=["way"],
         )
         for way, seconds in sample.throttled.items():

@@ -15,6 +15,8 @@ from typing_extensions import Buffer
 
 from agent.beneath import Tree
 from agent.clones import Clones
+from agent.disk import DiskThrottle
+from agent.gate import Gate
 from agent.state import State
 from agent.tracking.tracker import Done, Mode, Since, Taken
 from repository.errors import TidemarkError
@@ -429,6 +431,10 @@ class Tracking(Protocol):
         ...
 
 
+def _nothing() -> None:
+    """A thread that is as any other."""
+
+
 @dataclass(frozen=True)
 class Services:
     """All that a task may use."""
@@ -447,3 +453,9 @@ class Services:
     """(level, message) for the job's own log: "info", "warning" or "error". From any thread."""
     clones: Clones | None = None
     """Of large files, from one backup to the next."""
+    disk: DiskThrottle | None = None
+    """How fast volumes may be read, if that is limited."""
+    groups: Gate | None = None
+    """Groups of chunks that a backup has in hand at once: fewer while the node has it hard."""
+    begin_thread: Callable[[], None] = _nothing
+    """Called first in each thread of a backup."""

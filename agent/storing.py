@@ -21,8 +21,10 @@ from msgspec import structs
 from agent.attributes import NO_ATTRIBUTES, Had, lacking
 from agent.clones import BYTES_MIN, Cloned, VolumeClones
 from agent.cutting import FileCutter, Hole, Kept, small_pieces
+from agent.disk import DiskThrottle
 from agent.errors import SourceError
 from agent.extents import Range
+from agent.gate import Gate
 from agent.known import KnownChunks
 from agent.packing import Packs
 from agent.reader import Read, SmallFile, Wanted
@@ -69,7 +71,7 @@ from repository.pack import PackKind
 # Rewritten blocks of a paged file share a frame with few others, or collection could free nothing.
 _REWRITTEN_BYTES: Final = 4 * BLOCK_BYTES
 # Groups of a large file's chunks that wait or are worked on, each 1 to 5 MiB.
-_GROUPS_IN_FLIGHT: Final = 6
+GROUPS_IN_FLIGHT: Final = 6
 # A large file that keeps changing is read again as long as that costs no more than this.
 _REREAD_BYTES_MAX: Final = 1024 * 1024 * 1024
 _LARGE_TRIES: Final = 20
@@ -132,7 +134,10 @@ class Storer:
         workers: Executor,
         now_ns: Callable[[], int],
         clones: VolumeClones | None = None,
+        disk: DiskThrottle | None = None,
+        groups: Gate | None = None,
     ) -> None:
+        self._disk = disk
         self._tree = small.tree
         self._clones = clones
         self._small = small
@@ -145,7 +150,7 @@ class Storer:
         self._now_ns = now_ns
         self._scanned = small.scanned
         self._local = threading.local()
-        self._groups = threading.BoundedSemaphore(_GROUPS_IN_FLIGHT)
+        self._groups = groups or Gate(GROUPS_IN_FLIGHT)
         self.counters = Counters()
 
     def _encoder(self) -> FrameEncoder:
@@ -170,6 +175,8 @@ class Storer:
                 else:
                     saved.append(self._save_other(found))
         wanted = [self._wanted(batch[index]) for index in files]
+        if self._disk is not None:
+            self._disk.take(sum(batch[index].stat.st_size for index in files))
         with self._small.read(wanted) as read:
             failpoint("agent.batch.read", TidemarkError)
             places = self._store_small(read)
@@ -331,6 +338,8 @@ class Storer:
         group_bytes, uncounted = 0, -file.bytes_read
         for piece in itertools.chain(pieces, (None,)):
             if isinstance(piece, bytes):
+                if self._disk is not None:
+                    self._disk.take(len(piece))
                 group.append(piece)
                 group_bytes += len(piece)
                 if group_bytes < RAW_BYTES_TARGET:
@@ -350,13 +359,13 @@ class Storer:
         return groups
 
     def _submit(self, group: list[bytes], frame_bytes: int) -> "Future[list[Extent]]":
-        self._groups.acquire()
+        self._groups.enter()
         try:
             future = self._workers.submit(self._store_group, group, frame_bytes)
         except BaseException:
-            self._groups.release()
+            self._groups.leave()
             raise
-        future.add_done_callback(lambda _: self._groups.release())
+        future.add_done_callback(lambda _: self._groups.leave())
         return future
 
     def _store_group(self, group: Sequence[bytes], frame_bytes: int) -> list[Extent]:

@@ -19,8 +19,6 @@ from agent.services import Clock
 PIECE_BYTES: Final = 1024 * 1024
 # A line that stutters faster than 50 times a second is smooth to everybody on it.
 _PIECE_SECONDS: Final = 0.02
-# A restore asks for each piece in a call of its own, so these are fewer.
-_READ_SECONDS: Final = 0.06
 # Smaller pieces would be mostly the headers around them.
 _PIECE_BYTES_MIN: Final = 64
 # A flow that took nothing for so long has ended, or waits for something else than us. Others may
@@ -75,13 +73,10 @@ class Stream:
 class Throttle:
     """One direction."""
 
-    def __init__(
-        self, clock: Clock, on_change: Callable[[], None], piece_seconds: float = _PIECE_SECONDS
-    ) -> None:
+    def __init__(self, clock: Clock, on_change: Callable[[], None]) -> None:
         """`on_change` is called when something begins to flow, and when a flow has said its end."""
         self._clock = clock
         self._on_change = on_change
-        self._piece_seconds = piece_seconds
         self._pace: Pace | None = None
         self._lease_seconds = self._lease_until = 0.0
         self._floor = 0
@@ -112,7 +107,7 @@ class Throttle:
         if self._pace is None:
             return PIECE_BYTES
         rate = self._pace.rate or self._floor
-        return min(PIECE_BYTES, max(_PIECE_BYTES_MIN, int(rate * self._piece_seconds)))
+        return min(PIECE_BYTES, max(_PIECE_BYTES_MIN, int(rate * _PIECE_SECONDS)))
 
     async def take(self, nbytes: int) -> float:
         """Wait until so many bytes may go; the seconds that it took."""
@@ -234,7 +229,7 @@ class Throttles:
         self._clock = clock
         self._ask: Callable[[], None] = _nobody
         self.upload = Throttle(clock, self._tell)
-        self.restore = Throttle(clock, self._tell, _READ_SECONDS)
+        self.restore = Throttle(clock, self._tell)
         self._number = 0
         self._measured_at = clock.monotonic()
         self._limited = asyncio.Event()

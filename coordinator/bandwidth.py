@@ -5,13 +5,14 @@ tells the nodes what comes of it. While nothing is limited no node is told anyth
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
 from coordinator.catalog import Catalog
-from coordinator.grants import FLOOR_BYTES, Grant, Grants, Report, Use
+from coordinator.grants import Grant, Grants, Report, Use
 from coordinator.limits import Limit, Rule, Scope, check_rule, next_change
 from coordinator.links import AgentLink, GrantBandwidth
 from coordinator.logs import get_logger
@@ -28,6 +29,7 @@ _TOGETHER_SECONDS_PER_NODE: Final = 0.0001
 _LOOK_SECONDS: Final = 0.1
 # The clock on the wall may be set anew while we wait for a window to open.
 _CLOCK_SECONDS: Final = 60.0
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class Bandwidth:
@@ -40,7 +42,7 @@ class Bandwidth:
         metrics: Metrics,
         *,
         clock: Callable[[], int],
-        floor_bytes: int = FLOOR_BYTES,
+        floor_bytes: int,
     ) -> None:
         self._catalog = catalog
         self._repository = repository
@@ -50,7 +52,9 @@ class Bandwidth:
         self._links: dict[NodeId, AgentLink] = {}
         self._limits: list[Limit] = []
         self._caps: dict[Hashable, float] = {}
-        self._caps_until: datetime | None = None
+        # The clock on the wall decides, and is looked at now and then whatever it said before.
+        self._caps_until = _NEVER
+        self._looked_at = -math.inf
         self._changed = asyncio.Event()
 
     async def load(self) -> None:
@@ -92,27 +96,28 @@ class Bandwidth:
 
     def _look_at_clock(self) -> None:
         """Take the limits as they are now, if they may be others than before."""
-        now = self.now()
-        if self._caps_until is not None and now < self._caps_until:
+        now, at = self.now(), _monotonic()
+        if at < self._looked_at + _CLOCK_SECONDS and now < self._caps_until:
             return
-        before = self._caps
+        before, self._looked_at = self._caps, at
         rates = {(each.scope, each.subject): each.rate(now) for each in self._limits}
         self._caps = {cap: float(rate) for cap, rate in rates.items() if rate is not None}
-        latest = datetime.fromtimestamp(now.timestamp() + _CLOCK_SECONDS, UTC)
-        self._caps_until = min(next_change(self._limits, now) or latest, latest)
+        self._caps_until = next_change(self._limits, now) or _NEVER
         if before != self._caps:
             log.info("bandwidth limits", in_force=[f"{s} {r:.0f} B/s" for s, r in self._in_force()])
 
     def _in_force(self) -> Iterator[tuple[str, float]]:
         for each in self._limits:
             if (rate := self._caps.get((each.scope, each.subject))) is not None:
-                yield f"{each.scope} {each.subject.hex()}".strip(), rate
+                link = self._links.get(NodeId(each.subject))
+                subject = each.subject.hex() if link is None else link.node.name
+                yield f"{each.scope} {subject}".strip(), rate
 
     def _pause(self) -> float:
         if self._caps and self._links:
             return _LOOK_SECONDS
-        assert self._caps_until is not None
-        return max(_LOOK_SECONDS, (self._caps_until - self.now()).total_seconds())
+        seconds = (self._caps_until - self.now()).total_seconds()
+        return max(_LOOK_SECONDS, min(_CLOCK_SECONDS, seconds))
 
     # ---- nodes ----------------------------------------------------------------------------------
 

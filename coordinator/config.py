@@ -16,6 +16,7 @@ import yaml
 from typing_extensions import override
 
 from coordinator.errors import ConfigError, UsageError
+from proto.rates import parse_rate
 from repository.store.s3.location import S3Location, parse_location
 
 ENVIRONMENT_PREFIX: Final = "TIDEMARK_COORDINATOR_"
@@ -67,6 +68,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     passphrase_file: Path | None = None
     # How long a node's certificate is good; agents renew it after two thirds of that.
     certificate_seconds: int = 86400
+    # Bytes per second that a node under a limit of the network falls to when it hears no more.
+    floor_bytes: int = 1024 * 1024
     # End when the process that started this one is gone (`tidemark up` sets it for its children).
     exit_with_parent: bool = False
 
@@ -146,6 +149,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "http": ("http", parse_address),
     "every": ("every_seconds", parse_every),
     "passphrase_file": ("passphrase_file", _absolute),
+    "bandwidth_floor": ("floor_bytes", parse_rate),
     "certificate_life": ("certificate_seconds", parse_certificate_life),
 }
 
@@ -303,6 +307,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--certificate-life", metavar="DURATION", help="of nodes' certificates (default 24h)"
+    )
+    parser.add_argument(
+        "--bandwidth-floor", metavar="RATE", help="of lost nodes under a limit (default 1MiB/s)"
     )
     parser.add_argument("--exit-with-parent", action="store_true", help=argparse.SUPPRESS)
     return parser

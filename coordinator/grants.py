@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from coordinator.budget import Demand, left_of, max_min, share
+from proto.rates import RATE_MAX
 from repository.ids import NodeId
 
 # Renewed three times before it ends, so that two may be late.
@@ -35,6 +36,8 @@ _HEADROOM_BYTES: Final = 16 * 1024
 _BLOCKED: Final = 0.4
 _BLOCKED_GROWTH: Final = 1.5
 _DECLINE: Final = 0.25
+# More than any line carries: what is told is not believed without end.
+_USED_MAX: Final = float(RATE_MAX)
 # Less was measured in too short a time to mean anything.
 _MEASURED_SECONDS: Final = 0.2
 
@@ -123,7 +126,7 @@ class _Flow:
             return
         measured = seconds >= _MEASURED_SECONDS
         if measured:
-            self.used = told.used_bytes / seconds
+            self.used = min(told.used_bytes / seconds, _USED_MAX)
         if not self.granted or not self.wanted:
             self.wanted = self.wanted or self.former
         elif measured:

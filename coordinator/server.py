@@ -233,7 +233,13 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
     sessions = Sessions(catalog, repository, dispatcher, clock=clock, random=random, incarnation=1)
     fleet = Fleet(catalog, repository, authority, dispatcher, program, clock=clock, random=random)
     selection = Selection(catalog)
-    bandwidth = Bandwidth(catalog, repository.config.repository, metrics, clock=clock)
+    bandwidth = Bandwidth(
+        catalog,
+        repository.config.repository,
+        metrics,
+        clock=clock,
+        floor_bytes=config.floor_bytes,
+    )
     overview = Overview(
         catalog,
         repository,

@@ -147,7 +147,7 @@ def _limits_table(limits: Sequence[Document]) -> Table:
 
 def _nodes_table(nodes: Sequence[Document]) -> Table:
     return Table(
-        titles=("node", "backup limit", "in use", "restore limit", "in use"),
+        titles=("node", "backups may use", "and use", "restores may use", "and use"),
         rows=[
             (
                 node["node"],
@@ -168,4 +168,6 @@ def _limit_cell(node: Document, way: str) -> str:
     if not node["obeys"]:
         return "agent too old"
     limit = node[f"{way}_limit"]
-    return "none" if limit is None else format_rate(limit)
+    if limit is None:
+        return "no limit"
+    return format_rate(limit) if limit else "idle"

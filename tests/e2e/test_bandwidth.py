@@ -5,7 +5,7 @@ import threading
 import time
 from pathlib import Path
 
-from tests.e2e.agents import agents, volume
+from tests.e2e.agents import Agent, agents, volume
 from tests.e2e.harness import Machine, eventually
 from tests.e2e.wire import Wire, per_second, wires
 
@@ -28,6 +28,13 @@ def disk_full_of_noise(directory: Path, mib: int) -> Path:
 def pause(seconds: float) -> None:
     """Only look on."""
     threading.Event().wait(seconds)
+
+
+def nices_of(node: Agent) -> set[int]:
+    """How far its threads give way."""
+    assert node.process is not None
+    threads = Path(f"/proc/{node.process.pid}/task").iterdir()
+    return {os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads}
 
 
 def is_sending(wire: Wire, since: float) -> bool:
@@ -53,6 +60,7 @@ def test_three_agents_keep_to_one_cap_and_use_it_and_follow_a_change(tmp_path: P
         eventually(lambda: all(is_sending(line, asked) for line in lines), seconds=20)
         began = time.monotonic() + SETTLING
         pause(SETTLING + 1.7)
+        nices = nices_of(nodes[0])
         shown = up.json("bandwidth", "show")
         changed = time.monotonic()
         up.run("bandwidth", "set", "--fleet", "10MB/s").ok()
@@ -65,6 +73,8 @@ def test_three_agents_keep_to_one_cap_and_use_it_and_follow_a_change(tmp_path: P
     sent = [line.up for line in lines]
     first = per_second(sent, began, changed)
     second = per_second(sent, changed + SETTLING, lifted)
+    # Who backs up gives way, and who answers does not.
+    assert {0, 10} <= nices
     assert max(first) <= CAP * 1.05 * HEADERS
     assert min(first) >= CAP * 0.95
     assert max(second) <= CAP / 2 * 1.05 * HEADERS
@@ -75,3 +85,29 @@ def test_three_agents_keep_to_one_cap_and_use_it_and_follow_a_change(tmp_path: P
     assert shown["limits"][0]["bytes_per_second"] == CAP
     using = {node["node"]: node["backup_used"] for node in shown["nodes"]}
     assert min(using[name] for name in ("one", "two", "three")) > CAP / 3 * 0.6
+
+
+def test_a_restore_keeps_to_a_limit_and_uses_it(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "home")
+    with (
+        machine.up(tmp_path / "data") as up,
+        wires(up.coordinator, 1) as [line],
+        agents(up, tmp_path, "one") as [node],
+    ):
+        node.calls = line.address
+        node.protect(volume("noise", disk_full_of_noise(tmp_path / "noise", 32)))
+        node.start()
+        snapshot = up.backup("noise")["snapshot_id"]
+        up.run("bandwidth", "set", "--node", "one", "10MB/s").ok()
+        asked = time.monotonic()
+        up.restore(snapshot, tmp_path / "restored", "--node", "one")
+        whole = (tmp_path / "restored/noise").read_bytes() == (
+            tmp_path / "noise/noise"
+        ).read_bytes()
+
+    last = [at for at, size in line.down if size > MIB / 64][-1]
+    begun = next(at for at, size in line.down if at > asked and size > MIB / 64)
+    seconds = per_second([line.down], begun + SETTLING, last)
+    assert whole
+    assert max(seconds) <= CAP / 2 * 1.05 * HEADERS
+    assert min(seconds) >= CAP / 2 * 0.95

@@ -1761,7 +1761,7 @@ class NodeBandwidth(_message.Message):
     node: _builtins.str
     node_id: _builtins.str
     backup_limit: _builtins.int
-    """What it may use now, in bytes per second; none without a limit."""
+    """What it may use now, in bytes per second; zero while it wants nothing, none without a limit."""
     restore_limit: _builtins.int
     backup_used: _builtins.int
     """What it used a moment ago; known only under a limit."""

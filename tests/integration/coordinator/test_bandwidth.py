@@ -1,12 +1,22 @@
 """Limits as administrators set them, and what agents are told of them."""
 
 import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
 
 import grpc
 import pytest
 
+from coordinator.bandwidth import Bandwidth
+from coordinator.catalog import open_catalog
 from coordinator.config import Config
+from coordinator.grants import Flow, Report
+from coordinator.limits import Rule, Scope, Window
+from coordinator.links import AgentLink, GrantBandwidth
+from coordinator.metrics import Metrics
+from coordinator.model import Node
 from proto.tidemark.v1 import admin_pb2, agent_pb2
+from repository.ids import NodeId, RepositoryId
 from tests.fakes.agent import Connection
 from tests.integration.coordinator.serving import Coordinator, serving
 
@@ -202,3 +212,67 @@ async def test_the_log_says_who_set_what(config: Config, capfd: pytest.CaptureFi
 
     assert "bandwidth set" in (told := "".join(capfd.readouterr()))
     assert "20 MB/s" in told
+
+
+async def test_a_window_opens_by_itself(tmp_path: Path) -> None:
+    clock = [datetime(2026, 3, 2, 21, 59, 59, tzinfo=UTC).timestamp()]
+    catalog = await open_catalog(tmp_path / "catalog.db", 0)
+    budget = Bandwidth(
+        catalog,
+        RepositoryId(b"r" * 16),
+        Metrics("1"),
+        clock=lambda: int(clock[0] * 1e9),
+        floor_bytes=1_000_000,
+    )
+    link = AgentLink(Node(NodeId(b"n" * 16), "node", 0, 0, b"", b""))
+    await budget.load()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        running = group.create_task(budget.run(), name="budget")
+        night = Rule(RATE * 5, Window(22 * 60, 6 * 60, "UTC"))
+        for rule in (Rule(RATE), night):
+            await budget.add_rule(Scope.FLEET, b"", rule, by="test")
+        await asyncio.sleep(0.1)
+        budget.join(link)
+        rates = []
+        while RATE * 5 not in rates:
+            message = await link.outbox.get()
+            assert isinstance(message, GrantBandwidth)
+            assert message.grant is not None
+            rates.append(message.grant.backup)
+            budget.hear(link.node.node_id, Report(message.grant.number, backup=Flow(wants=True)))
+            if message.grant.backup == RATE:
+                clock[0] += 1
+        budget.leave(link)
+        running.cancel()
+    await catalog.close()
+
+    assert list(dict.fromkeys(rates)) == [0, RATE, RATE * 5]
+
+
+async def test_a_node_that_tells_impossible_things_gets_its_part_and_is_shown(
+    config: Config,
+) -> None:
+    async with serving(config) as coordinator:
+        await limit(coordinator, RATE, fleet=True)
+        liar, honest = await coordinator.agent("liar"), await coordinator.agent("honest")
+        async with liar.connected() as connection, honest.connected() as other:
+            await other.say(demand((await granted(other)).number))
+            first = await granted(connection)
+            huge = agent_pb2.Traffic(wants=True, used_bytes=2**64 - 1, blocked_milliseconds=2**31)
+            await connection.say(demand(first.number))
+            mine = first
+            for number in range(first.number, first.number + 3):
+                lie = agent_pb2.BandwidthDemand(
+                    grant_number=number, measured_milliseconds=300, backup=huge, restore=huge
+                )
+                await connection.say(agent_pb2.ConnectRequest(bandwidth=lie))
+                mine = await granted(connection)
+            share = await granted(other)
+            while share.backup in {0, RATE}:
+                await other.say(demand(share.number))
+                share = await granted(other)
+            answer = await shown(coordinator)
+
+    assert mine.backup + mine.restore <= RATE
+    assert share.backup >= RATE * 0.02
+    assert {node.node for node in answer.nodes} == {"liar", "honest"}

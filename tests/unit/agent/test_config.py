@@ -173,3 +173,34 @@ def test_an_engine_is_asked_only_if_it_is_named(flags: list[str], address: str |
 def test_an_engine_is_on_this_machine(address: str) -> None:
     with pytest.raises(ConfigError, match="on this machine"):
         config("--docker", address)
+
+
+@pytest.mark.parametrize(
+    ("flags", "polite", "disk_rate"),
+    [
+        ([], True, None),
+        (["--polite", "off", "--disk-rate", "100MB/s"], False, 100_000_000),
+        (["--polite", "on", "--disk-rate", "off"], True, None),
+    ],
+)
+def test_backups_give_way_and_read_as_fast_as_they_are_told(
+    flags: list[str], polite: bool, disk_rate: int | None
+) -> None:
+    found = config(*flags)
+
+    assert (found.polite, found.disk_rate) == (polite, disk_rate)
+
+
+def test_a_file_may_use_the_words_of_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("coordinator: c:1\npolite: off\ndisk_rate: off\n")
+
+    found = load(["--config", str(file)], {}).config
+
+    assert (found.polite, found.disk_rate) == (False, None)
+
+
+@pytest.mark.parametrize("flag", ["--polite=maybe", "--disk-rate=10", "--disk-rate=100kB/s"])
+def test_what_is_no_switch_and_no_rate_is_refused(flag: str) -> None:
+    with pytest.raises(ConfigError, match=r"needs|less than"):
+        config(flag)

@@ -317,7 +317,7 @@ async def test_under_a_limit_ranges_are_read_whole_in_small_calls_in_their_time(
         seconds = asyncio.get_running_loop().time() - began
 
     assert [bytes(part) for part in read] == [pack[at : at + size] for at, size in ranges]
-    assert max(sum(size for _, size in asked) for asked in store.asked) <= 120_000
+    assert max(sum(size for _, size in asked) for asked in store.asked) <= 40_000
     assert 0.3 <= seconds <= 1.5
 
 

@@ -126,3 +126,10 @@ def test_an_empty_or_missing_passphrase_file_is_an_error(tmp_path: Path) -> None
     for name in ("empty", "missing"):
         with pytest.raises(ConfigError):
             read_passphrase(tmp_path / name)
+
+
+def test_the_floor_is_a_rate() -> None:
+    assert load(NEEDED, {}).config.floor_bytes == 1024 * 1024
+    assert load([*NEEDED, "--bandwidth-floor", "2MB/s"], {}).config.floor_bytes == 2_000_000
+    with pytest.raises(ConfigError, match="needs a number and a unit"):
+        load([*NEEDED, "--bandwidth-floor", "2"], {})

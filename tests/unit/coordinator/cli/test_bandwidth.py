@@ -69,11 +69,18 @@ def test_half_a_window_is_refused(ends: tuple[str | None, str | None, str | None
 
 def test_nodes_are_shown_with_what_they_may_and_what_they_use() -> None:
     nodes = [
-        NodeBandwidth(node="a", backup_limit=2_000_000, backup_used=1_500_000, obeys=True),
+        NodeBandwidth(
+            node="a",
+            backup_limit=2_000_000,
+            backup_used=1_500_000,
+            restore_limit=0,
+            obeys=True,
+        ),
+        NodeBandwidth(node="free", obeys=True),
         NodeBandwidth(node="old", obeys=False),
     ]
 
     rows = _nodes_table([document(each) for each in nodes]).rows
 
-    assert list(rows[0]) == ["a", "2 MB/s", "1.5 MB/s", "none", "0 B/s"]
-    assert list(rows[1])[1] == "agent too old"
+    assert list(rows[0]) == ["a", "2 MB/s", "1.5 MB/s", "idle", "0 B/s"]
+    assert [list(row)[1] for row in rows[1:]] == ["no limit", "agent too old"]
