@@ -176,8 +176,9 @@ class _Reads(AgentServiceServicer):
 class _Store(AgentServiceServicer):
     """Takes what comes, and gives what is asked for, of one pack."""
 
-    def __init__(self, pack: bytes = b"") -> None:
+    def __init__(self, pack: bytes = b"", away_seconds: float = 0.0) -> None:
         self.pack = pack
+        self.away_seconds = away_seconds
         self.taken: list[bytes] = []
         self.asked: list[list[tuple[int, int]]] = []
 
@@ -192,6 +193,7 @@ class _Store(AgentServiceServicer):
         self, request: ReadPackRequest, context: object
     ) -> AsyncIterator[ReadPackResponse]:
         self.asked.append([(each.offset, each.length) for each in request.ranges])
+        await asyncio.sleep(self.away_seconds)
         for each in request.ranges:
             yield ReadPackResponse(data=self.pack[each.offset : each.offset + each.length])
 
@@ -328,3 +330,25 @@ async def test_without_a_limit_ranges_are_read_in_one_call() -> None:
         await calls.read_pack("task", "packs/x", [(0, 10), (100, 50)])
 
     assert store.asked == [[(0, 10), (100, 50)]]
+
+
+@pytest.mark.asyncio
+async def test_under_a_limit_a_store_far_away_is_read_at_the_whole_rate() -> None:
+    pack = bytes(range(256)) * 8192
+    store = _Store(pack, away_seconds=0.1)  # type: ignore[abstract]
+    async with _calls(store, rate=2_000_000) as calls:
+        began = asyncio.get_running_loop().time()
+        [read] = await calls.read_pack("task", "packs/x", [(0, len(pack))])
+        seconds = asyncio.get_running_loop().time() - began
+
+    assert bytes(read) == pack
+    # One call after the other would take more than five.
+    assert 0.9 <= seconds <= 2.5
+
+
+@pytest.mark.asyncio
+async def test_under_a_limit_a_read_that_fails_fails_as_it_does_without() -> None:
+    store = _Store(bytes(1000))  # type: ignore[abstract]  # shorter than what is asked for
+    async with _calls(store, rate=2_000_000) as calls:
+        with pytest.raises(CoordinatorError, match="sent 0 bytes"):
+            await calls.read_pack("task", "packs/x", [(500_000, 100_000)])

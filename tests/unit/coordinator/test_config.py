@@ -133,3 +133,47 @@ def test_the_floor_is_a_rate() -> None:
     assert load([*NEEDED, "--bandwidth-floor", "2MB/s"], {}).config.floor_bytes == 2_000_000
     with pytest.raises(ConfigError, match="needs a number and a unit"):
         load([*NEEDED, "--bandwidth-floor", "2"], {})
+
+
+# Where the repository lies.
+
+BUCKET = ["--data", "/d", "--repository", "s3://bucket/some/prefix"]
+
+
+def test_a_bucket_is_made_of_all_that_is_said_of_it() -> None:
+    said = [
+        *("--repository-endpoint", "https://s3.example.com/", "--repository-region", "eu-1"),
+        *("--repository-addressing", "path", "--repository-ca", "/ca.pem"),
+        *("--repository-credentials", "/key"),
+    ]
+    config = load([*BUCKET, *said], {}).config
+
+    assert config.bucket is not None
+    location = config.bucket.location
+    assert (location.bucket, location.prefix) == ("bucket", "some/prefix")
+    assert (location.endpoint, location.region) == ("https://s3.example.com", "eu-1")
+    assert (location.addressing, location.ca_file) == ("path", Path("/ca.pem"))
+    assert config.bucket.credentials_file == Path("/key")
+
+
+@pytest.mark.parametrize("text", ["/srv/my repo", "file:///srv/my%20repo"])
+def test_a_directory_may_be_written_as_a_url(text: str) -> None:
+    config = load(["--data", "/d", "--repository", text], {}).config
+
+    assert (config.repository, config.bucket) == (Path("/srv/my repo"), None)
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        (["--repository", "http://h/b"], "neither a directory nor"),
+        (["--repository", "s3://"], "names no bucket"),
+        (["--repository", "s3://key:secret@bucket"], "before the first slash"),
+        (["--repository", "s3://b-b/x", "--repository-endpoint", "example.com"], "endpoint"),
+        (["--repository", "s3://b-b/x", "--repository-addressing", "host"], "auto, path or"),
+        (["--repository", "/r", "--repository-region", "eu-1"], "the repository is none"),
+    ],
+)
+def test_what_cannot_be_a_place_is_refused(said: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load(["--data", "/d", *said], {})
