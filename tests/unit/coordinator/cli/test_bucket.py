@@ -5,7 +5,11 @@ import pytest
 from coordinator.cli.failure import CommandError, UsageError
 from coordinator.cli.up.bucket import choose_bucket
 
-NOTHING = {"repository": None, "repository-endpoint": None, "repository-credentials": None}
+NOTHING: dict[str, str | None] = {
+    "repository": None,
+    "repository-endpoint": None,
+    "repository-credentials": None,
+}
 SAID = NOTHING | {
     "repository": "s3://bucket/prefix",
     "repository-endpoint": "https://s3.example.com",
