@@ -22,6 +22,7 @@ from agent.direct import DirectStore, SignedReads, digests
 from agent.errors import CoordinatorError, UnreachableError, first_error
 from agent.identity import Identity
 from agent.line import Line
+from agent.logs import get_logger
 from agent.services import (
     AuditOutcome,
     BackupStatistics,
@@ -100,6 +101,7 @@ _BACKOFF_SECONDS: Final = (0.2, 5.0)
 # Lists of errors hold so many; the total counts all.
 ERRORS_MAX: Final = 100
 
+_log = get_logger()
 _random = random.SystemRandom()
 
 
@@ -516,7 +518,9 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             if not isinstance(failure, UnreachableError | StoreUnavailableError):
                 raise failure from cause
             now = self._clock.monotonic()
-            give_up_at = now + patience_seconds if give_up_at is None else give_up_at
+            if give_up_at is None:
+                give_up_at = now + patience_seconds
+                _log.warning("asking again", reason=failure.message, seconds=patience_seconds)
             if now >= give_up_at:
                 raise failure from cause
             await asyncio.sleep(shortest * _random.uniform(0.5, 1.5))
