@@ -22,6 +22,7 @@ from repository.frames import Location
 from repository.ids import ChunkId
 from repository.keys import SigningKey
 from repository.snapshot import BYTES_MAX, Detection
+from repository.store.counting import Requests, Tally
 from repository.store.interface import Checksum
 
 
@@ -201,6 +202,8 @@ class BackupStatistics:
     warnings: list[PathProblem] = field(default_factory=list)
     errors: list[PathProblem] = field(default_factory=list)
     errors_total: int = 0
+    store_requests: Requests = field(default_factory=Requests)
+    """What this agent itself asked of the store."""
 
 
 @dataclass
@@ -224,6 +227,8 @@ class RestoreStatistics:
     changes: list[PathChange] = field(default_factory=list)
     """Of a dry run: the first of what would become different."""
     changes_total: int = 0
+    store_requests: Requests = field(default_factory=Requests)
+    """What this agent itself asked of the store."""
 
 
 class SignedUploads(NamedTuple):
@@ -447,3 +452,5 @@ class Services:
     """(level, message) for the job's own log: "info", "warning" or "error". From any thread."""
     clones: Clones | None = None
     """Of large files, from one backup to the next."""
+    tally: Tally = field(default_factory=Tally)
+    """What the task asks of the store by itself is counted on this."""

@@ -57,6 +57,7 @@ from repository.frames import Location
 from repository.ids import CHUNK_ID_BYTES, ChunkId, PackNonce
 from repository.ranges import reads
 from repository.snapshot import Detection
+from repository.store.counting import Requests
 from repository.store.interface import Checksum, SignedRequest
 
 Channel = grpc.aio.Channel
@@ -621,7 +622,13 @@ def backup_result(statistics: BackupStatistics) -> common_pb2.BackupResult:
         change_detection=_DETECTIONS[statistics.detection],
         proof=statistics.proof,
         audit=_audit_result(statistics.audit),
+        store_requests=store_requests(statistics.store_requests),
     )
+
+
+def store_requests(asked: Requests) -> common_pb2.StoreRequests:
+    """Return what the store was asked as the protocol words it."""
+    return common_pb2.StoreRequests(**asked._asdict())
 
 
 def _audit_result(audit: AuditOutcome | None) -> common_pb2.AuditResult | None:

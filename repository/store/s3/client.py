@@ -12,7 +12,8 @@ from functools import cache
 from typing import Any, Final
 
 from repository.errors import UsageError
-from repository.store.interface import check_name
+from repository.store.counting import Tally, charge
+from repository.store.interface import Operation, check_name
 from repository.store.s3.errors import failures, translate
 from repository.store.s3.location import Credentials, S3Location
 
@@ -22,6 +23,13 @@ _CONNECT_SECONDS: Final = 10.0
 _READ_SECONDS: Final = 60.0
 # Where nothing says otherwise: what AWS signs for by default, and others do not care.
 _REGION: Final = "us-east-1"
+# By the first word of an operation's name. What is none of these costs what a write does.
+_KINDS: Final = {
+    "get": Operation.GET,
+    "head": Operation.HEAD,
+    "list": Operation.LIST,
+    "delete": Operation.DELETE,
+}
 
 
 class Bucket:
@@ -31,6 +39,8 @@ class Bucket:
         self.location = location
         # How often each operation was sent; answers that never came are counted, too.
         self.requests: Counter[str] = Counter()
+        # The same by what they cost, and the bytes of objects.
+        self.tally = Tally()
         self._client = client
         self._now_ns = now_ns
 
@@ -52,7 +62,9 @@ class Bucket:
         with self.translated(about):
             answer = await self._send("get_object", parameters)
             async with answer["Body"] as body:
-                return answer, bytes(await body.read())
+                data = bytes(await body.read())
+            charge(self.tally, Operation.GET, 0, bytes_out=len(data))
+            return answer, data
 
     async def sign(self, operation: str, about: str, seconds: int, **parameters: Any) -> str:
         """The URL of a request that works for so long. Asks nobody, unless for a newer key."""
@@ -73,6 +85,8 @@ class Bucket:
 
     async def _send(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         self.requests[operation] += 1
+        kind = _KINDS.get(operation.partition("_")[0], Operation.PUT)
+        charge(self.tally, kind, bytes_in=len(parameters.get("Body", b"")))
         answer = await getattr(self._client, operation)(**self._with_bucket(parameters))
         return dict(answer)
 
