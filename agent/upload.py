@@ -20,6 +20,7 @@ from typing_extensions import Buffer, override
 from agent.config import Address
 from agent.direct import DirectStore, SignedReads, digests
 from agent.errors import CoordinatorError, UnreachableError
+from agent.fetching import STORE_FETCH_BYTES
 from agent.identity import Identity
 from agent.line import Line
 from agent.services import (
@@ -82,7 +83,7 @@ _CHECKSUMS: Final = {
 # Of a pack in an object store: so many needless bytes cost less than another request, and so many
 # come with one. What one call asks for comes with one, then.
 _GAP_BYTES: Final = 1024 * 1024
-_READ_BYTES: Final = 16 * 1024 * 1024
+_READ_BYTES: Final = STORE_FETCH_BYTES
 # Two packs of 32 MiB on their way use any line; more would only use memory.
 _UPLOADS: Final = 2
 # A call without much data; the coordinator syncs files for some of them.
