@@ -405,6 +405,8 @@ class _Backup:
         self.statistics.data_added_packed = self._packed_bytes
         self.statistics.detection = made.detection
         self.statistics.proof = self._proof(made)
+        # All packs are sent; the coordinator knows of them even if it hears no more from us.
+        self.statistics.store_requests = self._services.tally.snapshot()
         self._report("committing")
         refs = made.refs.encode()
         signed = sign_root(self._root(session, keys, made, refs), self._services.signing_key)

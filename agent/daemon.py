@@ -71,6 +71,8 @@ from agent.watching import Watching
 from repository.errors import BusyError, CanceledError, TidemarkError
 from repository.failpoints import failpoint
 from repository.ids import NodeId
+from repository.store.counting import Tally, charged
+from repository.store.interface import Operation
 
 DISTRIBUTION: Final = "tidemark-backup"
 # `up` promises that its children end within 5 s: first the tasks, then what they had to say.
@@ -310,6 +312,7 @@ class _Agent(Handler):
                 await self._control.told_everything()
 
     def _sample(self) -> Sample:
+        asked = self._store.total.snapshot()
         return Sample(
             tasks=self._tasks.count(),
             connected=self._control.is_connected,
@@ -322,6 +325,7 @@ class _Agent(Handler):
                 "restore": self._throttles.restore.waited_seconds,
                 "disk": 0.0 if self._disk is None else self._disk.waited_seconds,
             },
+            store_requests={operation: getattr(asked, operation) for operation in Operation},
         )
 
     def _tracking_sample(self) -> TrackingSample:
@@ -374,23 +378,25 @@ class _Agent(Handler):
             local_id=wish.local_id,
             audit=wish.audit,
         )
+        tally = Tally()
         order = Order(
             task_id=wish.task_id,
             job_id=wish.job_id,
             holds=_PACKING,
-            perform=lambda: self._back_up(task),
-            failed=lambda error: self._backup_ended(task, _failed_backup(error)),
+            perform=lambda: self._back_up(task, tally),
+            failed=lambda error: self._backup_ended(task, _failed_backup(error), tally),
         )
         self._tasks.accept(order)
 
     @override
     def on_restore(self, task: RestoreTask) -> None:
+        tally = Tally()
         order = Order(
             task_id=task.task_id,
             job_id=task.job_id,
             holds=_WRITING,
-            perform=lambda: self._restore(task),
-            failed=lambda error: self._restore_ended(task, _failed_restore(error)),
+            perform=lambda: self._restore(task, tally),
+            failed=lambda error: self._restore_ended(task, _failed_restore(error), tally),
         )
         self._tasks.accept(order)
 
@@ -412,7 +418,7 @@ class _Agent(Handler):
 
     # Tasks.
 
-    async def _back_up(self, task: BackupTask) -> Report:
+    async def _back_up(self, task: BackupTask, tally: Tally) -> Report:
         if not task.volume.path:
             raise VolumeError(
                 "this volume is not one of this node any more",
@@ -424,13 +430,15 @@ class _Agent(Handler):
         task = dataclasses.replace(task, excludes=excluded([*never, *skipped]))
         _log.info("backup begins", volume=task.volume.name)
         failpoint("agent.backup.begun", VolumeError)
-        outcome = await run_backup(task, self._services_of(task.task_id))
+        with charged(tally):
+            outcome = await run_backup(task, self._services_of(task.task_id, tally))
         failpoint("agent.task.ended", TidemarkError)
         # What told of the changes may have been lost, and another one taken.
         self._watching.look_again()
-        return self._backup_ended(task, outcome)
+        return self._backup_ended(task, outcome, tally)
 
-    def _backup_ended(self, task: BackupTask, outcome: BackupOutcome) -> Report:
+    def _backup_ended(self, task: BackupTask, outcome: BackupOutcome, tally: Tally) -> Report:
+        outcome.statistics.store_requests = tally.snapshot()
         phase = _phase_of(outcome)
         self._metrics.tasks_total.labels("backup", phase.name.lower()).inc()
         self._metrics.source_read_bytes.inc(outcome.statistics.bytes_read)
@@ -442,30 +450,35 @@ class _Agent(Handler):
         _log_end("backup ends", phase, outcome.error)
         return lambda: self._control.send_backup_end(task, outcome)
 
-    async def _restore(self, task: RestoreTask) -> Report:
+    async def _restore(self, task: RestoreTask, tally: Tally) -> Report:
         _log.info("restore begins", snapshot=task.snapshot_id, target=_shown(task))
         places = RestorePlaces(
             roots=[os.fsencode(root) for root in self._config.restore_roots],
             volume_path=lambda volume_id: self._volume_path(task.local_id or volume_id),
             closed=excluded(never_read(self._config)),
         )
-        services = dataclasses.replace(self._services_of(task.task_id), workers=self._restorers)
-        outcome = await run_restore(task, services, self._calls, places)
-        return self._restore_ended(task, outcome)
+        services = dataclasses.replace(
+            self._services_of(task.task_id, tally), workers=self._restorers
+        )
+        with charged(tally):
+            outcome = await run_restore(task, services, self._calls, places)
+        return self._restore_ended(task, outcome, tally)
 
     def _volume_path(self, volume_id: bytes) -> bytes | None:
         volume = self._volumes.get(volume_id)
         return None if volume is None else volume.path
 
-    def _restore_ended(self, task: RestoreTask, outcome: RestoreOutcome) -> Report:
+    def _restore_ended(self, task: RestoreTask, outcome: RestoreOutcome, tally: Tally) -> Report:
+        outcome.statistics.store_requests = tally.snapshot()
         self._metrics.tasks_total.labels("restore", outcome.phase.name.lower()).inc()
         self._metrics.restored_bytes.inc(outcome.statistics.bytes_written)
         _log_end("restore ends", outcome.phase, outcome.error)
         return lambda: self._control.send_restore_end(task, outcome)
 
-    def _services_of(self, task_id: str) -> Services:
+    def _services_of(self, task_id: str, tally: Tally) -> Services:
         return dataclasses.replace(
             self._services,
+            tally=tally,
             progress=lambda progress: self._control.send_progress(task_id, progress),
             log=lambda level, message: self._control.send_log(task_id, level, message),
         )

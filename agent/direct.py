@@ -27,7 +27,8 @@ from repository.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
-from repository.store.interface import Checksum, SignedRequest
+from repository.store.counting import Tally, charge
+from repository.store.interface import Checksum, Operation, SignedRequest
 
 # Small enough for the caches, large enough to cost little per byte.
 PIECE_BYTES: Final = 256 * 1024
@@ -114,6 +115,8 @@ class DirectStore:
         self._ca_file = ca_file
         self._throttles = throttles
         self._session: Any = None
+        self.total = Tally()
+        """What was asked of the store, tries that failed included."""
 
     def serves(self, endpoint: str) -> bool:
         """Whether requests there may be sent at all."""
@@ -124,6 +127,7 @@ class DirectStore:
 
         StoreError; StoreUnavailableError where the same may succeed when signed anew.
         """
+        charge(self.total, Operation.PUT, bytes_in=size_bytes)
         async with self._deadline(size_bytes) as deadline:
             body = self._pieces(buffers, deadline)
             async with self._answer(request, {}, body) as answer:
@@ -154,6 +158,7 @@ class DirectStore:
         asked = {"Range": f"bytes={offset}-{offset + length - 1}"}
         arrived = bytearray(length)
         filled = 0
+        charge(self.total, Operation.GET)
         async with self._deadline(length) as deadline, self._answer(request, asked, None) as answer:
             await _check(answer, _READ)
             if not _is_range(answer.status, answer.headers, offset, length):
@@ -161,6 +166,7 @@ class DirectStore:
             while piece := await self._next_piece(answer, deadline):
                 if filled + len(piece) > length:
                     raise StoreUnavailableError("the store sent more than was asked for")
+                charge(self.total, Operation.GET, 0, bytes_out=len(piece))
                 arrived[filled : filled + len(piece)] = piece
                 filled += len(piece)
         if filled != length:

@@ -85,6 +85,7 @@ class Sample:
         volumes: int,
         tracking: TrackingSample,
         throttled: Mapping[str, float],
+        store_requests: Mapping[str, int],
     ) -> None:
         self.tasks = dict(tasks)
         self.connected = connected
@@ -93,6 +94,7 @@ class Sample:
         self.volumes = volumes
         self.tracking = tracking
         self.throttled = dict(throttled)
+        self.store_requests = dict(store_requests)
 
 
 class _Live(Collector):
@@ -131,6 +133,14 @@ class _Live(Collector):
         for way, seconds in sample.throttled.items():
             throttled.add_metric([way], seconds)
         yield throttled
+        requests = CounterMetricFamily(
+            "tidemark_agent_store_requests",
+            "What this agent itself asked of the store, failed tries included.",
+            labels=["operation"],
+        )
+        for operation, count in sample.store_requests.items():
+            requests.add_metric([operation], count)
+        yield requests
         yield from _of_tracking(sample.tracking)
         yield from self._of_process()
 

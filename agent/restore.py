@@ -56,8 +56,6 @@ _T = TypeVar("_T")
 # Extents planned at once: 8 GiB of a general file, 16,000 small files, some 10 MiB of memory. One
 # window is written while another is planned.
 _WINDOW_EXTENTS: Final = 16_384
-# Fetches in flight, each of at most FETCH_BYTES: one on the line, one arrived, one being opened.
-_FETCHES: Final = 3
 # Frames that a worker spreads over files at a time, so that no worker has none.
 _FRAMES_SPREAD: Final = 4
 # Descriptors that a worker holds while it spreads one fetch over files.
@@ -394,7 +392,7 @@ class _Restore:
                 wanted.append(Wanted(self._grant.place(identity), identity))
             except DamagedError as error:
                 self._give_up_all(pieces, error)
-        return in_pack_order(wanted)
+        return in_pack_order(wanted, self._fetcher.fetch_bytes)
 
     def _rehearse(self, target: Rehearsal, window: _Window) -> None:
         """Count what would be fetched and written."""
@@ -410,7 +408,7 @@ class _Restore:
         """Fetch the frames of a window, and write what is in them."""
         groups = self._groups(window)
         async with asyncio.TaskGroup() as group:
-            for number in range(_FETCHES):
+            for number in range(self._fetcher.fetches_max):
                 name = f"restore {self._task.task_id} fetch {number}"
                 fetching = self._fetch_and_write(target, wholes, window, groups)
                 group.create_task(fetching, name=name)

@@ -24,6 +24,7 @@ from repository.frames import Location
 from repository.ids import ChunkId
 from repository.keys import SigningKey
 from repository.snapshot import BYTES_MAX, Detection
+from repository.store.counting import Requests, Tally
 from repository.store.interface import Checksum
 
 
@@ -203,6 +204,8 @@ class BackupStatistics:
     warnings: list[PathProblem] = field(default_factory=list)
     errors: list[PathProblem] = field(default_factory=list)
     errors_total: int = 0
+    store_requests: Requests = field(default_factory=Requests)
+    """What this agent itself asked of the store."""
 
 
 @dataclass
@@ -226,6 +229,8 @@ class RestoreStatistics:
     changes: list[PathChange] = field(default_factory=list)
     """Of a dry run: the first of what would become different."""
     changes_total: int = 0
+    store_requests: Requests = field(default_factory=Requests)
+    """What this agent itself asked of the store."""
 
 
 class SignedUploads(NamedTuple):
@@ -459,3 +464,5 @@ class Services:
     """Groups of chunks that a backup has in hand at once: fewer while the node has it hard."""
     begin_thread: Callable[[], None] = _nothing
     """Called first in each thread of a backup."""
+    tally: Tally = field(default_factory=Tally)
+    """What the task asks of the store by itself is counted on this."""

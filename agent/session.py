@@ -39,7 +39,14 @@ from agent.services import (
 )
 from agent.throttle import Demand, Flow, Grant
 from agent.tracking.tracker import Mode
-from agent.upload import NodeChannel, backup_result, open_channel, path_errors, translated
+from agent.upload import (
+    NodeChannel,
+    backup_result,
+    open_channel,
+    path_errors,
+    store_requests,
+    translated,
+)
 from agent.validity import read_validity
 from proto.bootstrap import InvalidTokenError, parse_token
 from proto.renewal import RENEWAL_DOMAIN, renewal_statement
@@ -304,6 +311,7 @@ class ControlStream:
                 for each in statistics.changes
             ],
             changes_total=statistics.changes_total,
+            store_requests=store_requests(statistics.store_requests),
         )
         end = agent_pb2.RestoreFinished(
             task_id=task.task_id,

@@ -20,6 +20,7 @@ from typing_extensions import Buffer, override
 from agent.config import Address
 from agent.direct import DirectStore, SignedReads, digests
 from agent.errors import CoordinatorError, UnreachableError, first_error
+from agent.fetching import STORE_FETCH_BYTES
 from agent.identity import Identity
 from agent.line import Line
 from agent.logs import get_logger
@@ -58,6 +59,7 @@ from repository.frames import Location
 from repository.ids import CHUNK_ID_BYTES, ChunkId, PackNonce
 from repository.ranges import reads
 from repository.snapshot import Detection
+from repository.store.counting import Requests
 from repository.store.interface import Checksum, SignedRequest
 
 Channel = grpc.aio.Channel
@@ -82,7 +84,7 @@ _CHECKSUMS: Final = {
 # Of a pack in an object store: so many needless bytes cost less than another request, and so many
 # come with one. What one call asks for comes with one, then.
 _GAP_BYTES: Final = 1024 * 1024
-_READ_BYTES: Final = 16 * 1024 * 1024
+_READ_BYTES: Final = STORE_FETCH_BYTES
 # Two packs of 32 MiB on their way use any line; more would only use memory.
 _UPLOADS: Final = 2
 # Under a limit each call of a restore reads what goes in 20 ms: these cover a round trip of 0.3 s.
@@ -666,7 +668,13 @@ def backup_result(statistics: BackupStatistics) -> common_pb2.BackupResult:
         change_detection=_DETECTIONS[statistics.detection],
         proof=statistics.proof,
         audit=_audit_result(statistics.audit),
+        store_requests=store_requests(statistics.store_requests),
     )
+
+
+def store_requests(asked: Requests) -> common_pb2.StoreRequests:
+    """Return what the store was asked as the protocol words it."""
+    return common_pb2.StoreRequests(**asked._asdict())
 
 
 def _audit_result(audit: AuditOutcome | None) -> common_pb2.AuditResult | None:

@@ -27,6 +27,7 @@ from repository.footers import read_signed_index
 from repository.frames import FrameIdentity
 from repository.ids import ChunkId, PackNonce, SessionId
 from repository.pack import Signer, Signers, identities
+from repository.store.counting import charged
 
 log = get_logger()
 
@@ -75,7 +76,9 @@ class Bases:
                     borrowed.add(nonce)
             for name, frames in wanted.items():
                 self._sessions.still_writing(session)
-                if found := await self._stored(name, frames, signers, borrowed):
+                with charged(self._sessions.tally(session)):
+                    found = await self._stored(name, frames, signers, borrowed)
+                if found:
                     failpoint("coordinator.base.read", StoreUnavailableError)
                     yield found
 

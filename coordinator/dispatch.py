@@ -47,6 +47,7 @@ from coordinator.model import (
 from coordinator.running import Limits, LiveJob, LiveTask, interrupted, may_start
 from repository.failpoints import failpoint
 from repository.ids import NodeId, VolumeId
+from repository.store.counting import Tally, charged
 
 log = get_logger()
 
@@ -338,6 +339,11 @@ class Dispatcher:
         live.has_arrived = True
         return live.task
 
+    def tally(self, task_id: TaskId) -> Tally:
+        """What the store is asked for a task is counted on this; once it has ended, in vain."""
+        live = self._live.get(task_id)
+        return Tally() if live is None else live.tally
+
     def progress(self, task_id: TaskId, node_id: NodeId, progress: Progress) -> None:
         """How far a task is; of an unknown one, nothing."""
         live = self._live.get(task_id)
@@ -389,9 +395,10 @@ class Dispatcher:
         if snapshot is not None:
             event = Event.DONE if snapshot.phase is Phase.COMPLETED else Event.DONE_PARTLY
             # The agent's last word counts files that it met after the commit: none. Warnings too.
-            await self._happen(
-                live, event, snapshot=snapshot, result=snapshot.statistics, failure=None
-            )
+            statistics = snapshot.statistics
+            if result is not None and result.store_requests is not None:
+                statistics = replace(statistics, store_requests=result.store_requests)
+            await self._happen(live, event, snapshot=snapshot, result=statistics, failure=None)
             return
         missing = Failure("the agent ended the backup without a snapshot", hint="see job logs")
         await self._finish(
@@ -673,7 +680,9 @@ class Dispatcher:
             self._jobs[live.task.job_id].notify()
 
         try:
-            result = await self._verify(order, tell)
+            # Not around what follows: the next verification would be charged to this one, too.
+            with charged(live.tally):
+                result = await self._verify(order, tell)
         except TidemarkError as error:
             failure = Failure(error.message, error.hint, error.exit_code)
             await self._happen(live, Event.WENT_WRONG, failure=failure)

@@ -54,6 +54,7 @@ from repository.pack import (
     decode_head,
     parse_tail,
 )
+from repository.store.counting import charged
 from repository.store.interface import SignedRequest, Signing
 
 # BLAKE3 of a whole pack; its name holds the first half.
@@ -140,7 +141,7 @@ class Intake:
     async def take(self, header: PackHeader, node: Node, pieces: AsyncIterator[memoryview]) -> None:
         """Store one pack. RejectedError, FencedError or StoreError; the same pack twice is once."""
         session = await self._sessions.writing(header.session_id, header.fencing_token, node)
-        with self._counting_refused():
+        with self._counting_refused(), charged(self._sessions.tally(session)):
             digest = _name_digest(header)
             if await self._catalog.ledger.pack(header.name) is None:
                 mine = self._while_writing(session, pieces)
@@ -176,7 +177,7 @@ class Intake:
         """
         header = pack.header
         session = await self._sessions.writing(header.session_id, header.fencing_token, node)
-        with self._counting_refused():
+        with self._counting_refused(), charged(self._sessions.tally(session)):
             signing = self._signing()
             _check_said(pack)
             if await self._catalog.ledger.pack(header.name) is None:

@@ -4,13 +4,20 @@ Counters grow where things happen; gauges are set from the catalog when somebody
 is per file or per snapshot: labels are bounded by the number of volumes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from typing_extensions import override
 
 from coordinator.model import JobKind, Phase, Totals
+from repository.store.breaking import Breaker
+from repository.store.circuit import Phase as CircuitPhase
+from repository.store.counting import Tally
+from repository.store.interface import Operation
 
 # Velero's: one minute to four hours.
 _DURATIONS: Final = (60, 300, 600, 900, 1800, 3600, 7200, 14400)
@@ -94,6 +101,10 @@ class Metrics:
         )
         self._started.set(self._process.create_time())
 
+    def watch_store(self, tally: Tally, breaker: Breaker | None) -> None:
+        """Let every scrape show what the store was asked, and whether it is left alone."""
+        self.registry.register(_OfStore(tally, breaker))
+
     def job_ended(self, kind: JobKind, phase: Phase, seconds: float) -> None:
         """A job has ended."""
         self._jobs.labels(kind, phase).inc()
@@ -152,3 +163,43 @@ class Metrics:
             self._files.set(self._process.num_fds())
             self._threads.set(self._process.num_threads())
         return generate_latest(self.registry)
+
+
+class _OfStore(Collector):
+    """Reads what others count, when somebody asks."""
+
+    def __init__(self, tally: Tally, breaker: Breaker | None) -> None:
+        self._tally = tally
+        self._breaker = breaker
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        asked = self._tally.snapshot()
+        requests = CounterMetricFamily(
+            "tidemark_store_requests",
+            "What this process asked of the store, failed tries included.",
+            labels=["operation"],
+        )
+        for operation in Operation:
+            requests.add_metric([operation], getattr(asked, operation))
+        yield requests
+        size = CounterMetricFamily(
+            "tidemark_store_bytes",
+            "Bytes of objects that this process sent to the store and read from it.",
+            labels=["direction"],
+        )
+        size.add_metric(["in"], asked.bytes_in)
+        size.add_metric(["out"], asked.bytes_out)
+        yield size
+        state = None if self._breaker is None else self._breaker.state()
+        is_open = state is not None and state.phase is not CircuitPhase.CLOSED
+        yield GaugeMetricFamily(
+            "tidemark_store_circuit_open",
+            "1 while the store is left alone, because it failed.",
+            is_open,
+        )
+        yield CounterMetricFamily(
+            "tidemark_store_circuit_openings",
+            "How often it began to be left alone.",
+            0 if state is None else state.openings,
+        )

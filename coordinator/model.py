@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import NamedTuple, NewType
 
 from repository.ids import NodeId, PackNonce, SessionId, VolumeId
+from repository.store.counting import Requests
 
 JobId = NewType("JobId", str)
 TaskId = NewType("TaskId", str)
@@ -142,6 +143,9 @@ class BackupStatistics:
     # What told of the changes, in words for a person.
     proof: str = ""
     audit: AuditResult | None = None
+    # What the store was asked for it; None where that is not known. An agent tells its own part,
+    # and what was asked here is added when the task ends.
+    store_requests: Requests | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,7 @@ class RestoreResult:
     # At most 1,000; changes_total counts all.
     changes: tuple[PathChange, ...] = ()
     changes_total: int = 0
+    store_requests: Requests | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +197,7 @@ class VerifyResult:
     # At most 100; damaged_total counts all.
     damaged: tuple[DamagedPack, ...] = ()
     damaged_total: int = 0
+    store_requests: Requests | None = None
 
 
 @dataclass(frozen=True, slots=True)

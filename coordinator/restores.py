@@ -31,6 +31,7 @@ from repository.keys import KEY_BYTES, frame_key, seal, wrap
 from repository.layout import GRANT_FRAME, GRANT_INFO, GRANT_PACK, GRANT_READER_KEYS
 from repository.pack import FrameTable
 from repository.ranges import Read, reads
+from repository.store.counting import charged
 from repository.store.interface import SignedRequest
 
 # Packs whose keys are wrapped in one go in a thread.
@@ -191,7 +192,8 @@ class Restores:
         for begin, size, wanted in _reads(ranges):
             # A task that ends takes its reads with it, and a revoked node's tasks end at once.
             self._dispatcher.running_task(task_id, node_id)
-            read = memoryview(await self._repository.store.get_range(name, begin, size))
+            with charged(self._dispatcher.tally(task_id)):
+                read = memoryview(await self._repository.store.get_range(name, begin, size))
             failpoint("coordinator.restore.read", StoreUnavailableError)
             for offset, length in wanted:
                 for start in range(offset - begin, offset - begin + length, PIECE_BYTES):

@@ -11,19 +11,23 @@ from coordinator import life
 from coordinator.life import Effect, Event, State
 from coordinator.model import (
     BackupOrder,
+    BackupStatistics,
     Failure,
     Job,
     LogLine,
     Order,
     Phase,
     RestoreOrder,
+    RestoreResult,
     Result,
     Snapshot,
     Task,
     TaskId,
     VerifyOrder,
+    VerifyResult,
 )
 from repository.ids import VolumeId
+from repository.store.counting import Requests, Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class LiveTask:
     worker: asyncio.Task[None] | None = None
     has_arrived: bool = False
     """Whether its agent has been heard of at it, or was told of it twice."""
+    tally: Tally = field(default_factory=Tally)
+    """What is asked of the store for it here."""
 
     def step(
         self,
@@ -72,7 +78,8 @@ class LiveTask:
             changed = replace(changed, snapshot_id=snapshot.snapshot_id)
         if phase.ended:
             finished = now if snapshot is None else snapshot.committed_at
-            changed = replace(changed, finished_at=finished, failure=failure)
+            counted = with_requests(changed, self.tally.snapshot())
+            changed = replace(changed, finished_at=finished, failure=failure, result=counted)
         self.task = changed
         return effects
 
@@ -139,8 +146,31 @@ def may_start(order: Order, at_work: Sequence[Order], limits: Limits) -> bool:
             return not at_work
 
 
+def with_requests(task: Task, asked: Requests) -> Result | None:
+    """The task's result with what the store was asked for it: as its agent told, and here."""
+    result = task.result
+    if result is None and not any(asked):
+        return None
+    result = result or _nothing_done(task.order)
+    told = result.store_requests or Requests()
+    return replace(result, store_requests=told.plus(asked))
+
+
+def _nothing_done(order: Order) -> Result:
+    match order:
+        case BackupOrder():
+            return BackupStatistics()
+        case RestoreOrder():
+            return RestoreResult()
+        case VerifyOrder():
+            return VerifyResult()
+
+
 def interrupted(task: Task, snapshot: Snapshot | None, lost: Failure, now: int) -> Task:
-    """A task that ran when the coordinator stopped: done if it had committed, else lost."""
+    """A task that ran when the coordinator stopped: done if it had committed, else lost.
+
+    What the store was asked for it here was counted in memory: nobody knows it any more.
+    """
     if snapshot is None:
         return replace(task, phase=Phase.FAILED, finished_at=now, failure=lost)
     return replace(
@@ -148,5 +178,5 @@ def interrupted(task: Task, snapshot: Snapshot | None, lost: Failure, now: int) 
         phase=snapshot.phase,
         finished_at=snapshot.committed_at,
         snapshot_id=snapshot.snapshot_id,
-        result=snapshot.statistics,
+        result=replace(snapshot.statistics, store_requests=None),
     )

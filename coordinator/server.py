@@ -229,6 +229,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
 ) -> Services:
     program = Program(version("tidemark-backup"), protocol)
     metrics = Metrics(program.version)
+    metrics.watch_store(repository.place.tally, repository.place.breaker)
     dispatcher = Dispatcher(catalog, metrics, clock=clock, random=random, limits=limits)
     sessions = Sessions(catalog, repository, dispatcher, clock=clock, random=random, incarnation=1)
     fleet = Fleet(catalog, repository, authority, dispatcher, program, clock=clock, random=random)

@@ -60,6 +60,7 @@ from repository.snapshot import (
     root_hash,
     snapshot_id,
 )
+from repository.store.counting import Tally, charged
 from repository.store.interface import Signing
 
 log = get_logger()
@@ -123,7 +124,8 @@ class Sessions:
         if not isinstance(task.order, BackupOrder):
             raise RejectedError("only a backup writes")
         async with self._committing:
-            await self._settle_all(task.order.volume_id)
+            with charged(self._dispatcher.tally(task_id)):
+                await self._settle_all(task.order.volume_id)
         if await self._catalog.ledger.snapshot_of_task(task_id) is not None:
             raise FencedError("this task has committed its snapshot already", hint=_AGAIN)
         failpoint("coordinator.session.asked", CatalogError)
@@ -168,6 +170,10 @@ class Sessions:
         except NotFoundError as error:
             raise FencedError("this session may not write any more", hint=_AGAIN) from error
 
+    def tally(self, session: Session) -> Tally:
+        """What the store is asked for this session is counted on this."""
+        return self._dispatcher.tally(session.task_id)
+
     @asynccontextmanager
     async def between_commits(self) -> AsyncIterator[None]:
         """No commit is between its two steps, as long as the block lasts."""
@@ -186,7 +192,8 @@ class Sessions:
             failpoint("coordinator.commit.planned", CatalogError)
             pinned = await self._catalog.ledger.begin_commit(plan)
             failpoint("coordinator.commit.begun", CatalogError)
-            snapshot = await self._write(pinned, request.refs_object, refs)
+            with charged(self.tally(session)):
+                snapshot = await self._write(pinned, request.refs_object, refs)
         await self._dispatcher.committed(session.task_id, snapshot)
         return snapshot
 
@@ -198,7 +205,9 @@ class Sessions:
         if existing.signed_root != request.signed_root:
             raise FencedError("this session has committed another root", hint=_AGAIN)
         if not existing.settled:
-            await self._settle_all(existing.volume_id)
+            session = await self._catalog.ledger.session(request.session_id)
+            with charged(Tally() if session is None else self.tally(session)):
+                await self._settle_all(existing.volume_id)
             existing = await self._catalog.ledger.snapshot_of_session(request.session_id)
         return existing
 

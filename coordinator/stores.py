@@ -1,14 +1,14 @@
 """The place where the repository lies, opened: a directory, or a bucket behind a network.
 
-A bucket is asked again while it is away, left alone when it stays away, and what it is asked is
-counted. What it can do beyond what all can was found when the repository was made, and is recorded
-in it.
+What it is asked is counted. A bucket is asked again while it is away, and left alone when it stays
+away; what it can do beyond what all can was found when the repository was made, and is recorded in
+it.
 """
 
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -48,7 +48,9 @@ class Place:
     signing: Signing | None = None
     """The store, where agents may send it requests that are signed here."""
     breaker: Breaker | None = None
-    tally: Tally | None = None
+    """None where nothing is left alone when it fails."""
+    tally: Tally = field(default_factory=Tally)
+    """What it was asked, by us."""
     check: Callable[[], Awaitable[list[str]]] | None = None
     """What is wrong with a bucket, its key or this machine's clock: warnings, or an error."""
 
@@ -62,7 +64,8 @@ def in_directory(make: Callable[[Path], Store] = LocalStore) -> OpenPlace:
     @asynccontextmanager
     async def opened(config: Config, _: Clock) -> AsyncIterator[Place]:
         path = config.repository
-        yield Place(make(path), str(path), directory=path)
+        store = CountingStore(make(path))
+        yield Place(store, str(path), directory=path, tally=store.total)
 
     return opened
 
@@ -90,16 +93,15 @@ async def _open_bucket(bucket: Bucket, clock: Clock) -> AsyncIterator[Place]:
 
 
 def _place(store: "S3Store", bucket: Bucket) -> Place:
-    breaker, tally = Breaker(), Tally()
-    outer = BreakingStore(
-        RetryingStore(CountingStore(store, tally)), breaker, wait_seconds=_PARKED_SECONDS
-    )
+    # The bucket counts what it sends, which one call may do more than once.
+    breaker = Breaker()
+    outer = BreakingStore(RetryingStore(store), breaker, wait_seconds=_PARKED_SECONDS)
     return Place(
         store=outer,
         location=bucket.location.url,
         signing=store.signing if store.capabilities.presign else None,
         breaker=breaker,
-        tally=tally,
+        tally=store.bucket.tally,
         check=partial(importlib.import_module("repository.store.s3.check").check, store),
     )
 

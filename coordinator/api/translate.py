@@ -1,6 +1,8 @@
 """Nouns to messages and back. Pure."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import reduce
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -41,6 +43,7 @@ from repository.entries import EntryType
 from repository.ids import NodeId, VolumeId
 from repository.layout import RepositoryConfig
 from repository.snapshot import BYTES_MAX
+from repository.store.counting import Requests
 
 PHASES: Final = {
     Phase.NEW: common_pb2.PHASE_NEW,
@@ -150,7 +153,17 @@ def statistics_back(message: common_pb2.BackupResult) -> BackupStatistics:
         errors_total=max(message.errors_total, len(message.errors)),
         proof=message.proof,
         audit=_audit_back(message.audit) if message.HasField("audit") else None,
+        store_requests=_requests_back(message),
     )
+
+
+def _requests_back(
+    message: common_pb2.BackupResult | common_pb2.RestoreResult,
+) -> Requests | None:
+    if not message.HasField("store_requests"):
+        return None
+    told = message.store_requests
+    return Requests(*(min(getattr(told, field), BYTES_MAX) for field in Requests._fields))
 
 
 def _audit_back(message: common_pb2.AuditResult) -> AuditResult:
@@ -180,6 +193,7 @@ def restore_back(message: common_pb2.RestoreResult) -> RestoreResult:
         dry_run=message.dry_run,
         changes=tuple(PathChange(each.path, each.change) for each in message.changes[:CHANGES_MAX]),
         changes_total=max(message.changes_total, len(message.changes)),
+        store_requests=_requests_back(message),
     )
 
 
@@ -266,6 +280,7 @@ def job(value: Job, names: Names) -> admin_pb2.Job:
         hint="" if failure is None else failure.hint,
         exit_code=life.exit_code(value.phase, value.tasks) if value.phase.ended else 0,
         origin=value.origin,
+        store_requests=_requests(_sum_of_requests(value.tasks)),
     )
     for task in value.tasks:
         match kind_of(task.order):
@@ -293,6 +308,20 @@ def _sum(tasks: tuple[Task, ...]) -> Progress:
         bytes_total=None if None in sizes else min(BYTES_MAX, sum(each or 0 for each in sizes)),
         activity=active[-1] if active else "",
     )
+
+
+def _sum_of_requests(tasks: tuple[Task, ...]) -> Requests | None:
+    """What all of them asked of the store; None while it is known of none."""
+    results = [task.result for task in tasks if task.result is not None and task.phase.ended]
+    counted = [each.store_requests for each in results if each.store_requests is not None]
+    return reduce(Requests.plus, counted) if counted else None
+
+
+def _requests(value: Requests | None) -> common_pb2.StoreRequests | None:
+    if value is None:
+        return None
+    counts = {field: min(BYTES_MAX, count) for field, count in value._asdict().items()}
+    return common_pb2.StoreRequests(**counts)
 
 
 def _backup_of_task(owner: Job, task: Task, names: Names) -> common_pb2.BackupResult:
@@ -345,6 +374,7 @@ def backup_result(statistics: BackupStatistics) -> common_pb2.BackupResult:
         errors_total=statistics.errors_total,
         proof=statistics.proof,
         audit=None if statistics.audit is None else _audit(statistics.audit),
+        store_requests=_requests(statistics.store_requests),
     )
 
 
@@ -390,6 +420,7 @@ def _restore(owner: Job, task: Task) -> common_pb2.RestoreResult:
             common_pb2.PathChange(path=each.path, change=each.change) for each in result.changes
         ],
         changes_total=result.changes_total,
+        store_requests=_requests(result.store_requests),
     )
 
 
@@ -405,6 +436,7 @@ def _verify(task: Task) -> common_pb2.VerifyResult:
             for each in result.damaged
         ],
         damaged_total=result.damaged_total,
+        store_requests=_requests(result.store_requests),
     )
 
 
@@ -467,8 +499,8 @@ def snapshot(value: Snapshot) -> admin_pb2.Snapshot:
 
 
 def result_of(value: Snapshot) -> common_pb2.BackupResult:
-    """What the backup that made a snapshot reported."""
-    message = backup_result(value.statistics)
+    """What the backup that made a snapshot reported, without requests: its job knows them all."""
+    message = backup_result(replace(value.statistics, store_requests=None))
     message.snapshot_id = value.snapshot_id
     message.volume = value.volume
     message.volume_id = value.volume_id.hex()

@@ -3,7 +3,7 @@
 import click
 
 from coordinator.cli.command import Invocation, noun, verb
-from coordinator.cli.documents import Document, documents
+from coordinator.cli.documents import Document, document, documents
 from coordinator.cli.failure import UsageError
 from coordinator.cli.job import (
     job_argument,
@@ -60,4 +60,5 @@ def backup_document(job: Job) -> Document:
         "job_id": job.job_id,
         "phase": phase_word(job),
         "snapshots": documents(job.snapshots),
+        "store_requests": document(job)["store_requests"],
     }

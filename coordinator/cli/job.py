@@ -21,7 +21,7 @@ from proto.tidemark.v1.admin_pb2 import (
     JobKind,
     ListJobsRequest,
 )
-from proto.tidemark.v1.common_pb2 import AuditResult, RestoreResult
+from proto.tidemark.v1.common_pb2 import AuditResult, RestoreResult, StoreRequests
 
 app = noun("job", "List, watch and cancel jobs.")
 
@@ -201,6 +201,7 @@ def job_table(job: Job) -> Table:
                 f"{format_size(one.data_added)}, stored in {format_size(one.data_added_packed)}",
             ),
             ("problems", _problems(one)),
+            *_requests_fields(one),
         ]
         if one.HasField("audit"):
             fields.append(("audit", audit_words(one.audit)))
@@ -215,6 +216,7 @@ def job_table(job: Job) -> Table:
             ("chunks", f"{proof.chunks_checked:,}"),
             ("read", format_size(proof.bytes_read)),
             ("damaged", f"{proof.damaged_total:,}"),
+            *_requests_fields(proof),
         ]
         for damaged in document(proof)["damaged"]:
             fields += [
@@ -242,6 +244,7 @@ def _restore_fields(done: RestoreResult) -> list[tuple[str, str]]:
         ("written", format_size(done.bytes_written)),
         ("fetched", format_size(done.bytes_fetched)),
         ("problems", _problems(done)),
+        *_requests_fields(done),
     ]
     if done.dry_run:
         fields.append(("dry run", f"nothing was done; {done.changes_total:,} paths would change:"))
@@ -249,6 +252,19 @@ def _restore_fields(done: RestoreResult) -> list[tuple[str, str]]:
         if done.changes_total > len(done.changes):
             fields.append(("", f"… and {done.changes_total - len(done.changes):,} more"))
     return fields
+
+
+def _requests_fields(result: Any) -> list[tuple[str, str]]:
+    """What the store was asked for it; nothing where that is not known."""
+    if not result.HasField("store_requests"):
+        return []
+    return [("requests", requests_words(result.store_requests))]
+
+
+def requests_words(asked: StoreRequests) -> str:
+    """What a store was asked, the dear ones always, and deletions where there were any."""
+    words = f"{asked.put:,} PUT, {asked.get:,} GET, {asked.head:,} HEAD, {asked.list:,} LIST"
+    return f"{words}, {asked.delete:,} DELETE" if asked.delete else words
 
 
 def _problems(result: Any) -> str:

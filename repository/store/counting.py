@@ -7,6 +7,9 @@ many jobs, mixed as they come, are each counted where they belong. Belongs to on
 A CountingStore below what tries again counts every try, as a store's owner is charged for them. It
 counts calls, and a listing as one call for each thousand names; a store that knows better what it
 sends says so itself, by `charge`.
+
+An asynchronous generator has no context of its own: each step runs in that of whoever asks for it.
+So none may hold a `charged` block open over a `yield`, where its callers would be charged as well.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator

@@ -733,6 +733,7 @@ class Job(_message.Message):
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     RESTORE_FIELD_NUMBER: _builtins.int
     VERIFY_FIELD_NUMBER: _builtins.int
+    STORE_REQUESTS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     kind: Global___JobKind.ValueType
     phase: _common_pb2.Phase.ValueType
@@ -763,6 +764,10 @@ class Job(_message.Message):
     def restore(self) -> _common_pb2.RestoreResult: ...
     @_builtins.property
     def verify(self) -> _common_pb2.VerifyResult: ...
+    @_builtins.property
+    def store_requests(self) -> _common_pb2.StoreRequests:
+        """Of all that it did, as far as that has ended."""
+
     def __init__(
         self,
         *,
@@ -781,17 +786,22 @@ class Job(_message.Message):
         snapshots: _abc.Iterable[_common_pb2.BackupResult] | None = ...,
         restore: _common_pb2.RestoreResult | None = ...,
         verify: _common_pb2.VerifyResult | None = ...,
+        store_requests: _common_pb2.StoreRequests | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_restore", b"_restore", "_verify", b"_verify", "created_at", b"created_at", "finished_at", b"finished_at", "progress", b"progress", "restore", b"restore", "started_at", b"started_at", "verify", b"verify"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_restore", b"_restore", "_store_requests", b"_store_requests", "_verify", b"_verify", "created_at", b"created_at", "finished_at", b"finished_at", "progress", b"progress", "restore", b"restore", "started_at", b"started_at", "store_requests", b"store_requests", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_restore", b"_restore", "_verify", b"_verify", "created_at", b"created_at", "exit_code", b"exit_code", "finished_at", b"finished_at", "hint", b"hint", "job_id", b"job_id", "kind", b"kind", "message", b"message", "origin", b"origin", "phase", b"phase", "progress", b"progress", "restore", b"restore", "snapshots", b"snapshots", "started_at", b"started_at", "subjects", b"subjects", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_restore", b"_restore", "_store_requests", b"_store_requests", "_verify", b"_verify", "created_at", b"created_at", "exit_code", b"exit_code", "finished_at", b"finished_at", "hint", b"hint", "job_id", b"job_id", "kind", b"kind", "message", b"message", "origin", b"origin", "phase", b"phase", "progress", b"progress", "restore", b"restore", "snapshots", b"snapshots", "started_at", b"started_at", "store_requests", b"store_requests", "subjects", b"subjects", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__restore: _TypeAlias = _typing.Literal["restore"]  # noqa: Y015
     _WhichOneofArgType__restore: _TypeAlias = _typing.Literal["_restore", b"_restore"]  # noqa: Y015
+    _WhichOneofReturnType__store_requests: _TypeAlias = _typing.Literal["store_requests"]  # noqa: Y015
+    _WhichOneofArgType__store_requests: _TypeAlias = _typing.Literal["_store_requests", b"_store_requests"]  # noqa: Y015
     _WhichOneofReturnType__verify: _TypeAlias = _typing.Literal["verify"]  # noqa: Y015
     _WhichOneofArgType__verify: _TypeAlias = _typing.Literal["_verify", b"_verify"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__restore) -> _WhichOneofReturnType__restore | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__store_requests) -> _WhichOneofReturnType__store_requests | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__verify) -> _WhichOneofReturnType__verify | None: ...
 

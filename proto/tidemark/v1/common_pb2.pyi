@@ -201,6 +201,48 @@ class Engine(_message.Message):
 Global___Engine: _TypeAlias = Engine  # noqa: Y015
 
 @_typing.final
+class StoreRequests(_message.Message):
+    """What was asked of the store for a task, tries that failed included, by the agent and by the
+    coordinator together; from an agent, its own part.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUT_FIELD_NUMBER: _builtins.int
+    GET_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    LIST_FIELD_NUMBER: _builtins.int
+    DELETE_FIELD_NUMBER: _builtins.int
+    BYTES_IN_FIELD_NUMBER: _builtins.int
+    BYTES_OUT_FIELD_NUMBER: _builtins.int
+    put: _builtins.int
+    get: _builtins.int
+    head: _builtins.int
+    list: _builtins.int
+    delete: _builtins.int
+    bytes_in: _builtins.int
+    """Bytes of objects that the store was sent, and that came from it."""
+    bytes_out: _builtins.int
+    def __init__(
+        self,
+        *,
+        put: _builtins.int = ...,
+        get: _builtins.int = ...,
+        head: _builtins.int = ...,
+        list: _builtins.int = ...,
+        delete: _builtins.int = ...,
+        bytes_in: _builtins.int = ...,
+        bytes_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "delete", b"delete", "get", b"get", "head", b"head", "list", b"list", "put", b"put"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreRequests: _TypeAlias = StoreRequests  # noqa: Y015
+
+@_typing.final
 class BackupResult(_message.Message):
     """What one backup of one volume did. Field names are those of the command line's JSON."""
 
@@ -230,6 +272,7 @@ class BackupResult(_message.Message):
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
     AUDIT_FIELD_NUMBER: _builtins.int
+    STORE_REQUESTS_FIELD_NUMBER: _builtins.int
     snapshot_id: _builtins.str
     volume: _builtins.str
     volume_id: _builtins.str
@@ -266,6 +309,10 @@ class BackupResult(_message.Message):
     def audit(self) -> Global___AuditResult:
         """Set where a sweep looked beside the events, or was asked to."""
 
+    @_builtins.property
+    def store_requests(self) -> Global___StoreRequests:
+        """Absent where it is not known, as after a restart of the coordinator."""
+
     def __init__(
         self,
         *,
@@ -293,19 +340,24 @@ class BackupResult(_message.Message):
         duration_seconds: _builtins.float = ...,
         proof: _builtins.str = ...,
         audit: Global___AuditResult | None = ...,
+        store_requests: Global___StoreRequests | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_audit", b"_audit", "_snapshot_id", b"_snapshot_id", "audit", b"audit", "finished_at", b"finished_at", "snapshot_id", b"snapshot_id", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_audit", b"_audit", "_snapshot_id", b"_snapshot_id", "_store_requests", b"_store_requests", "audit", b"audit", "finished_at", b"finished_at", "snapshot_id", b"snapshot_id", "started_at", b"started_at", "store_requests", b"store_requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_audit", b"_audit", "_snapshot_id", b"_snapshot_id", "audit", b"audit", "bytes_read", b"bytes_read", "change_detection", b"change_detection", "data_added", b"data_added", "data_added_packed", b"data_added_packed", "duration_seconds", b"duration_seconds", "errors", b"errors", "errors_total", b"errors_total", "files_changed", b"files_changed", "files_new", b"files_new", "files_removed", b"files_removed", "files_unmodified", b"files_unmodified", "finished_at", b"finished_at", "fuzzy_files", b"fuzzy_files", "node", b"node", "phase", b"phase", "proof", b"proof", "snapshot_id", b"snapshot_id", "started_at", b"started_at", "total_bytes_processed", b"total_bytes_processed", "total_files_processed", b"total_files_processed", "volume", b"volume", "volume_id", b"volume_id", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_audit", b"_audit", "_snapshot_id", b"_snapshot_id", "_store_requests", b"_store_requests", "audit", b"audit", "bytes_read", b"bytes_read", "change_detection", b"change_detection", "data_added", b"data_added", "data_added_packed", b"data_added_packed", "duration_seconds", b"duration_seconds", "errors", b"errors", "errors_total", b"errors_total", "files_changed", b"files_changed", "files_new", b"files_new", "files_removed", b"files_removed", "files_unmodified", b"files_unmodified", "finished_at", b"finished_at", "fuzzy_files", b"fuzzy_files", "node", b"node", "phase", b"phase", "proof", b"proof", "snapshot_id", b"snapshot_id", "started_at", b"started_at", "store_requests", b"store_requests", "total_bytes_processed", b"total_bytes_processed", "total_files_processed", b"total_files_processed", "volume", b"volume", "volume_id", b"volume_id", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__audit: _TypeAlias = _typing.Literal["audit"]  # noqa: Y015
     _WhichOneofArgType__audit: _TypeAlias = _typing.Literal["_audit", b"_audit"]  # noqa: Y015
     _WhichOneofReturnType__snapshot_id: _TypeAlias = _typing.Literal["snapshot_id"]  # noqa: Y015
     _WhichOneofArgType__snapshot_id: _TypeAlias = _typing.Literal["_snapshot_id", b"_snapshot_id"]  # noqa: Y015
+    _WhichOneofReturnType__store_requests: _TypeAlias = _typing.Literal["store_requests"]  # noqa: Y015
+    _WhichOneofArgType__store_requests: _TypeAlias = _typing.Literal["_store_requests", b"_store_requests"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__audit) -> _WhichOneofReturnType__audit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__snapshot_id) -> _WhichOneofReturnType__snapshot_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__store_requests) -> _WhichOneofReturnType__store_requests | None: ...
 
 Global___BackupResult: _TypeAlias = BackupResult  # noqa: Y015
 
@@ -393,6 +445,7 @@ class RestoreResult(_message.Message):
     DRY_RUN_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     CHANGES_TOTAL_FIELD_NUMBER: _builtins.int
+    STORE_REQUESTS_FIELD_NUMBER: _builtins.int
     files_restored: _builtins.int
     """Files that are as the snapshot says, whether they were written or stood there already."""
     bytes_restored: _builtins.int
@@ -415,6 +468,8 @@ class RestoreResult(_message.Message):
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathChange]:
         """Of a dry run: at most 1,000; changes_total counts all."""
 
+    @_builtins.property
+    def store_requests(self) -> Global___StoreRequests: ...
     def __init__(
         self,
         *,
@@ -431,12 +486,15 @@ class RestoreResult(_message.Message):
         dry_run: _builtins.bool = ...,
         changes: _abc.Iterable[Global___PathChange] | None = ...,
         changes_total: _builtins.int = ...,
+        store_requests: Global___StoreRequests | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_store_requests", b"_store_requests", "store_requests", b"store_requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_fetched", b"bytes_fetched", "bytes_restored", b"bytes_restored", "bytes_written", b"bytes_written", "changes", b"changes", "changes_total", b"changes_total", "dry_run", b"dry_run", "duration_seconds", b"duration_seconds", "errors", b"errors", "errors_total", b"errors_total", "files_removed", b"files_removed", "files_restored", b"files_restored", "files_unchanged", b"files_unchanged", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_store_requests", b"_store_requests", "bytes_fetched", b"bytes_fetched", "bytes_restored", b"bytes_restored", "bytes_written", b"bytes_written", "changes", b"changes", "changes_total", b"changes_total", "dry_run", b"dry_run", "duration_seconds", b"duration_seconds", "errors", b"errors", "errors_total", b"errors_total", "files_removed", b"files_removed", "files_restored", b"files_restored", "files_unchanged", b"files_unchanged", "store_requests", b"store_requests", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__store_requests: _TypeAlias = _typing.Literal["store_requests"]  # noqa: Y015
+    _WhichOneofArgType__store_requests: _TypeAlias = _typing.Literal["_store_requests", b"_store_requests"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__store_requests) -> _WhichOneofReturnType__store_requests | None: ...
 
 Global___RestoreResult: _TypeAlias = RestoreResult  # noqa: Y015
 
@@ -477,6 +535,7 @@ class VerifyResult(_message.Message):
     BYTES_READ_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
     DAMAGED_TOTAL_FIELD_NUMBER: _builtins.int
+    STORE_REQUESTS_FIELD_NUMBER: _builtins.int
     snapshots_checked: _builtins.int
     packs_checked: _builtins.int
     chunks_checked: _builtins.int
@@ -484,6 +543,8 @@ class VerifyResult(_message.Message):
     damaged_total: _builtins.int
     @_builtins.property
     def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___DamagedPack]: ...
+    @_builtins.property
+    def store_requests(self) -> Global___StoreRequests: ...
     def __init__(
         self,
         *,
@@ -493,11 +554,14 @@ class VerifyResult(_message.Message):
         bytes_read: _builtins.int = ...,
         damaged: _abc.Iterable[Global___DamagedPack] | None = ...,
         damaged_total: _builtins.int = ...,
+        store_requests: Global___StoreRequests | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_store_requests", b"_store_requests", "store_requests", b"store_requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_read", b"bytes_read", "chunks_checked", b"chunks_checked", "damaged", b"damaged", "damaged_total", b"damaged_total", "packs_checked", b"packs_checked", "snapshots_checked", b"snapshots_checked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_store_requests", b"_store_requests", "bytes_read", b"bytes_read", "chunks_checked", b"chunks_checked", "damaged", b"damaged", "damaged_total", b"damaged_total", "packs_checked", b"packs_checked", "snapshots_checked", b"snapshots_checked", "store_requests", b"store_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__store_requests: _TypeAlias = _typing.Literal["store_requests"]  # noqa: Y015
+    _WhichOneofArgType__store_requests: _TypeAlias = _typing.Literal["_store_requests", b"_store_requests"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__store_requests) -> _WhichOneofReturnType__store_requests | None: ...
 
 Global___VerifyResult: _TypeAlias = VerifyResult  # noqa: Y015

@@ -7,6 +7,7 @@ whoever knows what it is good for.
 
 import asyncio
 import importlib
+import io
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +16,8 @@ from functools import cache
 from typing import Any, Final
 
 from repository.errors import UsageError
-from repository.store.interface import check_name
+from repository.store.counting import Tally, charge
+from repository.store.interface import Operation, check_name
 from repository.store.s3.errors import failures, translate
 from repository.store.s3.location import Credentials, S3Location
 
@@ -25,6 +27,13 @@ _CONNECT_SECONDS: Final = 10.0
 _READ_SECONDS: Final = 60.0
 # Where nothing says otherwise: what AWS signs for by default, and others do not care.
 _REGION: Final = "us-east-1"
+# By the first word of an operation's name. What is none of these costs what a write does.
+_KINDS: Final = {
+    "get": Operation.GET,
+    "head": Operation.HEAD,
+    "list": Operation.LIST,
+    "delete": Operation.DELETE,
+}
 
 
 class Bucket:
@@ -34,6 +43,8 @@ class Bucket:
         self.location = location
         # How often each operation was sent; answers that never came are counted, too.
         self.requests: Counter[str] = Counter()
+        # The same by what they cost, and the bytes of objects.
+        self.tally = Tally()
         self._client = client
         self._now_ns = now_ns
 
@@ -55,7 +66,9 @@ class Bucket:
         with self.translated(about):
             answer = await self._send("get_object", parameters)
             async with answer["Body"] as body:
-                return answer, bytes(await body.read())
+                data = bytes(await body.read())
+            charge(self.tally, Operation.GET, 0, bytes_out=len(data))
+            return answer, data
 
     async def sign(self, operation: str, about: str, seconds: int, **parameters: Any) -> str:
         """The URL of a request that works for so long. Asks nobody, unless for a newer key."""
@@ -76,11 +89,17 @@ class Bucket:
 
     async def _send(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         self.requests[operation] += 1
+        kind = _KINDS.get(operation.partition("_")[0], Operation.PUT)
+        charge(self.tally, kind, bytes_in=_size(parameters.get("Body", b"")))
         answer = await getattr(self._client, operation)(**self._with_bucket(parameters))
         return dict(answer)
 
     def _with_bucket(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return {"Bucket": self.location.bucket, **parameters}
+
+
+def _size(body: bytes | io.BytesIO) -> int:
+    return len(body) if isinstance(body, bytes) else body.getbuffer().nbytes
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from repository.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
+from repository.store.counting import Requests, Tally, charged
 from repository.store.interface import Checksum, SignedRequest
 
 CONTENT = bytes(range(256)) * 4096
@@ -113,6 +114,34 @@ async def test_a_name_that_is_taken_is_for_the_coordinator_to_judge() -> None:
 
 
 @pytest.mark.asyncio
+async def test_tasks_at_once_are_each_charged_with_every_try_of_their_own() -> None:
+    nowhere = "http://127.0.0.1:9/bucket/"
+    store = DirectStore([nowhere], throttles=unlimited())
+
+    async def trying(operation: Awaitable[object]) -> None:
+        with pytest.raises(StoreUnavailableError):
+            await operation
+
+    async def task(tally: Tally, number: int) -> None:
+        with charged(tally):
+            async with asyncio.TaskGroup() as group:
+                for _ in range(number):
+                    put = store.put(SignedRequest("PUT", nowhere + "a", {}), [b"abc"], 3)
+                    group.create_task(trying(put), name="put")
+            await trying(store.get(SignedRequest("GET", nowhere + "a", {}), 0, 9))
+
+    tallies = [Tally() for _ in range(3)]
+    async with asyncio.TaskGroup() as group:
+        for number, tally in enumerate(tallies, start=1):
+            group.create_task(task(tally, number), name=f"task {number}")
+    await store.close()
+
+    for number, tally in enumerate(tallies, start=1):
+        assert tally.snapshot() == Requests(put=number, get=1, bytes_in=3 * number)
+    assert store.total.snapshot() == Requests(put=6, get=3, bytes_in=18)
+
+
+@pytest.mark.asyncio
 async def test_a_range_is_read() -> None:
     async with serving() as site:
         headers = {"Content-Range": "bytes 5-1004/9999"}
@@ -121,6 +150,7 @@ async def test_a_range_is_read() -> None:
         assert await site.store.get(site.request("GET"), 5, 1000) == CONTENT[5:1005]
 
         assert site.heard[0].headers["range"] == "bytes=5-1004"
+        assert site.store.total.snapshot() == Requests(get=1, bytes_out=1000)
 
 
 @pytest.mark.asyncio

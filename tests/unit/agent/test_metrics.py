@@ -23,6 +23,7 @@ def sample() -> Sample:
             suspects=5,
         ),
         throttled={"backup": 1.5, "restore": 0.0},
+        store_requests={"put": 6, "get": 0},
     )
 
 
@@ -54,6 +55,8 @@ async def test_metrics_and_health_are_shown_on_a_free_port() -> None:
     assert 'tidemark_agent_dirty_places{volume="db"} 7.0' in text
     assert 'tidemark_agent_sweeps_total{why="first"} 4.0' in text
     assert "tidemark_agent_suspects 5.0" in text
+    assert 'tidemark_agent_store_requests_total{operation="put"} 6.0' in text
+    assert 'tidemark_agent_store_requests_total{operation="get"} 0.0' in text
     assert health == {"status": "ok", "connected": True, "tasks": {"running": 2}, "volumes": 4}
 
 

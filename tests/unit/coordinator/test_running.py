@@ -3,6 +3,7 @@ import pytest
 from coordinator.life import Effect, Event, State
 from coordinator.model import (
     BackupOrder,
+    BackupStatistics,
     Failure,
     Job,
     JobId,
@@ -11,14 +12,19 @@ from coordinator.model import (
     Origin,
     Phase,
     RestoreOrder,
+    RestoreResult,
+    Result,
     SnapshotHex,
     Task,
     TaskId,
     VerifyDepth,
     VerifyOrder,
+    VerifyResult,
 )
 from coordinator.running import Limits, LiveJob, LiveTask, interrupted, may_start
 from repository.ids import NodeId, VolumeId
+from repository.store.counting import Requests
+from repository.store.interface import Operation
 
 BACKUP = BackupOrder(VolumeId(b"v" * 16))
 OTHER_BACKUP = BackupOrder(VolumeId(b"w" * 16))
@@ -107,3 +113,41 @@ def test_an_interrupted_task_that_had_committed_nothing_is_lost() -> None:
 
     assert (ended.phase, ended.finished_at, ended.failure) == (Phase.FAILED, 7, LOST)
     assert ended.result is None
+
+
+TOLD = Requests(put=5, bytes_in=50)
+
+
+@pytest.mark.parametrize(
+    ("order", "result", "expected"),
+    [
+        (BACKUP, BackupStatistics(files_new=1, store_requests=TOLD), Requests(5, 2, bytes_in=50)),
+        (BACKUP, BackupStatistics(files_new=1), Requests(get=2)),
+        (BACKUP, None, Requests(get=2)),
+        (RESTORE, RestoreResult(store_requests=TOLD), Requests(5, 2, bytes_in=50)),
+        (RESTORE, None, Requests(get=2)),
+        (VERIFY, VerifyResult(packs_checked=1), Requests(get=2)),
+        (VERIFY, None, Requests(get=2)),
+    ],
+)
+def test_a_task_that_ends_is_charged_with_what_was_asked_for_it_here_and_there(
+    order: Order, result: Result | None, expected: Requests
+) -> None:
+    live = LiveTask(task(order))
+    stepped(live, Event.HANDED_OVER, 5)
+    live.tally.add(Operation.GET, 2)
+
+    live.step(Event.WENT_WRONG, 9, failure=LOST, result=result, snapshot=None)
+
+    assert live.task.result is not None
+    assert live.task.result.store_requests == expected
+    assert type(live.task.result) is type(result) or result is None
+
+
+def test_a_task_that_never_began_has_no_result() -> None:
+    live = LiveTask(task())
+
+    stepped(live, Event.NOBODY_CAME, 9, LOST)
+
+    assert live.task.phase is Phase.FAILED
+    assert live.task.result is None

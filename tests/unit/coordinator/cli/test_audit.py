@@ -24,7 +24,7 @@ def job(*audits: AuditResult, phase: "common_pb2.Phase.ValueType" = COMPLETED) -
 def test_the_document_is_that_of_the_backup_and_sums_up_the_audits() -> None:
     made = audit_document(job(CLEAN, MISSED))
 
-    assert set(made) == {"job_id", "phase", "snapshots", "audit"}
+    assert set(made) == {"job_id", "phase", "snapshots", "store_requests", "audit"}
     assert made["audit"] == {
         "audited": True,
         "missed": 3,

@@ -13,13 +13,14 @@ from coordinator.cli.restore import restore_document
 from coordinator.cli.verify import verify_document
 from proto.tidemark.v1 import admin_pb2, common_pb2
 
-BACKUP_KEYS = {"job_id", "phase", "snapshots"}
+BACKUP_KEYS = {"job_id", "phase", "snapshots", "store_requests"}
 BACKUP_VOLUME_KEYS = {
     *("snapshot_id", "volume", "volume_id", "node", "phase", "change_detection"),
     *("files_new", "files_changed", "files_removed", "files_unmodified"),
     *("total_files_processed", "total_bytes_processed", "bytes_read"),
     *("data_added", "data_added_packed", "fuzzy_files", "warnings", "errors", "errors_total"),
     *("started_at", "finished_at", "duration_seconds", "proof", "audit"),
+    "store_requests",
 }
 SNAPSHOT_KEYS = {
     *("snapshot_id", "volume", "volume_id", "node", "sequence", "committed_at", "phase"),
@@ -30,10 +31,11 @@ RESTORE_KEYS = {
     *("job_id", "phase", "files_restored", "bytes_restored", "bytes_written", "bytes_fetched"),
     *("warnings", "errors", "errors_total", "duration_seconds"),
     *("files_unchanged", "files_removed", "dry_run", "changes", "changes_total"),
+    "store_requests",
 }
 VERIFY_KEYS = {
     *("job_id", "phase", "snapshots_checked", "packs_checked", "chunks_checked", "bytes_read"),
-    *("damaged", "damaged_total"),
+    *("damaged", "damaged_total", "store_requests"),
 }
 VOLUME_KEYS = {
     *("volume", "volume_id", "node", "source", "path", "verdict", "reason", "policy"),
