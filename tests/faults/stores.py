@@ -33,6 +33,7 @@ from repository.errors import (
     ObjectExistsError,
     ObjectMissingError,
     StoreError,
+    StoreForbiddenError,
     StoreUnavailableError,
 )
 from repository.store.breaking import Breaker, BreakingStore
@@ -80,7 +81,8 @@ class Ledger:
             yield
         except (StoreError, DamagedError) as error:
             # No class of its own: a listing out of order.
-            if type(error) not in {StoreError, StoreUnavailableError, DamagedError}:
+            passing = {StoreUnavailableError, StoreForbiddenError, DamagedError}
+            if type(error) not in {StoreError, *passing}:
                 raise
             self.failed += 1
         took = loop.time() - began
