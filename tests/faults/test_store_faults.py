@@ -100,7 +100,7 @@ def test_a_layer_that_is_wrong_is_found(
             found += [*error.__notes__, *map(str, leaves(error))]
 
     assert any(re.search(words, each) for each in found), found
-    assert any("tests.faults.stores --runs 1 --seed" in each for each in found)
+    assert any("tests.faults.stores --real 0 --runs 1 --seed" in each for each in found)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
