@@ -150,7 +150,7 @@ campaign-core: bytecode ## every failpoint, failing store call and power cut; a 
 	$(BIN)/python -m tests.faults $(CAMPAIGN_ARGS)
 
 .PHONY: campaign-store
-campaign-store: bytecode ## store work over a store that misbehaves, on virtual time
+campaign-store: bytecode ## store work over one that misbehaves, on virtual time and by real daemons
 	$(BIN)/python -m tests.faults.stores $(CAMPAIGN_ARGS)
 
 .PHONY: bench-tracking

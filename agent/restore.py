@@ -19,6 +19,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from typing import Final, NamedTuple, TypeVar
 
 from agent.ending import to_its_end
@@ -436,13 +437,19 @@ class _Restore:
         """Write what is in frames: by a writer if that is only small files, or else in a worker."""
         loop = asyncio.get_running_loop()
         by_writers, others = self._apart(window, fetched)
+        broken: set[FrameIdentity] = set()
         for batch in that_fit(by_writers):
-            asking = loop.run_in_executor(wholes.asking, partial(self._ask, wholes, batch))
+            asking = loop.run_in_executor(wholes.asking, partial(self._ask, wholes, batch, broken))
             if not await to_its_end(asking):
                 asked = {frame.identity for frame in batch}
                 others += [each for each in fetched if each[0].identity in asked]
+        write = partial(self._write_here, target, wholes, window)
         if others:
-            await self._in_worker(partial(self._write_here, target, wholes, window, others))
+            await self._in_worker(partial(write, others, broken))
+        if broken:
+            # They may have been broken on their way. What is broken again is so where it lies.
+            again = [wanted for wanted, _ in fetched if wanted.identity in broken]
+            await self._in_worker(partial(write, await self._fetcher.fetch_each(again), None))
 
     def _apart(
         self, window: _Window, fetched: _Fetched
@@ -462,17 +469,34 @@ class _Restore:
                 by_writers.append(FileFrame(sealed, wanted.place.key, wanted.identity, files))
         return by_writers, others
 
-    def _ask(self, wholes: WholeFiles, frames: Sequence[FileFrame]) -> bool:
-        """Have a writer make files; False where there is none."""
+    def _ask(
+        self, wholes: WholeFiles, frames: Sequence[FileFrame], broken: set[FrameIdentity]
+    ) -> bool:
+        """Have a writer make files; False where there is none. Tells which frames do not open."""
         made = wholes.write_frames(frames)
-        if made is not None:
-            self._settle(made)
-        return made is not None
+        if made is None:
+            return False
+        outcomes = iter(made)
+        for frame in frames:
+            mine = list(islice(outcomes, len(frame.files)))
+            if all(isinstance(problem, DamagedError) for _, problem in mine):
+                broken.add(frame.identity)
+            else:
+                self._settle(mine)
+        return True
 
     def _write_here(
-        self, target: Target, wholes: WholeFiles, window: _Window, fetched: _Fetched
+        self,
+        target: Target,
+        wholes: WholeFiles,
+        window: _Window,
+        fetched: _Fetched,
+        broken: set[FrameIdentity] | None,
     ) -> None:
-        """Open frames and write their chunks to where they belong. Runs in a worker."""
+        """Open frames and write their chunks to where they belong. Runs in a worker.
+
+        Frames that do not open are told; without `broken` their files are given up.
+        """
         opened = _OpenFiles(target)
         try:
             for wanted, sealed in fetched:
@@ -485,7 +509,10 @@ class _Restore:
                         sealed, wanted.place.key, wanted.identity, ObjectType.DATA
                     )
                 except DamagedError as error:
-                    self._give_up_all(pieces, error)
+                    if broken is None:
+                        self._give_up_all(pieces, error)
+                    else:
+                        broken.add(wanted.identity)
                     continue
                 self._put_all(opened, wholes, pieces, chunks)
             opened.begin_writeback()

@@ -39,7 +39,7 @@ from coordinator.sessions import Sessions
 from repository.failpoints import failpoint
 from repository.footers import read_pack_end
 from repository.frames import FrameReader
-from repository.ids import ID_BYTES, SessionId
+from repository.ids import ID_BYTES, ChunkId, SessionId
 from repository.keys import frame_key
 from repository.layout import parse_pack_name
 from repository.pack import (
@@ -54,6 +54,7 @@ from repository.pack import (
     decode_head,
     parse_tail,
 )
+from repository.rereading import read_soundly
 from repository.store.counting import charged
 from repository.store.interface import SignedRequest, Signing
 
@@ -246,12 +247,17 @@ class Intake:
 
     async def _end(self, header: PackHeader, node: Node) -> PackIndex:
         """Footer and origins of a pack in the store, signed by this node."""
-        tail, end = await read_pack_end(self._repository.store, header.name, header.size_bytes)
-        with _refusing("a pack"):
+
+        async def read() -> PackIndex:
+            store = self._repository.store
+            tail, end = await read_pack_end(store, header.name, header.size_bytes)
             self._check_tail(tail, node)
             return await asyncio.to_thread(
                 end.open_with_metadata_key, self._repository.metadata_key
             )
+
+        with _refusing("a pack"):
+            return await read_soundly(read)
 
     async def _while_writing(
         self, session: Session, pieces: AsyncIterator[memoryview]
@@ -317,13 +323,16 @@ class Intake:
 
     async def _index(self, name: str, tail: PackTail) -> PackIndex:
         """Footer and origins, read back from the store as any reader would."""
-        offset = tail.footer_offset
-        end = await self._repository.store.get_range(name, offset, tail.size - offset)
 
-        with _refusing("a pack's footer"):
+        async def read() -> PackIndex:
+            offset = tail.footer_offset
+            end = await self._repository.store.get_range(name, offset, tail.size - offset)
             return await asyncio.to_thread(
                 PackEnd(tail, end).open_with_metadata_key, self._repository.metadata_key
             )
+
+        with _refusing("a pack's footer"):
+            return await read_soundly(read)
 
     async def _prove(self, name: str, session: Session, index: PackIndex) -> None:
         """Open one frame of the session's first pack. Without custody the session goes unproven."""
@@ -331,24 +340,26 @@ class Intake:
             return
         entry = min(index.frames, key=lambda frame: frame.length)
         origin = index.origins[entry.origin]
-        sealed = await self._repository.store.get_range(name, entry.offset, entry.length)
 
-        def open_frame() -> None:
-            try:
-                key = self._custody.pack_key(origin.sealed_data_key, origin.nonce)
-                reader = FrameReader(self._repository.config.repository, self._repository.keys.ids)
-                chunks = reader.open(
-                    sealed, frame_key(key, entry.number), index.identity(entry), entry.kind
-                )
-            except (DamagedError, KeyMaterialError) as error:
-                raise RejectedError(
-                    f"a pack could not be opened again: {error.message}", hint=_HINT
-                ) from error
-            found = [(len(chunk.data), chunk.id) for chunk in chunks]
-            if found != [(length, chunk_id) for length, chunk_id in entry.chunks]:
-                raise RejectedError("a pack's footer does not describe its frames", hint=_HINT)
+        def open_frame(sealed: bytes) -> list[tuple[int, ChunkId]]:
+            key = self._custody.pack_key(origin.sealed_data_key, origin.nonce)
+            reader = FrameReader(self._repository.config.repository, self._repository.keys.ids)
+            identity = index.identity(entry)
+            chunks = reader.open(sealed, frame_key(key, entry.number), identity, entry.kind)
+            return [(len(chunk.data), chunk.id) for chunk in chunks]
 
-        await asyncio.to_thread(open_frame)
+        async def read() -> list[tuple[int, ChunkId]]:
+            sealed = await self._repository.store.get_range(name, entry.offset, entry.length)
+            return await asyncio.to_thread(open_frame, sealed)
+
+        try:
+            found = await read_soundly(read)
+        except (DamagedError, KeyMaterialError) as error:
+            raise RejectedError(
+                f"a pack could not be opened again: {error.message}", hint=_HINT
+            ) from error
+        if found != [(length, chunk_id) for length, chunk_id in entry.chunks]:
+            raise RejectedError("a pack's footer does not describe its frames", hint=_HINT)
         await self._catalog.ledger.mark_proven(session.session_id)
 
 

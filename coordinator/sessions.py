@@ -12,7 +12,7 @@ Whatever breaks in between is settled by reading the store: if the root is there
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,9 @@ from coordinator.errors import (
     CatalogError,
     DamagedError,
     FencedError,
+    KeyMaterialError,
     NotFoundError,
+    ObjectExistsError,
     ObjectMissingError,
     RejectedError,
     StoreError,
@@ -49,6 +51,7 @@ from repository.ids import ID_BYTES, SessionId, VolumeId
 from repository.keys import seal
 from repository.layout import REFS_INFO, refs_name, root_name
 from repository.refs import REFS_BYTES_MAX, Refs, decode_refs, refs_hash
+from repository.rereading import read_soundly
 from repository.snapshot import (
     BYTES_MAX,
     Countersigning,
@@ -206,8 +209,12 @@ class Sessions:
             raise FencedError("this session has committed another root", hint=_AGAIN)
         if not existing.settled:
             session = await self._catalog.ledger.session(request.session_id)
-            with charged(Tally() if session is None else self.tally(session)):
-                await self._settle_all(existing.volume_id)
+            try:
+                with charged(Tally() if session is None else self.tally(session)):
+                    await self._settle_all(existing.volume_id)
+            except BusyError as error:
+                # Whose commit it is waits for it.
+                raise StoreUnavailableError(error.message, hint=error.hint) from error
             existing = await self._catalog.ledger.snapshot_of_session(request.session_id)
         return existing
 
@@ -247,23 +254,80 @@ class Sessions:
         return plan, refs
 
     async def _write(self, pinned: Snapshot, refs_object: bytes, refs: Refs) -> Snapshot:
-        """Between T1 and T2. A failed write leaves no snapshot, unless the root turns out there."""
+        """Between T1 and T2. Where the root may be under way, it stays pinned until it is there."""
         try:
-            sealed = await asyncio.to_thread(self._sealed_refs, pinned.volume_id, refs_object)
-            failpoint("coordinator.commit.refs_sealed", StoreUnavailableError)
-            await self._repository.store.put(refs_name(pinned.volume_id, pinned.sequence), sealed)
-            failpoint("coordinator.commit.refs_stored", StoreUnavailableError)
-            root = self._countersigned(pinned)
-            failpoint("coordinator.commit.root_signed", StoreUnavailableError)
-            await self._repository.store.put(root_name(pinned.volume_id, pinned.sequence), root)
-            failpoint("coordinator.commit.root_stored", StoreUnavailableError)
+            await self._send_refs(pinned, refs_object)
         except StoreError:
-            await self._settle(pinned, refs_object)
-            settled = await self._catalog.ledger.snapshot_of_session(pinned.session_id)
-            if settled is None or not settled.settled:
-                raise
-            return settled
+            # Nobody has sent its root, so it cannot arrive later either: nothing was promised.
+            await self._catalog.ledger.abandon_commit(pinned.snapshot_id)
+            raise
+        try:
+            root = await self._send_root(pinned)
+        except StoreError as error:
+            root = await self._root_despite(error, pinned)
         return await self._finish(pinned, root, refs)
+
+    async def _send_refs(self, pinned: Snapshot, refs_object: bytes) -> None:
+        """Write the refs; what is there already was sent by this commit before."""
+        sealed = await asyncio.to_thread(self._sealed_refs, pinned.volume_id, refs_object)
+        failpoint("coordinator.commit.refs_sealed", StoreUnavailableError)
+        name = refs_name(pinned.volume_id, pinned.sequence)
+        try:
+            await self._repository.store.put(name, sealed)
+        except ObjectExistsError:
+            await self._check_refs(name, pinned, refs_object)
+        failpoint("coordinator.commit.refs_stored", StoreUnavailableError)
+
+    async def _check_refs(self, name: str, pinned: Snapshot, refs_object: bytes) -> None:
+        """DamagedError unless they are ours: sealed twice, the same refs are other bytes."""
+        info = REFS_INFO + self._repository.config.repository + pinned.volume_id
+
+        async def read() -> bytes:
+            sealed = await self._repository.store.get(name)
+            return self._repository.metadata_key.unseal(sealed, info)
+
+        try:
+            is_ours = await read_soundly(read) == refs_object
+        except KeyMaterialError:
+            is_ours = False
+        if not is_ours:
+            raise _not_ours(name)
+
+    async def _send_root(self, pinned: Snapshot) -> bytes:
+        """Write the root, which is the same bytes each time."""
+        root = self._countersigned(pinned)
+        failpoint("coordinator.commit.root_signed", StoreUnavailableError)
+        await self._repository.store.put(root_name(pinned.volume_id, pinned.sequence), root)
+        failpoint("coordinator.commit.root_stored", StoreUnavailableError)
+        return root
+
+    async def _root_despite(self, error: StoreError, pinned: Snapshot) -> bytes:
+        """The root, where it turns out there although it failed; else StoreUnavailableError."""
+        root = None
+        with suppress(StoreError):
+            root = await self._found_root(pinned)
+        if root is None:
+            raise StoreUnavailableError(
+                f"the snapshot cannot be written yet: {error.message}",
+                hint=error.hint or "it is written once the repository answers",
+            ) from error
+        return root
+
+    async def _found_root(self, pinned: Snapshot) -> bytes | None:
+        """The root, None where the store has none; DamagedError for another one, StoreError."""
+        name = root_name(pinned.volume_id, pinned.sequence)
+
+        async def read() -> bytes:
+            root = await self._repository.store.get(name)
+            checked = check_countersigned(root, self._repository.signing.public)
+            if checked.id.hex() != pinned.snapshot_id:
+                raise _not_ours(name)
+            return root
+
+        try:
+            return await read_soundly(read)
+        except ObjectMissingError:
+            return None
 
     def _sealed_refs(self, volume_id: VolumeId, refs_object: bytes) -> bytes:
         config = self._repository.config
@@ -328,25 +392,30 @@ class Sessions:
         return found is not None and not found.settled
 
     async def _settle(self, pinned: Snapshot, refs_object: bytes) -> None:
-        """The store decides. If it does not answer, the commit stays pinned and undecided."""
-        name = root_name(pinned.volume_id, pinned.sequence)
+        """Bring it to its end; while the store does not let us, it stays pinned and undecided.
+
+        A commit is not taken back because its root is missing. What was sent and not answered may
+        still arrive, after whatever time, and the volume's next root would not follow on it: a
+        rebuild would find a chain that is broken. The same root is sent again instead. All packs
+        are there, nobody else gets this sequence, and whichever try comes first, it is one object.
+        """
         try:
-            root = await self._repository.store.get(name)
-        except ObjectMissingError:
-            # The last object of the commit is known to be missing: nothing was promised.
-            await self._catalog.ledger.abandon_commit(pinned.snapshot_id)
-            log.warning("interrupted commit abandoned", snapshot_id=pinned.snapshot_id)
-            return
+            root = await self._found_root(pinned)
+            if root is None:
+                await self._send_refs(pinned, refs_object)
+                root = await self._send_root(pinned)
+                log.warning("interrupted commit finished", snapshot_id=pinned.snapshot_id)
         except StoreError as error:
             log.error("interrupted commit not settled", reason=error.message)  # noqa: TRY400
             return
-        checked = check_countersigned(root, self._repository.signing.public)
-        if checked.id.hex() != pinned.snapshot_id:
-            raise DamagedError(
-                f"{name} is not the root that was written there",
-                hint="somebody else writes to this repository; stop it, then run tidemark verify",
-            )
         await self._finish(pinned, root, decode_refs(refs_object))
+
+
+def _not_ours(name: str) -> DamagedError:
+    return DamagedError(
+        f"{name} is not what was written there",
+        hint="somebody else writes to this repository; stop it, then run tidemark verify",
+    )
 
 
 def _checked(

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 from coordinator.config import Bucket, Config
 from coordinator.errors import ObjectExistsError, ObjectMissingError
 from coordinator.logs import get_logger
-from repository.store.breaking import Breaker, BreakingStore
+from repository.store.breaking import Breaker, BreakingSigning, BreakingStore
 from repository.store.counting import CountingStore, Tally
 from repository.store.interface import Signing, Store
 from repository.store.local import LocalStore
-from repository.store.retrying import RetryingStore
+from repository.store.retrying import RetryingSigning, RetryingStore
 
 if TYPE_CHECKING:
     from repository.store.s3.store import S3Store
@@ -96,10 +96,11 @@ def _place(store: "S3Store", bucket: Bucket) -> Place:
     # The bucket counts what it sends, which one call may do more than once.
     breaker = Breaker()
     outer = BreakingStore(RetryingStore(store), breaker, wait_seconds=_PARKED_SECONDS)
+    signing = BreakingSigning(RetryingSigning(store.signing), breaker, wait_seconds=_PARKED_SECONDS)
     return Place(
         store=outer,
         location=bucket.location.url,
-        signing=store.signing if store.capabilities.presign else None,
+        signing=signing if store.capabilities.presign else None,
         breaker=breaker,
         tally=store.bucket.tally,
         check=partial(importlib.import_module("repository.store.s3.check").check, store),

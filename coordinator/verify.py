@@ -11,6 +11,7 @@ A store that does not answer proves nothing, neither good nor bad: the verificat
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from blake3 import blake3
@@ -49,9 +50,12 @@ from repository.layout import root_name
 from repository.needs import drive_async
 from repository.pack import TAIL_BYTES, PackEnd, identities, parse_tail
 from repository.reader import SnapshotReader
+from repository.rereading import read_soundly
 from repository.walking import diff
 
 _PIECE_BYTES: Final = 4 * 1024 * 1024
+# Whatever does not check out is read again: what is broken where it lies is so each time.
+_READS_MAX: Final = 2
 _DAMAGED_MAX: Final = 100
 _PATHS_MAX: Final = 100
 # Footers kept while a manifest is walked: neighbours in a tree lie in few packs.
@@ -202,10 +206,7 @@ class _Run:
 
     async def _check_pack(self, pack: Pack) -> None:
         self._count.packs += 1
-        content = await self._whole(pack)
-        hashed = content is not None and await self._workers.run(
-            lambda: blake3(content).digest() == pack.blake3
-        )
+        content, hashed = await self._read(pack)
         if content is None or not hashed:
             damage = self._damaged(pack.name)
             damage.nonces.update(origin.pack_nonce for origin in pack.origins)
@@ -218,6 +219,19 @@ class _Run:
                 damage.nonces.update(origin.pack_nonce for origin in pack.origins)
             if not hashed or bad:
                 self._damaged(pack.name).frames = bad
+
+    async def _read(self, pack: Pack) -> tuple[bytearray | None, bool]:
+        """The bytes of a pack, None without them, and whether they are what they were.
+
+        Read once more where they are not: they may have been broken on their way.
+        """
+        content, hashed, reads = await self._whole(pack), False, 1
+        while content is not None:
+            hashed = await self._workers.run(partial(_has_hash, content, pack.blake3))
+            if hashed or reads >= _READS_MAX:
+                break
+            content, reads = await self._whole(pack), reads + 1
+        return content, hashed
 
     async def _whole(self, pack: Pack) -> bytearray | None:
         """The bytes of a pack; None if it is missing or of another length."""
@@ -264,12 +278,15 @@ class _Run:
 
     async def _check_root(self, snapshot: Snapshot) -> None:
         name = root_name(snapshot.volume_id, snapshot.sequence)
-        try:
-            stored = await self._store.get(name)
-        except ObjectMissingError:
-            stored = b""
-        self._count.bytes_read += len(stored)
-        if stored != snapshot.root_object:
+        for _ in range(_READS_MAX):
+            try:
+                stored = await self._store.get(name)
+            except ObjectMissingError:
+                stored = b""
+            self._count.bytes_read += len(stored)
+            if stored == snapshot.root_object:
+                break
+        else:
             damage = self._damaged(name)
             damage.snapshots[snapshot.snapshot_id] = None
             damage.paths[_EVERYTHING] = None
@@ -337,7 +354,8 @@ class _Run:
             self._footers.move_to_end(nonce)
             return self._footers[nonce]
         place, _ = await self._frames.place(nonce)
-        index = await read_pack_index(self._store, place.name, self._repository.metadata_key)
+        key = self._repository.metadata_key
+        index = await read_soundly(partial(read_pack_index, self._store, place.name, key))
         found = {
             identity: [(length, bytes(chunk_id)) for length, chunk_id in entry.chunks]
             for identity, entry in identities(index)
@@ -421,6 +439,10 @@ class _Run:
             damaged=damaged,
             damaged_total=len(self._damage),
         )
+
+
+def _has_hash(content: bytearray, expected: bytes) -> bool:
+    return blake3(content).digest() == expected
 
 
 async def _changed(

@@ -14,6 +14,7 @@
     │   └── FormatError                    bytes that do not decode at all
     └── StoreError                         the place where packs lie failed
         ├── StoreUnavailableError          for now; the same call may succeed later
+        ├── StoreForbiddenError            the key may not do this
         ├── StoreFullError                 no space left
         ├── ObjectMissingError             no object of that name
         └── ObjectExistsError              a name is never used twice
@@ -108,6 +109,10 @@ class StoreUnavailableError(StoreError):
     """The store does not answer for now."""
 
     retryable = True
+
+
+class StoreForbiddenError(StoreError):
+    """The store says that the key may not do this; some stores say so when they are in trouble."""
 
 
 class StoreFullError(StoreError):

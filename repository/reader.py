@@ -7,6 +7,7 @@ bytes: manifest nodes that lie together are asked for together. Nothing unchecke
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from repository.content import read_extents
@@ -28,6 +29,7 @@ from repository.ids import ChunkId, ObjectType
 from repository.keys import FrameKey
 from repository.layout import ReaderKeys
 from repository.needs import drive_async
+from repository.rereading import read_soundly
 from repository.walking import Batch, lookup, scan
 
 Chunks = list[PlainChunk]
@@ -156,11 +158,15 @@ class SnapshotReader:
         missing = [identity for identity in wanted if identity not in held]
         for start in range(0, len(missing), _FETCH_FRAMES):
             some = missing[start : start + _FETCH_FRAMES]
-            opened = await self._run(self._opening(some, await self._source.read(some), kind))
+            opened = await read_soundly(partial(self._open, some, kind))
             held.update(zip(some, opened, strict=True))
         for identity in wanted:
             self._keep((identity, kind), held[identity])
         return [held[identity] for identity in identities]
+
+    async def _open(self, identities: list[FrameIdentity], kind: ObjectType) -> list[Chunks]:
+        sealed = await self._source.read(identities)
+        return await self._run(self._opening(identities, sealed, kind))
 
     def _opening(
         self, identities: list[FrameIdentity], sealed: list[SealedFrame], kind: ObjectType

@@ -21,7 +21,14 @@ from typing_extensions import override
 
 from repository.errors import DamagedError, StoreError, StoreUnavailableError
 from repository.store.circuit import Circuit, Limits, Outcome, Phase, Ticket
-from repository.store.interface import ObjectInfo, ObjectWriter, Store
+from repository.store.interface import (
+    ObjectInfo,
+    ObjectWriter,
+    Signing,
+    SigningAround,
+    Store,
+    StoredObject,
+)
 
 # Of the parked calls. As many as agents send at once to a coordinator that has a few of them.
 _RELEASED_MAX: Final = 4
@@ -228,6 +235,20 @@ class BreakingStore(Store):
     @override
     def remove_leftovers(self) -> None:
         self._inner.remove_leftovers()
+
+
+class BreakingSigning(SigningAround):
+    """Asks what there is as long as the store is not left alone. To sign asks nobody."""
+
+    def __init__(self, inner: Signing, breaker: Breaker, *, wait_seconds: float = 0.0) -> None:
+        super().__init__(inner)
+        self._breaker = breaker
+        self._wait_seconds = wait_seconds
+
+    @override
+    async def stored(self, name: str) -> StoredObject:
+        async with self._breaker.call(self._wait_seconds):
+            return await self._inner.stored(name)
 
 
 class _BreakingWriter(ObjectWriter):

@@ -3,7 +3,8 @@
 What is repeated, and what makes that right:
 
 - Only StoreUnavailableError, and an answer that did not come in time. Every other error is an
-  answer.
+  answer. A refusal of the key is one that is doubted a few times: keys are looked up in a service
+  of their own, and some stores tell its trouble so.
 - A name is written once and with one content. So a `put` or a commit that was done although its
   answer was lost comes back as ObjectExistsError, and is a success if the object's bytes are ours.
 - A `delete` that was done so comes back as ObjectMissingError, and is a success. No name is used
@@ -32,15 +33,27 @@ from repository.errors import (
     ObjectExistsError,
     ObjectMissingError,
     StoreError,
+    StoreForbiddenError,
     StoreUnavailableError,
 )
-from repository.store.interface import ObjectInfo, ObjectWriter, Operation, Store
+from repository.store.interface import (
+    ObjectInfo,
+    ObjectWriter,
+    Operation,
+    Signing,
+    SigningAround,
+    Store,
+    StoredObject,
+)
 from repository.store.patience import Patience
 
 _T = TypeVar("_T")
 _HINT: Final = "check the way to the store, and that it works"
 # Hashed between two turns of the event loop; more goes to a thread. About 0.2 ms.
 _HASH_INLINE_BYTES: Final = 256 * 1024
+# Of an operation. One that is refused at one time in five for no reason passes but for one in 600;
+# one that is refused rightly costs its second.
+_REFUSALS_DOUBTED: Final = 3
 # What is read at once of an object that is compared with what was written.
 _COMPARE_BYTES: Final = 4 * 1024 * 1024
 
@@ -77,12 +90,18 @@ class Persistence:
         while True:
             try:
                 return await course.within(work(course.tries))
-            except StoreUnavailableError as error:
+            except (StoreUnavailableError, StoreForbiddenError) as error:
                 await self.pause(course, error)
 
-    async def pause(self, course: "Course", error: StoreUnavailableError) -> None:
+    async def pause(
+        self, course: "Course", error: StoreUnavailableError | StoreForbiddenError
+    ) -> None:
         """Wait until the next try; where there is none any more, raise what it comes to."""
         course.tries += 1
+        if isinstance(error, StoreForbiddenError):
+            course.refusals += 1
+            if course.refusals > _REFUSALS_DOUBTED:
+                raise error
         wait = self._patience.next_wait_seconds(course.tries, course.left_seconds(), self._draw())
         if wait is None:
             course.give_up(error)
@@ -108,6 +127,7 @@ class Course:
     def restart(self) -> None:
         """It got on: its time begins anew."""
         self.tries = 0
+        self.refusals = 0
         self._began = self._clock()
         self._deadline = self._began + self._patience.deadline_seconds(
             self._operation, self._size_bytes
@@ -129,7 +149,7 @@ class Course:
                 f"the store did not answer a {self._operation} within {limit:.0f} s", hint=_HINT
             ) from error
 
-    def give_up(self, error: StoreUnavailableError) -> NoReturn:
+    def give_up(self, error: StoreUnavailableError | StoreForbiddenError) -> NoReturn:
         """Raise the last error, with how often and how long it was tried."""
         took = self._clock() - self._began
         raise StoreUnavailableError(
@@ -196,7 +216,7 @@ class RetryingStore(Store):
                         yield info
                         # However long the caller took over it, and whatever was tried before.
                         course.restart()
-            except StoreUnavailableError as error:
+            except (StoreUnavailableError, StoreForbiddenError) as error:
                 await self._persistence.pause(course, error)
             else:
                 return
@@ -244,6 +264,26 @@ class RetryingStore(Store):
     @override
     def remove_leftovers(self) -> None:
         self._inner.remove_leftovers()
+
+
+class RetryingSigning(SigningAround):
+    """Asks as often as it takes what there is, or a whole pack would be sent again for it."""
+
+    def __init__(
+        self,
+        inner: Signing,
+        patience: Patience | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        draw: Callable[[], float] = _random.random,
+    ) -> None:
+        super().__init__(inner)
+        self._persistence = Persistence(patience or Patience(), clock, sleep, draw)
+
+    @override
+    async def stored(self, name: str) -> StoredObject:
+        return await self._persistence.call(Operation.HEAD, lambda _: self._inner.stored(name))
 
 
 async def _each(

@@ -27,6 +27,9 @@ class MemoryGrants(RestoreClient):
         self.root_errors = 0
         """Paths that could not be read when the snapshot was made, as its root says."""
         self.asked: list[tuple[str, list[tuple[int, int]]]] = []
+        self.breaks = False
+        """Whether a bit of each range is flipped when it is read for the first time."""
+        self._broken: set[tuple[str, int]] = set()
 
     @override
     async def open_restore(self, task_id: str, public_key: bytes) -> Grant:
@@ -65,7 +68,15 @@ class MemoryGrants(RestoreClient):
         pack = memoryview(self._coordinator.store.packs[name])
         if name in self.missing or any(at + length > len(pack) for at, length in ranges):
             raise CoordinatorError(f"pack {name} is not there, or not all of it")
-        return [pack[at : at + length] for at, length in ranges]
+        return [self._arrived(name, at, pack[at : at + length]) for at, length in ranges]
+
+    def _arrived(self, name: str, at: int, sent: memoryview) -> memoryview:
+        if not self.breaks or (name, at) in self._broken:
+            return sent
+        self._broken.add((name, at))
+        flipped = bytearray(sent)
+        flipped[len(sent) // 2] ^= 1
+        return memoryview(flipped)
 
     def damage(self, identity: FrameIdentity) -> None:
         """Flip one byte of a frame."""

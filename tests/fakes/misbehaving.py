@@ -4,7 +4,7 @@ The twin, in process, of the proxy in tests/faults/misbehaving.py; both draw fro
 Who notices what:
 
 - An error, a lost connection, an answer that never comes or that breaks off, whether the effect
-  took place or not: RetryingStore, which asks again.
+  took place or not: RetryingStore, which asks again. A refusal of the key it doubts a few times.
 - A listing whose names come twice: RetryingStore, which says so.
 - A flipped bit: whoever reads, since packs are named by their hash and roots are signed.
 - A listing that is stale, empty or short, and in good order: nobody who sees nothing but it. A
@@ -23,7 +23,7 @@ from typing import Final, Self, TypeVar
 
 from typing_extensions import override
 
-from repository.errors import KeyMaterialError, StoreUnavailableError
+from repository.errors import StoreForbiddenError, StoreUnavailableError
 from repository.store.interface import ObjectInfo, ObjectWriter, Operation, Store
 
 _T = TypeVar("_T")
@@ -74,9 +74,8 @@ APPLICABLE: Final[Mapping[Operation, frozenset[Fault]]] = {
     Operation.LIST: _ANY | _LISTING | {Fault.ERROR_IN_200, Fault.SLOW, Fault.TRUNCATED},
     Operation.DELETE: _ANY,
 }
-# Those that are noticed; and not the one after which nobody asks again.
+# Those that are noticed.
 NOTICED: Final = frozenset(Fault) - {
-    Fault.FORBIDDEN,
     Fault.LIST_STALE,
     Fault.LIST_EMPTY,
     Fault.LIST_SHORT,
@@ -161,7 +160,7 @@ class MisbehavingStore(Store):
         fault = self.plan.draw(operation)
         await self._travel()
         if fault is Fault.FORBIDDEN:
-            raise KeyMaterialError("the store refuses the key (403)")
+            raise StoreForbiddenError("the store refuses the key (403)")
         if fault is Fault.HANG:
             await asyncio.sleep(FOREVER_SECONDS)
         if self.is_down or fault in _BEFORE:

@@ -84,6 +84,9 @@ class Site:
         self.state = places.get("state", directory / "state")
         self.coordinator: Daemon | None = None
         self.agent: Daemon | None = None
+        # What the coordinator is told of its repository, and the agent beside what all are.
+        self.where: tuple[str, ...] = ("--repository", str(self.repository))
+        self.agent_options: tuple[str, ...] = ()
         # While this file exists, nothing is waited for any more: a daemon stands at a failpoint.
         self.halt: Path | None = None
         self._channel: grpc.Channel | None = None
@@ -137,7 +140,7 @@ class Site:
         """Start it without waiting for it. `through`: a command that runs it."""
         arguments = [
             *options,
-            *("--data", str(self.data), "--repository", str(self.repository)),
+            *("--data", str(self.data), *self.where),
             *("--listen", f"127.0.0.1:{self._port}", "--http", "127.0.0.1:0", "--every", "off"),
         ]
         self._close_channel()
@@ -151,6 +154,7 @@ class Site:
             *("--token-file", str(self.directory / "token"), "--http", "127.0.0.1:0"),
             *("--protect-file", str(self.directory / "protect.json"), "--restore-root", "/"),
             *("--node-name", "node"),
+            *self.agent_options,
         ]
         self.agent = self._start("agent", arguments, failpoints, through)
         return self.agent
@@ -299,9 +303,9 @@ class Site:
             self._channel.close()
             self._channel = None
 
-    def order_backup(self) -> str:
+    def order_backup(self, *volumes: str) -> str:
         """Ask for a backup; the job's id."""
-        request = admin_pb2.CreateBackupRequest(volumes=[VOLUME])
+        request = admin_pb2.CreateBackupRequest(volumes=volumes or [VOLUME])
         return str(self.ask("CreateBackup", request).job.job_id)
 
     def order_restore(
@@ -317,10 +321,10 @@ class Site:
         )
         return str(self.ask("CreateRestore", request).job.job_id)
 
-    def order_verify(self) -> str:
-        """Ask for a proof of everything; the job's id."""
+    def order_verify(self, *snapshots: str) -> str:
+        """Ask for a proof of these snapshots, or of everything; the job's id."""
         depth = admin_pb2.VERIFY_DEPTH_DATA
-        request = admin_pb2.CreateVerifyRequest(depth=depth, all=True)
+        request = admin_pb2.CreateVerifyRequest(depth=depth, all=not snapshots, snapshots=snapshots)
         return str(self.ask("CreateVerify", request).job.job_id)
 
     def job(self, job_id: str) -> Any:
@@ -342,6 +346,11 @@ class Site:
         """Jobs that have not ended."""
         jobs = self.ask("ListJobs", admin_pb2.ListJobsRequest()).jobs
         return [job.job_id for job in jobs if job.phase not in ENDED]
+
+    def volumes(self) -> set[str]:
+        """The names of what is protected."""
+        status = self.ask("GetStatus", admin_pb2.GetStatusRequest())
+        return {volume.volume for volume in status.volumes}
 
     def snapshots(self) -> list[Any]:
         """What is listed, the oldest first."""

@@ -5,25 +5,30 @@ of everything, and whether the store is away for a while. Afterwards the store i
 nothing acknowledged is missing or different, nothing is there that nobody wrote, and no listing
 that came to its end lacked what was there all the time.
 
+`--real N` has N runs beside, by the real daemons: tests/faults/real.py.
+
 Packs and roots are read as their readers read them: by a hash that tells a flipped bit, and then
 once more. Lies that no layer here can notice (stale, empty and partial listings in good order) are
 in no run; tests/fakes/misbehaving.py says whose business they are.
 
-`make campaign-store` runs many (CAMPAIGN_ARGS="--seed N --runs N"); `--seed N --runs 1` is run N
-again.
+`make campaign-store` runs many (CAMPAIGN_ARGS="--seed N --runs N"); `--seed N --runs 1 --real 0` is
+run N again.
 """
 
 import argparse
 import asyncio
 import random
 import secrets
+import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
@@ -33,15 +38,20 @@ from repository.errors import (
     ObjectExistsError,
     ObjectMissingError,
     StoreError,
+    StoreForbiddenError,
     StoreUnavailableError,
 )
 from repository.store.breaking import Breaker, BreakingStore
 from repository.store.counting import CountingStore
 from repository.store.interface import Store
 from repository.store.retrying import RetryingStore
+from tests.e2e.test_bucket import new_bucket
 from tests.fakes import virtual_time
 from tests.fakes.misbehaving import NOTICED, MisbehavingStore, Plan
 from tests.fakes.store import MemoryStore
+from tests.faults import real
+from tests.servers import radosgw
+from tests.servers.shared import Server
 
 RATES: Final = (0.01, 0.05, 0.2)
 # Of the runs; in the others the store is never away as a whole.
@@ -54,6 +64,9 @@ _PARKED_SECONDS: Final = 600.0
 # A reader that finds a wrong hash reads again, and then says so.
 _READS_MAX: Final = 3
 _TAKEN: Final = "packs/taken"
+# All that daemons made is proved and restored in the end.
+_RUNS_OF_DAEMONS: Final = 20
+_VOLUMES: Final = 3
 
 
 @dataclass
@@ -80,7 +93,8 @@ class Ledger:
             yield
         except (StoreError, DamagedError) as error:
             # No class of its own: a listing out of order.
-            if type(error) not in {StoreError, StoreUnavailableError, DamagedError}:
+            passing = {StoreUnavailableError, StoreForbiddenError, DamagedError}
+            if type(error) not in {StoreError, *passing}:
                 raise
             self.failed += 1
         took = loop.time() - began
@@ -119,7 +133,7 @@ def run(seed: int, layers: Build = build) -> Result:
     try:
         return virtual_time.run(_run(seed, layers), seed)
     except BaseException as error:
-        error.add_note(f"python -m tests.faults.stores --runs 1 --seed {seed}")
+        error.add_note(f"python -m tests.faults.stores --real 0 --runs 1 --seed {seed}")
         raise
 
 
@@ -313,12 +327,59 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.faults.stores")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
     parser.add_argument("--runs", type=int, default=20_000)
+    parser.add_argument("--real", type=int, default=100, help="runs by the real daemons")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
+    return max(in_process(options.seed, options.runs), by_daemons(options.seed, options.real))
+
+
+def by_daemons(first: int, count: int) -> int:
+    """Runs by the real daemons, before a gateway of their own; the exit code."""
+    if not count:
+        return 0
+    began = time.monotonic()
+    sums: dict[float, real.Sum] = {}
+    broken = 0
+    with tempfile.TemporaryDirectory(prefix="tidemark-campaign-", dir="/var/tmp") as directory:
+        gateway = Path(directory) / "gateway"
+        gateway.mkdir()
+        server = Server("radosgw", radosgw.serve(gateway))
+        for seed in range(first, first + count, _RUNS_OF_DAEMONS):
+            seeds = range(seed, min(first + count, seed + _RUNS_OF_DAEMONS))
+            try:
+                _some_by_daemons(Path(directory) / str(seed), server, seeds, sums)
+            except Exception:  # noqa: BLE001 - what did not hold is told, and the next ones run
+                broken += 1
+                print(f"real runs from {seed}: FAILED\n{traceback.format_exc()}", flush=True)
+    failed = [f"{rate:.0%}: {each}" for rate, summed in sums.items() for each in summed.failed]
+    print("\n".join([*real.table(sums), *failed]))
+    print(f"{broken} times something did not hold, in {time.monotonic() - began:.0f} s")
+    enough = sums.get(real.RATE, real.Sum()).succeeded() >= real.SUCCEED
+    return 0 if enough and not broken else 1
+
+
+def _some_by_daemons(
+    directory: Path, server: Server, seeds: Iterable[int], sums: dict[float, real.Sum]
+) -> None:
+    directory.mkdir()
+    bucket = new_bucket(server, directory)
+    with real.bench(directory / "site", bucket, volumes=_VOLUMES) as made:
+        made.sums = sums
+        made.begin()
+        for seed in seeds:
+            made.run(seed, real.RATES[seed % len(real.RATES)])
+        made.check()
+    shutil.rmtree(directory)
+
+
+def in_process(first: int, count: int) -> int:
+    """Runs on virtual time; the exit code."""
+    if not count:
+        return 0
     began = time.monotonic()
     results: list[Result] = []
     failed: list[int] = []
-    for seed in range(options.seed, options.seed + options.runs):
+    for seed in range(first, first + count):
         try:
             results.append(run(seed))
         except Exception:  # noqa: BLE001 - each run is told of, whatever it met

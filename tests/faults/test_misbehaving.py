@@ -13,7 +13,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
-from repository.errors import KeyMaterialError, StoreUnavailableError
+from repository.errors import StoreForbiddenError, StoreUnavailableError
 from repository.store.interface import Operation, Store
 from tests.fakes import virtual_time
 from tests.fakes.misbehaving import APPLICABLE, NOTICED, Fault, MisbehavingStore, Plan
@@ -258,7 +258,7 @@ def test_the_store_in_process_has_the_same_faults(operation: Operation, fault: F
         if fault in {Fault.HANG, Fault.DONE_THEN_HANG}:
             failure = TimeoutError
         if fault is Fault.FORBIDDEN:
-            failure = KeyMaterialError
+            failure = StoreForbiddenError
         if fault in SEEN_AS_ERROR or fault in LOST:
             with pytest.raises(failure):
                 async with asyncio.timeout(1000):

@@ -11,6 +11,7 @@ from typing_extensions import override
 from repository.errors import ObjectExistsError, StoreUnavailableError, TidemarkError
 from repository.store.interface import ObjectInfo, Store
 from tests.fakes.faulty import FaultyStore
+from tests.fakes.misbehaving import NOTICED
 from tests.faults.stores import RATES, build, run, summed
 
 RUNS = 1000
@@ -30,7 +31,7 @@ def test_a_store_that_misbehaves_loses_nothing_and_lies_to_nobody(seed: int) -> 
     assert len(away) == len(RATES)
     assert all(total.openings > 0 and total.failed > 0 for total in away)
     faults = sum((result.faults for result in results), Counter[str]())
-    assert len(faults) == 12
+    assert len(faults) == len(NOTICED)
     assert min(faults.values()) > 20
 
 
@@ -99,7 +100,7 @@ def test_a_layer_that_is_wrong_is_found(
             found += [*error.__notes__, *map(str, leaves(error))]
 
     assert any(re.search(words, each) for each in found), found
-    assert any("tests.faults.stores --runs 1 --seed" in each for each in found)
+    assert any("tests.faults.stores --real 0 --runs 1 --seed" in each for each in found)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

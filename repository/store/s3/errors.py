@@ -17,6 +17,7 @@ from repository.errors import (
     ObjectExistsError,
     ObjectMissingError,
     StoreError,
+    StoreForbiddenError,
     StoreFullError,
     StoreUnavailableError,
     TidemarkError,
@@ -265,7 +266,7 @@ def _of_identity(answer: Answer, about: str, location: S3Location) -> TidemarkEr
             hint="copy the secret again; if it is right, check the region and the endpoint",
         )
     if answer.status in {401, 403}:
-        return StoreError(
+        return StoreForbiddenError(
             f"the key may not do this with {about}: {_said(answer)}",
             hint="let it list the bucket, and read, write and delete below the prefix",
         )

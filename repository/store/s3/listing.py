@@ -1,13 +1,15 @@
 """Whether a page of a listing is what it says. Pure.
 
 A page that fell short and looks whole would read as "these objects are gone", and somebody would
-act on it. So anything odd about a page makes the listing fail, and it is asked for again.
+act on it. So anything odd about a page makes the listing fail, and it is asked for again: behind
+the last name that it gave. What is out of order fails for good: it may have passed over names
+before that one, which nobody would ask for again.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from repository.errors import StoreUnavailableError
+from repository.errors import StoreError, StoreUnavailableError
 from repository.store.interface import ObjectInfo
 
 
@@ -24,7 +26,10 @@ class Listing:
         self.following: str | None = ""
 
     def page(self, answer: Mapping[str, Any]) -> list[ObjectInfo]:
-        """The objects on a page; StoreUnavailableError for one that cannot be right."""
+        """The objects on a page; StoreUnavailableError for one that cannot be right.
+
+        StoreError where it is out of order.
+        """
         if "IsTruncated" not in answer or answer.get("Name") != self._bucket:
             # A success whose body is of something else, an error for instance, decodes to nothing.
             raise _odd("it is no listing of the bucket")
@@ -42,7 +47,10 @@ class Listing:
         if not key.startswith(self._key_prefix):
             raise _odd(f"{key!r} is not below {self._key_prefix!r}")
         if key <= self._last:
-            raise _odd(f"{key!r} came after {self._last!r}")
+            raise StoreError(
+                f"the store's listing is out of order: {key!r} after {self._last!r}",
+                hint="try again; a store that does it again is none for a repository",
+            )
         if "Size" not in entry:
             raise _odd(f"{key!r} has no size")
         self._last = key

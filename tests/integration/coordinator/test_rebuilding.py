@@ -11,6 +11,7 @@ import pytest
 
 from proto.tidemark.v1 import admin_pb2
 from repository.errors import DamagedError, NoRepositoryError, StoreUnavailableError, WrongKeyError
+from repository.failpoints import VARIABLE, arm
 from repository.ids import NodeId, ObjectType, SessionId
 from repository.keys import RecoverySecret, Secret, SigningKey, seal
 from repository.layout import (
@@ -29,7 +30,7 @@ from tests.fakes.agent import FakeAgent, Writing
 from tests.fakes.ledger import Held, held_by_catalog, held_by_store
 from tests.fakes.store import MemoryStore
 from tests.integration.coordinator.serving import Coordinator, config_in, serving
-from tests.integration.coordinator.test_settling import break_roots, mend_roots, uploaded
+from tests.integration.coordinator.test_settling import uploaded
 
 pytestmark = pytest.mark.asyncio
 
@@ -50,19 +51,17 @@ class Stored:
 
 
 async def give_up_commit(coordinator: Coordinator, agent: FakeAgent, volume: str) -> None:
-    """A commit whose refs are stored and whose root is not, settled by the next session."""
+    """A commit whose refs are stored and whose root is not: it was never sent."""
     async with agent.connected() as connection:
         await coordinator.order_backup(volume)
         task = (await connection.next_message()).run_backup
         writing, made, signed = await uploaded(agent, connection, task)
-        roots = coordinator.config.repository / "roots"
-        moved = roots.rename(roots.with_name("roots-away")) if roots.exists() else None
-        break_roots(coordinator.config)
-        with pytest.raises(grpc.aio.AioRpcError):
-            await connection.commit(writing, signed, made.refs)
-        mend_roots(coordinator.config)
-        if moved is not None:
-            moved.rename(roots)
+        arm({VARIABLE: "coordinator.commit.refs_stored=error"})
+        try:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await connection.commit(writing, signed, made.refs)
+        finally:
+            arm({})
         await connection.finish_backup(task.task_id, message="given up")
 
 
@@ -80,9 +79,6 @@ async def make(directory: Path) -> Stored:
         await give_up_commit(coordinator, another, "elsewhere")
         pack = coordinator.packs()[0].relative_to(config.repository)
         export = await coordinator.admin.ExportRecoveryKit(admin_pb2.ExportRecoveryKitRequest())
-    # A start settles what nobody asked about.
-    async with serving(config):
-        pass
     objects = {
         str(path.relative_to(config.repository)): path.read_bytes()
         for path in config.repository.rglob("*")

@@ -2,19 +2,23 @@
 
 import asyncio
 import os
+from pathlib import Path
 from secrets import token_bytes
 
 import grpc
 import grpc.aio
 import pytest
+from typing_extensions import override
 
 from coordinator.config import Config
+from coordinator.stores import in_directory
 from proto.tidemark.v1 import admin_pb2, agent_pb2, common_pb2
 from repository.frames import FrameIdentity, FrameReader
 from repository.ids import ObjectType
 from repository.keys import PackKey, UnsealingKey, frame_key, unwrap
 from repository.layout import GRANT_INFO, ReaderKeys
 from repository.pack import FrameTable
+from repository.store.local import LocalStore
 from tests.fakes.agent import Connection
 from tests.integration.coordinator.serving import Coordinator, serving
 from tests.integration.coordinator.test_backup import detail
@@ -43,6 +47,55 @@ async def read_pack(
     wanted = [agent_pb2.ByteRange(offset=offset, length=length) for offset, length in ranges]
     request = agent_pb2.ReadPackRequest(task_id=task_id, name=name, ranges=wanted)
     return b"".join([piece.data async for piece in connection.stub.ReadPack(request)])
+
+
+class BreakingOnce(LocalStore):
+    """Flips a bit of whatever is read of packs and roots for the first time."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.broken: set[tuple[str, int]] = set()
+
+    @override
+    async def get(self, name: str) -> bytes:
+        return self._arrived(name, 0, await super().get(name))
+
+    @override
+    async def get_range(self, name: str, offset: int, length: int) -> bytes:
+        return self._arrived(name, offset, await super().get_range(name, offset, length))
+
+    def _arrived(self, name: str, offset: int, sent: bytes) -> bytes:
+        if not name.startswith(("packs/", "roots/")) or (name, offset) in self.broken:
+            return sent
+        self.broken.add((name, offset))
+        flipped = bytearray(sent)
+        flipped[len(sent) // 2] ^= 1
+        return bytes(flipped)
+
+
+async def test_what_was_broken_on_its_way_is_neither_refused_nor_called_damaged(
+    config: Config,
+) -> None:
+    store = BreakingOnce(config.repository)
+    async with serving(config, open_at=in_directory(lambda _: store)) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        snapshot = await coordinator.back_up(agent, "data", FILES)
+        taken_in = len(store.broken)
+        jobs = []
+        for depth in (admin_pb2.VERIFY_DEPTH_PRESENT, admin_pb2.VERIFY_DEPTH_DATA):
+            store.broken.clear()
+            jobs.append(await coordinator.verify(depth))
+        store.broken.clear()
+        browsing = admin_pb2.ListEntriesRequest(snapshot=snapshot)
+        entries = [each async for each in coordinator.admin.ListEntries(browsing)]
+
+    assert taken_in > 0
+    assert [(job.phase, job.verify.damaged_total) for job in jobs] == [
+        (common_pb2.PHASE_COMPLETED, 0)
+    ] * 2
+    assert entries
+    assert store.broken
 
 
 async def test_a_grant_opens_the_volumes_own_packs(config: Config) -> None:

@@ -346,6 +346,21 @@ async def test_a_damaged_frame_costs_the_files_in_it_and_names_them(node: Node) 
     assert all(restored[name] == source[name] for name in restored)
 
 
+@pytest.mark.parametrize("writers_from", [0, 1_000_000], ids=["by writers", "here"])
+async def test_what_was_broken_on_its_way_is_fetched_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch, writers_from: int
+) -> None:
+    monkeypatch.setattr("agent.wholes._WRITERS_FROM", writers_from)
+    fill(node.source)
+    await node.back_up()
+    node.grants.breaks = True
+
+    outcome = await node.restore()
+
+    assert outcome.phase is Phase.COMPLETED
+    assert picture(node.target) == picture(node.source)
+
+
 async def test_a_missing_pack_of_contents_leaves_what_needs_none_of_it(node: Node) -> None:
     fill(node.source)
     await node.back_up()

@@ -14,6 +14,7 @@ from repository.errors import (
     ObjectExistsError,
     ObjectMissingError,
     StoreError,
+    StoreForbiddenError,
     StoreFullError,
     StoreUnavailableError,
     TidemarkError,
@@ -55,8 +56,8 @@ def answer(status: int, code: str, message: str = "", **fields: str) -> Answer:
         (403, "QuotaExceeded", StoreFullError),
         (400, "InvalidArgument", StoreError),
         (501, "NotImplemented", StoreError),
-        (403, "AccessDenied", StoreError),
-        (403, "403", StoreError),
+        (403, "AccessDenied", StoreForbiddenError),
+        (403, "403", StoreForbiddenError),
         (403, "InvalidObjectState", StoreError),
     ],
 )

@@ -13,14 +13,17 @@ from repository.errors import (
     ObjectExistsError,
     ObjectMissingError,
     StoreError,
+    StoreForbiddenError,
     StoreFullError,
     StoreUnavailableError,
     TidemarkError,
     UsageError,
 )
-from repository.store.interface import ObjectInfo, Store
+from repository.store.breaking import Breaker, BreakingSigning
+from repository.store.circuit import Limits
+from repository.store.interface import ObjectInfo, SigningAround, Store, StoredObject
 from repository.store.patience import Patience
-from repository.store.retrying import RetryingStore
+from repository.store.retrying import RetryingSigning, RetryingStore
 from tests.fakes import virtual_time
 from tests.fakes.faulty import FaultyStore, Plan
 from tests.fakes.misbehaving import FOREVER_SECONDS
@@ -129,6 +132,71 @@ def test_every_other_error_is_told_at_once(
 
         assert plan.calls == 1
         assert site.waits == []
+
+    run(scene)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_refusal_of_the_key_is_doubted_a_few_times(
+    call: Callable[[Store], Awaitable[object]],
+) -> None:
+    async def scene(site: Site) -> None:
+        await site.memory.put("packs/a", b"a")
+        site.fail(3, StoreForbiddenError)
+
+        await call(site.store)
+
+        assert len(site.waits) == 3
+
+    run(scene)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_refusal_of_the_key_that_stays_is_told_soon(
+    call: Callable[[Store], Awaitable[object]],
+) -> None:
+    async def scene(site: Site) -> None:
+        plan = site.fail(1 << 30, StoreForbiddenError)
+
+        with pytest.raises(StoreForbiddenError):
+            await call(site.store)
+
+        assert plan.calls == 4
+        assert sum(site.waits) < 1
+
+    run(scene)
+
+
+class Forgetful(SigningAround):
+    """Says what there is at the third time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @override
+    async def stored(self, name: str) -> StoredObject:
+        self.asked += 1
+        if self.asked < 3:
+            raise StoreUnavailableError("it does not know just now")
+        return StoredObject(1, None)
+
+
+def test_what_was_sent_by_others_is_asked_for_again() -> None:
+    async def scene(_: Site) -> None:
+        clock = asyncio.get_running_loop().time
+        forgetful = Forgetful()
+        breaker = Breaker(Limits(failures_max=1), clock=clock)
+        signing = BreakingSigning(RetryingSigning(forgetful, clock=clock), breaker)
+
+        assert await signing.stored("packs/a") == StoredObject(1, None)
+
+        forgetful.asked = -(1 << 30)
+        with pytest.raises(StoreUnavailableError, match="tried"):
+            await signing.stored("packs/a")
+        asked = forgetful.asked
+        with pytest.raises(StoreUnavailableError, match="it is asked again in"):
+            await signing.stored("packs/a")
+        assert forgetful.asked == asked
 
     run(scene)
 
