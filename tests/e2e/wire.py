@@ -29,7 +29,9 @@ class Wire:
         assert self._begun.wait(10)
 
     def close(self) -> None:
-        """Cut all connections, and listen no more."""
+        """Cut all connections, and listen no more. Twice is once."""
+        if self._loop.is_closed():
+            return
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
