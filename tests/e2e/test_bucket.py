@@ -147,7 +147,7 @@ def test_what_was_sent_before_a_death_is_not_sent_again(
         agent.protect(volume("large", tree))
         agent.start()
         up.run("backup", "create", "large").ok()
-        eventually(lambda: len(gateway.packs()) >= 3, seconds=60)
+        eventually(lambda: len(gateway.packs()) >= 4, seconds=60)
         if dies == "agent":
             agent.kill()
         else:
@@ -164,9 +164,10 @@ def test_what_was_sent_before_a_death_is_not_sent_again(
         up.restore(made["snapshot_id"], tmp_path / "restored")
 
     assert made["phase"] == "Completed"
-    # Two are in flight at most; what is in the catalog is not sent again.
-    assert len(sent) - 2 <= kept["packs"] <= len(sent)
+    # Three are in flight at most; what is in the catalog is not sent again.
+    assert len(sent) - 3 <= kept["packs"] <= len(sent)
     assert kept["packs"] > 0
-    whole = 12 * 16 * MIB * 1.01
-    assert made["data_added_packed"] <= whole - 0.9 * kept["stored_bytes"]
+    # Of those in flight the coordinator may have had all, and the agent may have heard of none.
+    whole, unheard_of = 12 * 16 * MIB * 1.01, 3 * 32 * MIB * 1.01
+    assert made["data_added_packed"] <= whole - kept["stored_bytes"] + unheard_of
     trees.assert_same(trees.snapshot_of(tree), trees.snapshot_of(tmp_path / "restored"))
