@@ -27,7 +27,7 @@ from agent.known import KnownChunks
 from agent.last import LostStateError
 from agent.making import PROBLEMS_MAX, Beside, Made, Maker
 from agent.manifest import MetadataWriter
-from agent.packing import FinishedPack, PackIdentity, Packs
+from agent.packing import BUFFERS_FAR, FinishedPack, PackIdentity, Packs
 from agent.reading import Scanned
 from agent.rehashing import Rehash, begun, next_share
 from agent.services import (
@@ -70,7 +70,8 @@ from repository.tree import Boundaries, encode_pointer
 if TYPE_CHECKING:
     from agent.clones import VolumeClones
 
-_UPLOADS: Final = 2
+# As many as there are buffers of data to send.
+_UPLOADS: Final = 3
 _REFS_PIECE_BYTES: Final = 1024 * 1024
 # A line of a job's log names so many; its warnings name more.
 _PATHS_LOGGED: Final = 10
@@ -192,7 +193,11 @@ class _Backup:
         def deliver(pack: FinishedPack) -> None:
             loop.call_soon_threadsafe(finished.put_nowait, pack)
 
-        packs = Packs(identity, deliver)
+        packs = (
+            Packs(identity, deliver)
+            if session.signed_uploads is None
+            else Packs(identity, deliver, BUFFERS_FAR)
+        )
         failure: TidemarkError | None = None
         made: Made | None = None
         async with asyncio.TaskGroup() as group:
@@ -389,7 +394,7 @@ class _Backup:
                 if packs.failure is None:
                     failpoint("agent.pack.sending", UnreachableError)
                     await self._services.coordinator.upload_pack(
-                        session, pack.name, pack.buffers, pack.size_bytes
+                        session, pack.name, pack.blake3, pack.buffers, pack.size_bytes
                     )
                     failpoint("agent.pack.uploaded", UnreachableError)
                     await known.settle(pack.chunks)

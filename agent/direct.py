@@ -13,9 +13,8 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from blake3 import blake3
 from typing_extensions import Buffer
 
 from agent.endpoints import is_beneath
@@ -32,7 +31,7 @@ from repository.store.interface import Checksum, Operation, SignedRequest
 
 # Small enough for the caches, large enough to cost little per byte.
 PIECE_BYTES: Final = 256 * 1024
-# Two uploads, and what restores fetch at once.
+# Three uploads, and what restores fetch at once.
 _CONNECTIONS: Final = 8
 _CONNECT_SECONDS: Final = 20.0
 # Without a byte for so long a request is as good as lost.
@@ -59,21 +58,12 @@ _TOO_FULL: Final = 507
 _REDIRECTIONS: Final = range(300, 400)
 
 
-class Digests(NamedTuple):
-    """What a pack is told by before it is sent."""
-
-    checksum: bytes
-    blake3: bytes
-
-
-def digests(buffers: Iterable[Buffer], kind: Checksum) -> Digests:
-    """Hash joined buffers; may take a while, and lets others run."""
+def checksum_of(buffers: Iterable[Buffer], kind: Checksum) -> bytes:
+    """Hash joined buffers as the store does; may take a while, and lets others run."""
     checksum = hashlib.new(kind.value, usedforsecurity=kind is not Checksum.MD5)
-    name = blake3()
     for buffer in buffers:
         checksum.update(buffer)
-        name.update(buffer)
-    return Digests(checksum.digest(), name.digest())
+    return checksum.digest()
 
 
 class SignedReads:

@@ -9,7 +9,7 @@ nobody will finish, because its session failed, is just dropped.
 import mmap
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from repository.errors import TidemarkError
@@ -42,7 +42,10 @@ from repository.pack import (
 )
 
 # One that is filled and one on its way hide each other; memory stays bounded.
-_BUFFERS: Final = {PackKind.DATA: 2, PackKind.METADATA: 2}
+_BUFFERS: Final[Mapping[PackKind, int]] = {PackKind.DATA: 2, PackKind.METADATA: 2}
+# A store behind a network takes a pack longer than it takes to fill one, and has to be asked before
+# and after: with two, nothing is filled or nothing is sent for a third of the time.
+BUFFERS_FAR: Final[Mapping[PackKind, int]] = {PackKind.DATA: 3, PackKind.METADATA: 2}
 _TARGETS: Final = {PackKind.DATA: DATA_PACK_BYTES, PackKind.METADATA: METADATA_PACK_BYTES}
 # The smallest files fill a pack with hundreds of thousands of chunks, and each of them is a row in
 # tables here and at the coordinator. A million files of a few bytes took 254 to 260 MiB of an agent
@@ -58,6 +61,8 @@ class FinishedPack(NamedTuple):
 
     kind: PackKind
     name: str
+    blake3: bytes
+    """Of all of it."""
     buffers: tuple[memoryview, bytes]
     size_bytes: int
     chunks: list[tuple[ChunkId, Location]]
@@ -117,14 +122,22 @@ class _Pack:
 class Packs:
     """The packs of one session, filled by any number of threads."""
 
-    def __init__(self, identity: PackIdentity, deliver: Callable[[FinishedPack], None]) -> None:
-        """`deliver` is called with each finished pack, from the thread that finished it."""
+    def __init__(
+        self,
+        identity: PackIdentity,
+        deliver: Callable[[FinishedPack], None],
+        buffers: Mapping[PackKind, int] = _BUFFERS,
+    ) -> None:
+        """`deliver` is called with each finished pack, from the thread that finished it.
+
+        `buffers` is how many packs of a kind there are at once, on their way included.
+        """
         self._identity = identity
         self._cipher = FrameCipher(identity.repository)
         self._deliver = deliver
         self._changed = threading.Condition()
         self._open: dict[PackKind, _Pack] = {}
-        self._free = dict(_BUFFERS)
+        self._free = dict(buffers)
         self._spare: dict[PackKind, list[mmap.mmap]] = {kind: [] for kind in PackKind}
         self._error: TidemarkError | None = None
 
@@ -236,6 +249,7 @@ class Packs:
             FinishedPack(
                 kind=pack.kind,
                 name=pack_name(pack.random, digest),
+                blake3=digest,
                 buffers=(body, trailer),
                 size_bytes=pack.used + len(trailer),
                 chunks=pack.chunks,

@@ -390,11 +390,16 @@ class CoordinatorClient(Protocol):
         ...
 
     async def upload_pack(
-        self, session: Session, name: str, buffers: Sequence[Buffer], size_bytes: int
+        self,
+        session: Session,
+        name: str,
+        blake3: bytes,
+        buffers: Sequence[Buffer],
+        size_bytes: int,
     ) -> None:
-        """Store a pack: the buffers joined. Returns once it is durable and was checked.
+        """Store a pack: the buffers joined, and their hash. Returns once it is durable and checked.
 
-        Idempotent: the same name with the same content may be sent again. At most two are in
+        Idempotent: the same name with the same content may be sent again. At most three are in
         flight at once, over all tasks; more callers wait. The buffers must not change meanwhile.
         """
         ...

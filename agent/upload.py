@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from typing_extensions import Buffer, override
 
 from agent.config import Address
-from agent.direct import DirectStore, SignedReads, digests
+from agent.direct import DirectStore, SignedReads, checksum_of
 from agent.errors import CoordinatorError, UnreachableError, first_error
 from agent.fetching import STORE_FETCH_BYTES
 from agent.identity import Identity
@@ -85,8 +85,9 @@ _CHECKSUMS: Final = {
 # come with one. What one call asks for comes with one, then.
 _GAP_BYTES: Final = 1024 * 1024
 _READ_BYTES: Final = STORE_FETCH_BYTES
-# Two packs of 32 MiB on their way use any line; more would only use memory.
-_UPLOADS: Final = 2
+# Two packs of 32 MiB on their way use any line, while a third one is asked for or confirmed; more
+# would only use memory.
+_UPLOADS: Final = 3
 # Under a limit each call of a restore reads what goes in 20 ms: these cover a round trip of 0.3 s.
 _READS_IN_FLIGHT: Final = 16
 # A call without much data; the coordinator syncs files for some of them.
@@ -275,7 +276,12 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
 
     @override
     async def upload_pack(
-        self, session: Session, name: str, buffers: Sequence[Buffer], size_bytes: int
+        self,
+        session: Session,
+        name: str,
+        blake3: bytes,
+        buffers: Sequence[Buffer],
+        size_bytes: int,
     ) -> None:
         header = agent_pb2.PackHeader(
             session_id=session.session_id,
@@ -288,7 +294,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             async with self._uploads:
                 self.uploads_running += 1
                 try:
-                    send = await self._sending(session, header, buffers)
+                    send = await self._sending(session, header, blake3, buffers)
                     await self._persist(send, session.lease_seconds)
                 finally:
                     self.uploads_running -= 1
@@ -296,14 +302,18 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             self.uploads_waiting -= 1
 
     async def _sending(
-        self, session: Session, header: agent_pb2.PackHeader, buffers: Sequence[Buffer]
+        self,
+        session: Session,
+        header: agent_pb2.PackHeader,
+        blake3: bytes,
+        buffers: Sequence[Buffer],
     ) -> Callable[[NodeChannel], Awaitable[object]]:
         """Say how to send a pack: to the store itself where it may be."""
         signed = session.signed_uploads
         if signed is None or not self._store.serves(signed.endpoint):
             return partial(self._send_through, header=header, buffers=buffers)
-        checksum, name = await asyncio.to_thread(digests, buffers, signed.checksum)
-        pack = agent_pb2.PackDigest(header=header, checksum=checksum, blake3=name)
+        checksum = await asyncio.to_thread(checksum_of, buffers, signed.checksum)
+        pack = agent_pb2.PackDigest(header=header, checksum=checksum, blake3=blake3)
         return partial(self._send_directly, pack=pack, buffers=buffers)
 
     async def _send_through(

@@ -58,6 +58,9 @@ log = get_logger()
 SIGNED_SECONDS: Final = 300
 
 _REBUILD_HINT: Final = "give the --data directory that belongs to it, or choose an empty directory"
+_BUCKET_HINT: Final = (
+    "give the --data directory that belongs to it, or another bucket or prefix for a new repository"
+)
 
 
 class _State(msgspec.Struct, frozen=True, array_like=True):
@@ -145,13 +148,8 @@ async def open_repository(
         state = msgspec.structs.replace(state, pending={})
         write_secret(state_file, msgspec.msgpack.encode(state))
         failpoint("coordinator.founding.done", StoreError)
-    config = await _read_config(place)
-    if config.repository != decode_config(state.config).repository:
-        raise NoRepositoryError(
-            f"{place.location} holds the repository {config.repository.hex()}, "
-            "which is not this coordinator's",
-            hint=_REBUILD_HINT,
-        )
+    config = await read_config(place)
+    check_ours(place, config, decode_config(state.config).repository)
     try:
         config.check_writable()
     except UnsupportedFormatError as error:
@@ -224,17 +222,25 @@ async def _check_empty(place: Place) -> None:
     if place.directory is not None:
         await asyncio.to_thread(_check_empty_directory, place.directory)
         return
+    if await _is_there(place.store, CONFIG_NAME):
+        raise NoRepositoryError(
+            f"{place.location} holds a repository, and this coordinator has none of its keys",
+            hint=_BUCKET_HINT,
+        )
     async for info in place.store.list_objects(""):
-        if info.name == CONFIG_NAME:
-            raise NoRepositoryError(
-                f"{place.location} holds a repository, and this coordinator has none of its keys",
-                hint=_REBUILD_HINT,
-            )
         if info.name != CAPABILITIES_NAME:
             raise NoRepositoryError(
                 f"{place.location} is not empty and holds no repository",
                 hint="choose an empty bucket, or another prefix in it",
             )
+
+
+async def _is_there(store: Store, name: str) -> bool:
+    try:
+        await store.head(name)
+    except ObjectMissingError:
+        return False
+    return True
 
 
 def _check_empty_directory(directory: Path) -> None:
@@ -263,16 +269,33 @@ async def _write_pending(store: Store, pending: Mapping[str, bytes]) -> None:
             # Written by the same founding before it was interrupted, or by somebody else.
             if await store.get(name) != content:
                 raise NoRepositoryError(
-                    "the repository's directory was filled by somebody else meanwhile",
-                    hint="choose an empty directory",
+                    "somebody else has written to the repository's place meanwhile",
+                    hint="choose an empty one",
                 ) from None
 
 
-async def _read_config(place: Place) -> RepositoryConfig:
+async def read_config(place: Place, store: Store | None = None) -> RepositoryConfig:
+    """The config that lies there, read from another view of the store if one is given."""
     try:
-        return decode_config(await place.store.get(CONFIG_NAME))
+        return decode_config(await (store or place.store).get(CONFIG_NAME))
     except ObjectMissingError as error:
         raise NoRepositoryError(
             f"there is no repository in {place.location}, where this coordinator's was",
-            hint="mount its disk or give --repository; nothing new is made in its place",
+            hint="mount its disk or give --repository; nothing new is made in its place"
+            if place.directory is not None
+            else "check the bucket, the prefix and the endpoint; nothing new is made in its place",
         ) from error
+
+
+def check_ours(place: Place, config: RepositoryConfig, ours: RepositoryId) -> None:
+    """NoRepositoryError where what lies there is another repository."""
+    if config.repository != ours:
+        raise NoRepositoryError(
+            f"{place.location} holds the repository {config.repository.hex()}, "
+            "which is not this coordinator's",
+            hint=_of_another(place),
+        )
+
+
+def _of_another(place: Place) -> str:
+    return _BUCKET_HINT if place.directory is None else _REBUILD_HINT

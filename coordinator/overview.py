@@ -10,7 +10,7 @@ from coordinator.custody import Custody
 from coordinator.dispatch import Dispatcher
 from coordinator.errors import NotFoundError, TidemarkError
 from coordinator.fleet import Fleet
-from coordinator.founding import Repository
+from coordinator.founding import Repository, check_ours, read_config
 from coordinator.model import (
     NANOSECONDS,
     Node,
@@ -21,7 +21,6 @@ from coordinator.model import (
     VolumeReport,
 )
 from repository.ids import RepositoryId
-from repository.layout import CONFIG_NAME
 
 # Shorter beginnings of an id are hardly meant.
 _PREFIX_MIN: Final = 4
@@ -31,6 +30,8 @@ _GONE: Final = (
     "where it is now"
 )
 _REPLACED: Final = "another volume goes on in its place; its snapshots still restore"
+# Less than a person waits, more than a slow store needs for the ten questions or so.
+_REPOSITORY_SECONDS: Final = 20.0
 # Below this a backup may not find room for what it adds.
 _FREE_BYTES_MIN: Final = 1024**3
 
@@ -185,17 +186,34 @@ class Overview:
         ]
 
     async def _check_repository(self) -> Check:
-        warnings: list[str] = []
         try:
-            await self.repository.store.get(CONFIG_NAME)
-            self.repository.config.check_writable()
-            if self.repository.place.check is not None:
-                warnings = await self.repository.place.check()
+            async with asyncio.timeout(_REPOSITORY_SECONDS):
+                warnings = await self._look_at_repository()
         except TidemarkError as error:
             return Check("repository", ok=False, message=error.message, hint=error.hint)
+        except TimeoutError:
+            return Check(
+                "repository",
+                ok=False,
+                message=f"{self.repository.location} did not answer within "
+                f"{_REPOSITORY_SECONDS:.0f} s",
+                hint="check the way to it: network and endpoint, or the disk",
+            )
         if warnings:
             return Check("repository", ok=False, message="; ".join(warnings))
         return Check("repository", ok=True, message=f"{self.repository.location} answers")
+
+    async def _look_at_repository(self) -> list[str]:
+        """Warnings; the first error that there is. Whatever asks again later does not do so here.
+
+        The key and the bucket come first: what is wrong with them explains the rest.
+        """
+        repository, place = self.repository, self.repository.place
+        warnings = [] if place.check is None else await place.check()
+        found = await read_config(place, place.impatient)
+        check_ours(place, found, repository.config.repository)
+        repository.config.check_writable()
+        return warnings
 
     async def _check_space(self) -> Check:
         directory = self.repository.place.directory

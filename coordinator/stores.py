@@ -5,6 +5,7 @@ away; what it can do beyond what all can was found when the repository was made,
 it.
 """
 
+import asyncio
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from coordinator.config import Bucket, Config
-from coordinator.errors import ObjectExistsError, ObjectMissingError
+from coordinator.errors import (
+    FormatError,
+    ObjectExistsError,
+    ObjectMissingError,
+    StoreError,
+    StoreUnavailableError,
+)
 from coordinator.logs import get_logger
 from repository.store.breaking import Breaker, BreakingSigning, BreakingStore
 from repository.store.counting import CountingStore, Tally
@@ -23,6 +30,7 @@ from repository.store.local import LocalStore
 from repository.store.retrying import RetryingSigning, RetryingStore
 
 if TYPE_CHECKING:
+    from repository.store.s3.capabilities import Capabilities
     from repository.store.s3.store import S3Store
 
 log = get_logger()
@@ -32,6 +40,8 @@ CAPABILITIES_NAME: Final = "capabilities"
 # A call that finds the store left alone waits so long before it fails: less than the agents' own
 # patience with the coordinator.
 _PARKED_SECONDS: Final = 60.0
+# For a small object, from a store that answers within a second, and within some when it is busy.
+_FIRST_SECONDS: Final = 15.0
 
 Clock = Callable[[], int]
 
@@ -51,6 +61,9 @@ class Place:
     """None where nothing is left alone when it fails."""
     tally: Tally = field(default_factory=Tally)
     """What it was asked, by us."""
+    impatient: Store | None = None
+    """The same for whoever waits for an answer: asked once, whatever came before; None where that
+    makes no difference."""
     check: Callable[[], Awaitable[list[str]]] | None = None
     """What is wrong with a bucket, its key or this machine's clock: warnings, or an error."""
 
@@ -89,7 +102,9 @@ async def _open_bucket(bucket: Bucket, clock: Clock) -> AsyncIterator[Place]:
     if bucket.credentials_file is not None:
         credentials = await opening.read_credentials(bucket.credentials_file)
     async with opening.open_s3(bucket.location, now_ns=clock, credentials=credentials) as unprobed:
-        yield _place(await _probed(unprobed), bucket)
+        recorded = await _recorded(unprobed)
+        store = await _probed(unprobed) if recorded is None else unprobed.able(recorded)
+        yield _place(store, bucket)
 
 
 def _place(store: "S3Store", bucket: Bucket) -> Place:
@@ -103,28 +118,55 @@ def _place(store: "S3Store", bucket: Bucket) -> Place:
         signing=signing if store.capabilities.presign else None,
         breaker=breaker,
         tally=store.bucket.tally,
+        impatient=store,
         check=partial(importlib.import_module("repository.store.s3.check").check, store),
     )
 
 
-async def _probed(store: "S3Store") -> "S3Store":
-    """The store, with what it can do: as recorded, or found out and recorded now.
+async def _recorded(store: "S3Store") -> "Capabilities | None":
+    """What the store can do as it was found once; None where nobody has looked.
 
-    Found out only where nothing is recorded, so before a repository is made; there whatever is
-    wrong with bucket, key or clock shows.
+    The first question to it: who starts us is told soon that it does not answer.
     """
-    capabilities = importlib.import_module("repository.store.s3.capabilities").Capabilities
+    module = importlib.import_module("repository.store.s3.capabilities")
+    where = store.bucket.location.url
     try:
-        recorded = await store.get(CAPABILITIES_NAME)
+        async with asyncio.timeout(_FIRST_SECONDS):
+            recorded = await store.get(CAPABILITIES_NAME)
     except ObjectMissingError:
-        check = importlib.import_module("repository.store.s3.check")
-        probe = importlib.import_module("repository.store.s3.probe")
-        for warning in await check.check(store):
-            log.warning(warning)
-        found = await probe.probe(store)
-        try:
-            await store.put(CAPABILITIES_NAME, found.encode())
-        except ObjectExistsError:
-            found = capabilities.decode(await store.get(CAPABILITIES_NAME))
-        return store.able(found)
-    return store.able(capabilities.decode(recorded))
+        return None
+    except StoreError as error:
+        if not error.retryable:
+            # What is wrong with the key or the bucket as a whole says more.
+            await importlib.import_module("repository.store.s3.check").check(store)
+        raise
+    except TimeoutError as error:
+        raise StoreUnavailableError(
+            f"the store of {where} did not answer within {_FIRST_SECONDS:.0f} s",
+            hint="check the network and the endpoint, then start again",
+        ) from error
+    try:
+        found: Capabilities = module.Capabilities.decode(recorded)
+    except FormatError as error:
+        raise FormatError(
+            f"the object {CAPABILITIES_NAME} in {where} is not what was written there",
+            hint="check that the endpoint is an S3; if it is, remove the object: it is made anew",
+        ) from error
+    return found
+
+
+async def _probed(store: "S3Store") -> "S3Store":
+    """The store, with what it can do, found out and recorded now: before a repository is made.
+
+    There whatever is wrong with bucket, key or clock shows.
+    """
+    check = importlib.import_module("repository.store.s3.check")
+    probe = importlib.import_module("repository.store.s3.probe")
+    for warning in await check.check(store):
+        log.warning(warning)
+    found = await probe.probe(store)
+    try:
+        await store.put(CAPABILITIES_NAME, found.encode())
+    except ObjectExistsError:
+        found = await _recorded(store) or found
+    return store.able(found)

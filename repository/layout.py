@@ -58,7 +58,7 @@ REFS_INFO: Final = b"tidemark refs"
 
 def pack_name(random: bytes, digest: bytes) -> str:
     """Name of a pack: 16 random bytes, and the first 16 bytes of its BLAKE3."""
-    return f"packs/{random[:1].hex()}/{random.hex()}-{digest.hex()}"
+    return f"packs/{random[:1].hex()}/{random.hex()}-{digest[:ID_BYTES].hex()}"
 
 
 def parse_pack_name(name: str) -> tuple[bytes, bytes]:

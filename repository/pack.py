@@ -287,8 +287,8 @@ class PackSeal(msgspec.Struct, frozen=True):
     ) -> tuple[bytes, bytes]:
         """What follows the body (padding, footer, origins, tail), and the hash for the name.
 
-        The footer key is 32 random bytes, used for this pack alone. The hash is the first 16 bytes
-        of BLAKE3 over the whole pack.
+        The footer key is 32 random bytes, used for this pack alone. The hash is BLAKE3 over the
+        whole pack.
         """
         origin = Origin(
             nonce=self.nonce,
@@ -347,7 +347,7 @@ def _finish(
     signature = signing.key.sign(_DOMAIN, signing.repository + unsigned)
     tail = _TAIL.pack(*fields, signature, _END)
     digest.update(tail)
-    return b"".join((padding, footer, origins, tail)), digest.digest(ID_BYTES)
+    return b"".join((padding, footer, origins, tail)), digest.digest()
 
 
 def parse_tail(end: bytes, size: int) -> PackTail:

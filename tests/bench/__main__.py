@@ -16,8 +16,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from tests.bench import bucket
 from tests.bench.data import CASES, Case, differences, size_of, small_path
-from tests.bench.results import MIB, OURS, ZSTD, Sample, Step, figures
+from tests.bench.results import BUCKET, MIB, OURS, PLAIN, STEPS, ZSTD, Sample, Step, figures
 from tests.bench.table import failures, render
 from tests.bench.tools import INSTALL_HINT, TIDEMARK, TOOLS, BenchError, Outcome, Tool, run
 from tests.faults.disks import loop_disk
@@ -27,6 +28,7 @@ SETTINGS = {
     OURS: "up --every off, fresh in each round",
     "restic": "repository version 2, --compression auto, fresh cache in each round",
     "borg": "repokey-blake2, --compression zstd,3, fresh cache in each round",
+    PLAIN: "the same bytes in objects of 32 MiB, two at a time, by one process of Python",
     ZSTD: "-3 -T2 of a large file, without a sync",
 }
 # Source, a repository and a restore for each tool, with room to spare.
@@ -56,7 +58,10 @@ def main() -> int:
         print(f"{tool} {version}: {SETTINGS[tool]}")
     try:
         for name in options.cases:
-            _measure_case(CASES[name], scratch, tools, options, samples)
+            if name == BUCKET:
+                samples += bucket.measure(scratch, tools, options.rounds, options.scale)
+            else:
+                _measure_case(CASES[name], scratch, tools, options, samples)
     except KeyboardInterrupt:
         print("\ninterrupted; what follows is what was measured until then", file=sys.stderr)
     finally:
@@ -71,7 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="size of the data (default 1)")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where to write")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, BUCKET], default=[*CASES, BUCKET])
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     return parser.parse_args()
 
@@ -203,7 +208,7 @@ def _measure_round(
 
 def _steps(case: Case) -> list[Step]:
     """A single file is as much as all of a case that has one."""
-    return [step for step in Step if step is not Step.ONE or not case.has_one_file]
+    return [step for step in STEPS if step is not Step.ONE or not case.has_one_file]
 
 
 def _settle() -> None:
@@ -270,7 +275,8 @@ def _report(
     print(f"\nMedians of {options.rounds} rounds at scale {options.scale:g}.")
     print("`vs` is a peer's time over ours; for stored, added and read bytes ours over the peer's.")
     print("Memory is the highest of all rounds: agent+coordinator+command, or the peer's one.\n")
-    print(render(found, tools))
+    shown = [*tools, *({PLAIN} & {sample.tool for sample in samples})]
+    print(render(found, shown))
     for failure in failures(samples):
         print(f"failed: {failure}", file=sys.stderr)
     document = {

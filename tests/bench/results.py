@@ -10,7 +10,10 @@ from typing_extensions import override
 OURS: Final = "tidemark"
 RESTIC: Final = "restic"
 ZSTD: Final = "zstd"
+PLAIN: Final = "plain"
 MIB: Final = 1 << 20
+# The case of a store behind a network, which is measured in its own way.
+BUCKET: Final = "bucket"
 
 
 class Step(StrEnum):
@@ -22,6 +25,13 @@ class Step(StrEnum):
     RESTORE = "restore"
     ONE = "one file"
     OVER = "over"
+    # Of a bucket alone.
+    LIMITED = "limited"
+    GETS = "small files"
+
+
+# Of every other case.
+STEPS: Final = (Step.FULL, Step.UNCHANGED, Step.CHANGED, Step.RESTORE, Step.ONE, Step.OVER)
 
 
 class Sample(NamedTuple):
@@ -55,6 +65,12 @@ class Goal(NamedTuple):
         return f"{'≤' if self.at_most else '≥'}{self.ratio:g}{to}"
 
 
+# What the details of a sample tell, beside time: of the cap, what went in the fullest and in the
+# emptiest second; and requests for each 8 MiB that came.
+HIGHEST: Final = "highest"
+LOWEST: Final = "lowest"
+GETS_PER_8_MIB: Final = "gets_per_8_mib"
+TOLD: Final = {HIGHEST: "highest/s", LOWEST: "lowest/s", GETS_PER_8_MIB: "GET/8 MiB"}
 STORED: Final = "stored"
 ADDED: Final = "added"
 READ: Final = "read"
@@ -63,12 +79,18 @@ MEMORY_BYTES_MAX: Final = 256 * MIB
 _KINDS: Final = ("text", "random", "pages", "small")
 # Of what changed in a database of 1 GiB: 200 blocks of 64 KiB are 12.5 MiB.
 LIMITS: Final = {("pages", READ): 16 * MIB, ("pages", ADDED): 16 * MIB}
+BOUNDS: Final = {
+    HIGHEST: Goal(1.05, at_most=True),
+    LOWEST: Goal(0.95),
+    GETS_PER_8_MIB: Goal(1.2, at_most=True),
+}
 GOALS: Final[dict[tuple[str, str], tuple[Goal, ...]]] = {
     # zstd is the limit: it neither cuts nor seals, and keeps no promise about what it wrote.
     ("text", Step.FULL): (Goal(1.5), Goal(0.6, to=ZSTD)),
     ("random", Step.FULL): (Goal(2),),
     ("small", Step.FULL): (Goal(2),),
     ("small", Step.UNCHANGED): (Goal(8),),
+    (BUCKET, Step.FULL): (Goal(1), Goal(0.8, to=PLAIN)),
     **{(kind, Step.RESTORE): (Goal(1.3),) for kind in _KINDS},
     **{(kind, STORED): (Goal(1.05, at_most=True),) for kind in _KINDS},
 }
@@ -97,6 +119,7 @@ def figures(samples: Sequence[Sample]) -> list[Figure]:
             )
             failed = {each.tool for each in of_case if each.step is step and each.error}
             found.append(_figure(case, step, seconds, frozenset(failed)))
+        found += [_figure(case, row, _told(of_case, row)) for row in TOLD]
         found.append(_figure(case, STORED, _stored_after(of_case, Step.CHANGED)))
         found.append(_figure(case, ADDED, _added(of_case)))
         found.append(_figure(case, READ, _read(of_case)))
@@ -143,6 +166,15 @@ def _read(samples: Iterable[Sample]) -> dict[str, list[float]]:
     )
 
 
+def _told(samples: Iterable[Sample], detail: str) -> dict[str, list[float]]:
+    """What samples tell by this name."""
+    return _by_tool(
+        (sample.tool, float(str(sample.details[detail])))
+        for sample in samples
+        if detail in sample.details
+    )
+
+
 def _figure(
     case: str, row: str, values: dict[str, list[float]], failed: frozenset[str] = frozenset()
 ) -> Figure:
@@ -153,7 +185,7 @@ def _figure(
 def _ratios(row: str, medians: dict[str, float]) -> dict[str, float]:
     """Peer's time over ours (more is better); our bytes over the peer's (less is better)."""
     ours = medians.get(OURS)
-    if not ours or row == MEMORY:
+    if not ours or row == MEMORY or row in TOLD:
         return {}
     peers = {tool: value for tool, value in medians.items() if tool != OURS and value}
     if row in (STORED, ADDED, READ):
@@ -168,6 +200,9 @@ def verdict(figure: Figure) -> str:
         if not ours:
             return ""
         return _say(f"<{MEMORY_BYTES_MAX // MIB} MiB", max(ours.values()) < MEMORY_BYTES_MAX)
+    if figure.row in TOLD:
+        bound = BOUNDS[figure.row]
+        return "".join(_say(str(bound), bound.is_met(each)) for each in figure.medians.values())
     limit = LIMITS.get((figure.case, figure.row))
     if limit is not None and OURS in figure.medians:
         return _say(f"≤{limit // MIB} MiB", figure.medians[OURS] <= limit)

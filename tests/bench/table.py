@@ -2,7 +2,18 @@
 
 from collections.abc import Sequence
 
-from tests.bench.results import ADDED, MEMORY, MIB, OURS, READ, STORED, Figure, Sample, verdict
+from tests.bench.results import (
+    ADDED,
+    MEMORY,
+    MIB,
+    OURS,
+    READ,
+    STORED,
+    TOLD,
+    Figure,
+    Sample,
+    verdict,
+)
 
 
 def render(figures: Sequence[Figure], tools: Sequence[str]) -> str:
@@ -24,7 +35,9 @@ def render(figures: Sequence[Figure], tools: Sequence[str]) -> str:
         values = [_value(figure, tool) for tool in shown]
         if not figure.medians and not figure.failed:
             continue
-        rows.append([case, str(figure.row), *values, *ratios, verdict(figure)])
+        rows.append(
+            [case, TOLD.get(figure.row, str(figure.row)), *values, *ratios, verdict(figure)]
+        )
     return _aligned(rows)
 
 
@@ -34,6 +47,8 @@ def _value(figure: Figure, tool: str) -> str:
     if tool not in figure.medians:
         return "-"
     value = figure.medians[tool]
+    if figure.row in TOLD:
+        return f"{value:.3f}"
     return f"{value / MIB:.1f} MiB" if figure.row in (STORED, ADDED, READ) else f"{value:.2f} s"
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 import psutil
 from typing_extensions import override
 
-from tests.bench.results import OURS, RESTIC, ZSTD, Step
+from tests.bench.results import OURS, RESTIC, STEPS, ZSTD, Step
 
 PASSWORD: Final = "a password for the bench"  # noqa: S105 - protects nothing
 INSTALL_HINT: Final = "apt-get install restic borgbackup zstd"
@@ -103,7 +103,7 @@ class _Peer(Tool):
     """A tool without a daemon."""
 
     name: str
-    steps = frozenset(Step)
+    steps = frozenset(STEPS)
 
     def __init__(self, directory: Path, source: Path) -> None:
         self._directory = directory
@@ -223,7 +223,10 @@ class Tidemark(Tool):
     """`tidemark up` with its two daemons, and the commands of its users."""
 
     name = OURS
-    steps = frozenset(Step)
+    steps = frozenset(STEPS)
+
+    options: tuple[str, ...] = ()
+    """Of `up`, beside those that it always has here."""
 
     def __init__(self, directory: Path, source: Path) -> None:
         self._directory = directory
@@ -237,7 +240,10 @@ class Tidemark(Tool):
         errors = (self._directory / "up.err").open("w")
         with errors:
             self._up = subprocess.Popen(
-                [TIDEMARK, "up", "--data", self._data, "--protect", protect, "--every", "off"],
+                [
+                    *(TIDEMARK, "up", "--data", str(self._data), "--protect", protect),
+                    *("--every", "off", *self.options),
+                ],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

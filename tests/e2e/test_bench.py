@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.results import Step
+from tests.bench.results import STEPS
 from tests.bench.tools import TOOLS
 
 # One large file and many small ones: between them every step.
@@ -37,4 +37,4 @@ def test_each_tool_restores_what_it_backed_up(tmp_path: Path) -> None:
     # A tool that cannot restore is compared in nothing.
     for tool in ("tidemark", "restic"):
         steps = {sample["step"] for sample in samples if sample["tool"] == tool}
-        assert steps == {step.value for step in Step}
+        assert steps == {step.value for step in STEPS}

@@ -29,7 +29,9 @@ class Wire:
         assert self._begun.wait(10)
 
     def close(self) -> None:
-        """Cut all connections, and listen no more."""
+        """Cut all connections, and listen no more. Twice is once."""
+        if self._loop.is_closed():
+            return
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
@@ -57,20 +59,27 @@ class Wire:
             return
         with suppress(asyncio.CancelledError, ExceptionGroup):
             async with asyncio.TaskGroup() as group:
-                group.create_task(_pass(reader, far_writer, self.up), name="up")
-                group.create_task(_pass(far_reader, writer, self.down), name="down")
+                group.create_task(self._pass(reader, far_writer, self.up), name="up")
+                group.create_task(self._pass(far_reader, writer, self.down), name="down")
         for each in (writer, far_writer):
             each.close()
 
+    async def _pass(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        passed: list[tuple[float, int]],
+    ) -> None:
+        while data := await reader.read(_PIECE_BYTES):
+            passed.append((time.monotonic(), len(data)))
+            if passed is self.up:
+                self.look_at(data)
+            writer.write(data)
+            await writer.drain()
+        writer.close()
 
-async def _pass(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passed: list[tuple[float, int]]
-) -> None:
-    while data := await reader.read(_PIECE_BYTES):
-        passed.append((time.monotonic(), len(data)))
-        writer.write(data)
-        await writer.drain()
-    writer.close()
+    def look_at(self, data: bytes) -> None:
+        """What goes up, for whoever wants to know more of it."""
 
 
 @contextmanager

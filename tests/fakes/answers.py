@@ -1,6 +1,7 @@
 """An HTTP server that answers what it is told to, one answer after the other."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -49,10 +50,11 @@ class Answering:
 
 
 @asynccontextmanager
-async def answering(*replies: Reply) -> AsyncIterator[Answering]:
+async def answering(*replies: Reply, tls: ssl.SSLContext | None = None) -> AsyncIterator[Answering]:
     """The server, on a free port of loopback."""
     answers = Answering(*replies)
-    server = await asyncio.start_server(answers.answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(answers.answer, "127.0.0.1", 0, ssl=tls)
     async with server:
-        answers.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        scheme = "https" if tls else "http"
+        answers.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield answers

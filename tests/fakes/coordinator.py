@@ -128,7 +128,12 @@ class MemoryCoordinator(CoordinatorClient):
 
     @override
     async def upload_pack(
-        self, session: Session, name: str, buffers: Sequence[Buffer], size_bytes: int
+        self,
+        session: Session,
+        name: str,
+        blake3: bytes,
+        buffers: Sequence[Buffer],
+        size_bytes: int,
     ) -> None:
         if self.uploads_left is not None:
             if self.uploads_left == 0:

@@ -8,7 +8,13 @@ import shutil
 import uuid
 from pathlib import Path
 
-from tests.servers.keys import ACCESS_KEY, SECRET_KEY
+from tests.servers.keys import (
+    ACCESS_KEY,
+    GUEST,
+    GUEST_ACCESS_KEY,
+    GUEST_SECRET_KEY,
+    SECRET_KEY,
+)
 from tests.servers.processes import answers, free_port, run, start, wait_until
 
 _NEEDED = ("ceph-mon", "ceph-osd", "monmaptool", "osdmaptool", "radosgw", "radosgw-admin")
@@ -73,10 +79,9 @@ def serve(directory: Path) -> str:
     start(["ceph-mon", *conf, "-i", "a", "-f"], log)
     run(["ceph-osd", *conf, "-i", "0", "--mkfs"], log, seconds=_STEP_SECONDS)
     start(["ceph-osd", *conf, "-i", "0", "-f"], log)
-    user = ["user", "create", "--uid=tests", "--display-name=tests"]
-    keys = [f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"]
-    run(["radosgw-admin", *conf, *user, *keys], log, seconds=_STEP_SECONDS)
+    _make_user(conf, "tests", ACCESS_KEY, SECRET_KEY, log)
     gateway = start(["radosgw", *conf, "-n", "client.rgw", "-f"], log)
+    _make_user(conf, GUEST, GUEST_ACCESS_KEY, GUEST_SECRET_KEY, log)
     wait_until(lambda: answers(port), gateway, log, seconds=_STEP_SECONDS)
     return f"http://127.0.0.1:{port}"
 
@@ -93,6 +98,12 @@ def _configure(directory: Path, port: int) -> list[str]:
     )
     path.write_text(text)
     return ["-c", str(path)]
+
+
+def _make_user(conf: list[str], name: str, key: str, secret: str, log: Path) -> None:
+    user = ["user", "create", f"--uid={name}", f"--display-name={name}"]
+    keys = [f"--access-key={key}", f"--secret-key={secret}"]
+    run(["radosgw-admin", *conf, *user, *keys], log, seconds=_STEP_SECONDS)
 
 
 def _make_monitor(directory: Path, conf: list[str], log: Path) -> None:

@@ -1,6 +1,7 @@
 """A certificate of nobody's authority but its own, for a server on loopback."""
 
 import ipaddress
+import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,3 +41,10 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
         )
     )
     return files
+
+
+def tls_context(directory: Path) -> ssl.SSLContext:
+    """What a server shows, of a new certificate in that directory."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*make_certificate(directory))
+    return context

@@ -20,6 +20,8 @@ _STOP_SECONDS = 10.0
 # What a child may say by its exit code, and `up` with it: no repository, busy, wrong key.
 _TELLING_CODES = frozenset({USAGE, 10, BUSY, 12})
 _TAIL_BYTES = 16 * 1024
+# How both daemons begin what they end with.
+_ERROR, _HINT = "error: ", "hint: "
 # Nobody has a chance to say anything then.
 _KILLED_HINT = "the kernel's log says if memory ran out"
 
@@ -96,10 +98,14 @@ class Child:
 def last_words(log: str) -> tuple[str, str]:
     """Reason and advice of the last error in a log of JSON lines; else its last line.
 
-    Not where that is a line of JSON, too: what went well is no reason.
+    A daemon that ends by an error of ours writes it as text, behind all that it logged. A last line
+    that is JSON is no reason: what went well is none.
     """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in reversed(lines):
+    for number in range(len(lines) - 1, -1, -1):
+        line = lines[number]
+        if line.startswith(_ERROR):
+            return _told(lines[number:])
         try:
             said = json.loads(line)
         except ValueError:
@@ -107,6 +113,13 @@ def last_words(log: str) -> tuple[str, str]:
         if isinstance(said, dict) and said.get("level") in ("error", "critical"):
             return str(said.get("event", "")), str(said.get("hint") or "")
     return ("" if not lines or _is_event(lines[-1]) else lines[-1]), ""
+
+
+def _told(lines: Sequence[str]) -> tuple[str, str]:
+    """An error and its hint, as a daemon wrote them last; either may have several lines."""
+    text = "\n".join(lines).removeprefix(_ERROR)
+    message, _, hint = text.partition(f"\n{_HINT}")
+    return message.strip(), hint.strip()
 
 
 def _is_event(line: str) -> bool:

@@ -7,13 +7,14 @@ import hashlib
 import secrets
 from typing import Any, Final
 
-from repository.errors import DamagedError, StoreError
+from repository.errors import DamagedError, ObjectMissingError, StoreError
 from repository.store.s3.client import Bucket
 from repository.store.s3.errors import (
     Answer,
     answer_of,
     clock_error,
     clock_is_wrong,
+    no_s3,
     wrong_region,
 )
 from repository.store.s3.lifecycle import judge
@@ -43,14 +44,20 @@ async def check(store: S3Store) -> list[str]:
 async def _check_access(bucket: Bucket) -> None:
     """Key, bucket and clock."""
     prefix, url = bucket.location.key_prefix, bucket.location.url
-    answer = await bucket.call("list_objects_v2", url, Prefix=prefix, MaxKeys=1)
+    try:
+        answer = await bucket.call("list_objects_v2", url, Prefix=prefix, MaxKeys=1)
+    except ObjectMissingError as error:
+        # No S3 has that to say of a bucket.
+        raise no_s3(bucket.location) from error
+    except StoreError as error:
+        raise _not_allowed(error, "list what is in", url) from error
     ahead = clock_error(_headers(answer), bucket.now_ns())
     if ahead is not None and abs(ahead) > CLOCK_SECONDS_MAX:
         raise clock_is_wrong(ahead)
 
 
 async def _check_region(bucket: Bucket) -> None:
-    """The library finds its way to another region by itself, and a signed request does not."""
+    """Some regions serve the buckets of others, and refuse what is signed for whoever asks."""
     endpoint, region = bucket.location.endpoint, bucket.location.region
     if endpoint is not None and _AWS not in endpoint:
         return
@@ -88,7 +95,7 @@ async def _check_writing(store: S3Store) -> None:
 def _not_allowed(error: StoreError, what: str, where: str) -> StoreError:
     """The same error, or a clearer one where it is a right that is missing."""
     answer = answer_of(error)
-    if answer is None or answer.status not in {401, 403}:
+    if answer is None or not answer.is_forbidding:
         return error
     return StoreError(
         f"the key may not {what} {where}",

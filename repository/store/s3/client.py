@@ -34,6 +34,9 @@ _KINDS: Final = {
     "list": Operation.LIST,
     "delete": Operation.DELETE,
 }
+# What the library says before each request, and where it then notes that it was sent elsewhere.
+_ASKING: Final = "before-parameter-build.s3"
+_REDIRECT: Final = "s3_redirect"
 
 
 class Bucket:
@@ -128,6 +131,7 @@ async def open_bucket(
                 **_key(credentials),
             )
             client = await stack.enter_async_context(context)
+            client.meta.events.register_last(_ASKING, _stay)
         except failures() as error:
             raise translate(error, location.url, location, now_ns()) from error
         yield Bucket(client, location, now_ns)
@@ -156,6 +160,14 @@ def _session() -> Any:
 @cache
 def _loader() -> Any:
     return importlib.import_module("botocore.loaders").create_loader()
+
+
+def _stay(context: dict[str, Any], **_: object) -> None:
+    """Have the library not look for the bucket in other regions.
+
+    It would ask twice for everything, and what is signed for others would be refused.
+    """
+    context.get(_REDIRECT, {})["redirected"] = True
 
 
 def _with_region(location: S3Location, session: Any) -> S3Location:

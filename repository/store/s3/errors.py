@@ -6,6 +6,9 @@ without them.
 
 import asyncio
 import importlib
+import os
+import re
+import socket
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -45,11 +48,23 @@ _FULL_WORDS: Final = ("storage cap exceeded", "quota exceeded")
 _ELSEWHERE: Final = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 )
+_REDIRECTIONS: Final = frozenset({301, 302, 307, 308})
 _EXPIRED: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+_SKEWED: Final = "RequestTimeTooSkewed"
+# The answer to whoever is not who they say, or not when: no question of rights.
+_NOBODY: Final = _EXPIRED | {"InvalidAccessKeyId", "SignatureDoesNotMatch", _SKEWED}
 _UNKNOWN: Final = frozenset({"NotImplemented", "MethodNotAllowed"})
+_WAY_HINT: Final = "check the network and the endpoint; it is tried again where it can be"
+_PLAIN_HINT: Final = (
+    "check the network and the endpoint, and whether that should begin with https://; it is tried "
+    "again where it can be"
+)
+# OpenSSL's words, of what answers a greeting with something else, and of a certificate.
+_NO_TLS: Final = "WRONG_VERSION_NUMBER"
+_REFUSED_CERTIFICATE: Final = re.compile(r"certificate verify failed: ([^(\]]*[^(\] ])")
 _CLOCK_HINT: Final = "set this machine's clock, and let it be kept: timedatectl set-ntp true"
 _CREDENTIALS_HINT: Final = (
-    "give a credentials file, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    "give --repository-credentials FILE, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 )
 
 
@@ -61,6 +76,11 @@ class Answer(NamedTuple):
     message: str
     fields: Mapping[str, str]
     headers: Mapping[str, str]
+
+    @property
+    def is_forbidding(self) -> bool:
+        """Whether it is a right that is missing."""
+        return self.status in {401, 403} and self.code not in _NOBODY
 
     @classmethod
     def of(cls, response: Mapping[str, Any]) -> Self:
@@ -106,10 +126,7 @@ def translate(error: Exception, about: str, location: S3Location, now_ns: int) -
     ):
         return StoreError(f"no key for {location.url}: {_words(error)}", hint=_CREDENTIALS_HINT)
     if isinstance(error, exceptions.SSLError):
-        return StoreError(
-            f"{_where(location)} is not trusted: {_words(error)}",
-            hint="name the file with its authority's certificate, if it has its own",
-        )
+        return _of_tls(error, location)
     if isinstance(error, exceptions.BotoCoreError) and not isinstance(
         error,
         exceptions.HTTPClientError
@@ -124,9 +141,38 @@ def translate(error: Exception, about: str, location: S3Location, now_ns: int) -
             hint="check the bucket's name, the endpoint and the region",
         )
     return StoreUnavailableError(
-        f"{_where(location)} does not answer for {about}: {_words(error)}",
-        hint="check the network and the endpoint; it is tried again where it can be",
+        f"{_where(location)} does not answer: {_cause(error)}",
+        hint=_PLAIN_HINT if _where(location).startswith("http:") else _WAY_HINT,
     )
+
+
+def _of_tls(error: Exception, location: S3Location) -> StoreError:
+    """What an attempt to speak TLS came to."""
+    if _NO_TLS in str(error):
+        return StoreError(
+            f"{_where(location)} does not speak TLS",
+            hint="check the port, and whether the endpoint should begin with http://",
+        )
+    found = _REFUSED_CERTIFICATE.search(str(error))
+    why = found[1] if found else _words(error)
+    return StoreError(
+        f"the certificate of {_where(location)} is not trusted: {why}",
+        hint="check the endpoint; if the store has an authority of its own, name the file with its "
+        "certificate: --repository-ca FILE",
+    )
+
+
+def _cause(error: Exception) -> str:
+    """Why a connection failed, as short as it can be told."""
+    inner = getattr(error, "kwargs", {}).get("error")
+    if not isinstance(inner, Exception):
+        return _words(error)
+    failed = getattr(inner, "os_error", None)
+    if not isinstance(failed, OSError) or failed.errno is None:
+        return _words(inner)
+    # The event loop's words are an address; those of a name that is not found are its own.
+    is_number = failed.errno > 0 and not isinstance(failed, socket.gaierror)
+    return (os.strerror(failed.errno) if is_number else str(failed.strerror)).lower()
 
 
 def refusal(answer: Answer, about: str, location: S3Location, now_ns: int) -> TidemarkError:
@@ -173,11 +219,19 @@ def wrong_region(location: S3Location, right: str) -> StoreError:
     if not right:
         return StoreError(
             f"the bucket {location.bucket} is in another region than {location.region}",
-            hint="look its region up where it was made, and give that",
+            hint="look its region up where it was made, and give it: --repository-region NAME",
         )
     return StoreError(
         f"the bucket {location.bucket} is in another region: {right}",
-        hint=f"give {right} as the region",
+        hint=f"give its region: --repository-region {right}",
+    )
+
+
+def no_s3(location: S3Location) -> StoreError:
+    """The error for what answers, but not as an S3 does."""
+    return StoreError(
+        f"{_where(location)} does not answer as an S3 does",
+        hint="check the endpoint's host and port, and http or https: a store's console is none",
     )
 
 
@@ -241,12 +295,15 @@ def _is_full(answer: Answer) -> bool:
 
 def _of_place(answer: Answer, location: S3Location, now_ns: int) -> TidemarkError | None:
     """What has to do with where and when it was signed."""
-    if answer.code in _ELSEWHERE or answer.status == 301:
-        right = answer.fields.get("Region") or answer.headers.get("x-amz-bucket-region", "")
+    right = answer.fields.get("Region") or answer.headers.get("x-amz-bucket-region", "")
+    # The answer to a HEAD names no code.
+    is_elsewhere = answer.status == 400 and right not in {"", location.region}
+    if answer.code in _ELSEWHERE or answer.status in _REDIRECTIONS or is_elsewhere:
         return wrong_region(location, right)
-    if answer.code == "RequestTimeTooSkewed":
+    if answer.code == _SKEWED:
         return clock_is_wrong(clock_error(answer.headers, now_ns))
-    return None
+    # Every S3 names a code, and the library the status where there is no body.
+    return None if answer.code else no_s3(location)
 
 
 def _of_identity(answer: Answer, about: str, location: S3Location) -> TidemarkError | None:
@@ -258,11 +315,11 @@ def _of_identity(answer: Answer, about: str, location: S3Location) -> TidemarkEr
     if answer.code == "InvalidAccessKeyId":
         return StoreError(
             f"{_where(location)} does not know this access key",
-            hint="check the key's name, and that it is one of this store's",
+            hint="check aws_access_key_id in the credentials, and that it is a key of this store",
         )
     if answer.code == "SignatureDoesNotMatch":
         return StoreError(
-            "the secret does not belong to the access key",
+            f"{_where(location)} refuses the key: the secret does not belong to the access key",
             hint="copy the secret again; if it is right, check the region and the endpoint",
         )
     if answer.status in {401, 403}:

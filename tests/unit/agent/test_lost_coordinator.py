@@ -92,7 +92,7 @@ async def test_a_coordinator_that_is_killed_under_an_upload_leaves_the_floor_not
         async with asyncio.timeout(5):
             await handler.granted.wait()
         upload = calls.upload_pack(
-            SESSION, "packs/x", [bytes(200 * 1024 * 1024)], 200 * 1024 * 1024
+            SESSION, "packs/x", bytes(32), [bytes(200 * 1024 * 1024)], 200 * 1024 * 1024
         )
         tasks.append(group.create_task(upload, name="upload"))
         await asyncio.sleep(1.2)

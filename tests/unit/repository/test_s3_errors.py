@@ -85,7 +85,10 @@ def test_a_refusal_is_what_the_caller_may_do_next(
         ),
         (answer(400, "ExpiredToken"), "the store's session token has expired"),
         (answer(403, "InvalidAccessKeyId"), "https://store.test does not know this access key"),
-        (answer(403, "SignatureDoesNotMatch"), "the secret does not belong to the access key"),
+        (
+            answer(403, "SignatureDoesNotMatch"),
+            "https://store.test refuses the key: the secret does not belong to the access key",
+        ),
         (
             answer(403, "AccessDenied", "No."),
             "the key may not do this with packs/a: AccessDenied, No.",

@@ -7,6 +7,7 @@ import pytest
 from coordinator.cli.up.children import Child, last_words
 
 ERROR = json.dumps({"event": "the port is taken", "hint": "choose another", "level": "error"})
+TWO = "two things are wrong:\none\ntwo"
 INFO = json.dumps({"event": "starts", "level": "info"})
 
 
@@ -19,6 +20,8 @@ INFO = json.dumps({"event": "starts", "level": "info"})
         (f"{INFO}\n", ("", "")),
         ('{"cut', ('{"cut', "")),
         (json.dumps({"event": "bad", "level": "critical"}), ("bad", "")),
+        (f"{ERROR}\nerror: no such bucket\nhint: make it\n", ("no such bucket", "make it")),
+        (f"{INFO}\nerror: two things are wrong:\n  one\n  two\n", (TWO, "")),
     ],
 )
 def test_the_last_error_of_a_log_is_the_reason(log: str, words: tuple[str, str]) -> None:
