@@ -175,6 +175,8 @@ class Fetcher(FrameSource):
         self._task_id = task_id
         self._grant = grant
         self._held = _Held()
+        # Who asks again for what he was given found it broken: it has to come anew.
+        self._given: set[FrameIdentity] = set()
         self.bytes_fetched = 0
         is_store = bool(grant.endpoint)
         self.fetch_bytes = STORE_FETCH_BYTES if is_store else FETCH_BYTES
@@ -186,9 +188,12 @@ class Fetcher(FrameSource):
     async def read(self, identities: Sequence[FrameIdentity]) -> list[SealedFrame]:
         wanted = [Wanted(self._grant.place(each), each) for each in dict.fromkeys(identities)]
         found: dict[FrameIdentity, SealedFrame] = {}
+        if not self._given.isdisjoint(identities):
+            self._hold(_Held())
         for group in in_pack_order(wanted, self.fetch_bytes):
             for each, sealed in zip(group, await self._fetch_ahead(group), strict=True):
                 found[each.identity] = SealedFrame(sealed, each.place.key)
+        self._given.update(identities)
         return [found[identity] for identity in identities]
 
     async def _fetch_ahead(self, group: Sequence[Wanted]) -> list[memoryview]:
@@ -206,11 +211,15 @@ class Fetcher(FrameSource):
                 # What follows may be damaged where this is not.
                 _raise_if_passing(error)
             else:
-                self._held = _Held(first.pack, first.offset, data[0])
+                self._hold(_Held(first.pack, first.offset, data[0]))
                 return self._held.of(group) or []
         fetched = await self.fetch(group)
-        self._held = _Held(first.pack, last.offset, fetched[-1])
+        self._hold(_Held(first.pack, last.offset, fetched[-1]))
         return fetched
+
+    def _hold(self, held: _Held) -> None:
+        self._held = held
+        self._given.clear()
 
     async def fetch(self, group: Sequence[Wanted]) -> list[memoryview]:
         """Return the sealed frames of a group that `in_pack_order` made."""
