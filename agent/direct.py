@@ -31,6 +31,11 @@ from repository.store.interface import Checksum, Operation, SignedRequest
 
 # Small enough for the caches, large enough to cost little per byte.
 PIECE_BYTES: Final = 256 * 1024
+# Under a limit a pack gets an eighth of what the one before it gets. Equal ones would end
+# together, and nothing would flow until the next ones are signed for; with nothing at all, a store
+# would take the connection for lost.
+_YOUNGER_SHIFT: Final = 3
+_PIECE_BYTES_MIN: Final = 4096
 # Three uploads, and what restores fetch at once.
 _CONNECTIONS: Final = 8
 _CONNECT_SECONDS: Final = 20.0
@@ -107,6 +112,8 @@ class DirectStore:
         self._session: Any = None
         self.total = Tally()
         """What was asked of the store, tries that failed included."""
+        # What is being sent, the oldest first.
+        self._sending: list[object] = []
 
     def serves(self, endpoint: str) -> bool:
         """Whether requests there may be sent at all."""
@@ -130,17 +137,21 @@ class DirectStore:
         """Cut buffers into what may go at a time, when it may."""
         throttle = self._throttles.upload
         flow = throttle.begin_flow()
+        self._sending.append(flow)
         try:
             for buffer in buffers:
                 rest = memoryview(buffer).cast("B")
                 while rest:
-                    size = min(PIECE_BYTES, len(rest))
+                    size = PIECE_BYTES
                     if throttle.is_limited:
+                        most = PIECE_BYTES >> (_YOUNGER_SHIFT * self._sending.index(flow))
+                        most = max(most, _PIECE_BYTES_MIN)
                         with deadline.halted():
-                            size = await throttle.take_some(size)
+                            size = await throttle.take_some(min(most, len(rest)))
                     yield rest[:size]
                     rest = rest[size:]
         finally:
+            self._sending.remove(flow)
             flow.end()
 
     async def get(self, request: SignedRequest, offset: int, length: int) -> memoryview:

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from agent.daemon import SystemClock
 from agent.direct import DirectStore, SignedReads, checksum_of, refusal
-from agent.throttle import Throttles
+from agent.throttle import Grant, Throttles
 from repository.errors import (
     DamagedError,
     ObjectMissingError,
@@ -21,6 +21,7 @@ from repository.errors import (
 )
 from repository.store.counting import Requests, Tally, charged
 from repository.store.interface import Checksum, SignedRequest
+from tests.fakes.answers import Reply, answering
 
 CONTENT = bytes(range(256)) * 4096
 
@@ -86,6 +87,34 @@ def test_a_pack_is_told_by_the_checksum_that_its_store_has() -> None:
 
     assert found == hashlib.sha256(b"abc").digest()
     assert checksum_of([b"abc"], Checksum.MD5) == hashlib.md5(b"abc").digest()  # noqa: S324
+
+
+@pytest.mark.asyncio
+async def test_under_a_limit_packs_end_one_after_the_other_and_not_all_at_once() -> None:
+    """Or nothing would flow until the next ones may."""
+    throttles = unlimited()
+    throttles.on_grant(Grant(1, upload=4_000_000, restore=1, floor=1, lease_seconds=60.0))
+    loop = asyncio.get_running_loop()
+    ended: list[float] = []
+    async with answering(Reply(200)) as server:
+        store = DirectStore([server.url + "/"], throttles=throttles)
+        headers = {"content-length": str(len(CONTENT))}
+        request = SignedRequest("PUT", f"{server.url}/packs/a", headers)
+
+        async def send() -> None:
+            await store.put(request, [CONTENT], len(CONTENT))
+            ended.append(loop.time())
+
+        began = loop.time()
+        async with asyncio.TaskGroup() as group:
+            for number in range(3):
+                group.create_task(send(), name=f"pack {number}")
+        await store.close()
+
+    first, second, last = (at - began for at in ended)
+    assert last == pytest.approx(3 * len(CONTENT) / 4_000_000, rel=0.3)
+    assert first < 0.6 * last
+    assert second < 0.85 * last
 
 
 @pytest.mark.asyncio

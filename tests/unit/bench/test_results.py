@@ -22,8 +22,13 @@ from tests.bench.data import (
 )
 from tests.bench.results import (
     ADDED,
+    BUCKET,
+    GETS_PER_8_MIB,
+    HIGHEST,
+    LOWEST,
     MEMORY,
     MIB,
+    PLAIN,
     READ,
     STORED,
     Figure,
@@ -264,3 +269,20 @@ def test_a_comparison_finds_every_difference(tmp_path: Path) -> None:
 
     names = [str(path.relative_to(restored)) for path in (one, two, three, four)]
     assert [each for each in differences(source, restored) if "record" in each] == names
+
+
+def test_a_bucket_is_told_by_a_plain_upload_and_by_what_samples_tell() -> None:
+    told = {HIGHEST: 1.04, LOWEST: 0.9, GETS_PER_8_MIB: 1.5}
+    samples = [
+        Sample(BUCKET, "tidemark", Step.FULL, 1, 2.0, 0, {}, {}, ""),
+        Sample(BUCKET, PLAIN, Step.FULL, 1, 1.5, 0, {}, {}, ""),
+        Sample(BUCKET, "tidemark", Step.LIMITED, 1, 9.0, 0, {}, dict(told), ""),
+    ]
+
+    verdicts = {each.row: verdict(each) for each in figures(samples) if each.medians}
+
+    assert verdicts[Step.FULL] == "≥0.8 of plain MISSED"
+    assert verdicts[HIGHEST] == "≤1.05 met"
+    assert verdicts[LOWEST] == "≥0.95 MISSED"
+    assert verdicts[GETS_PER_8_MIB] == "≤1.2 MISSED"
+    assert "1.040" in render(figures(samples), ["tidemark", PLAIN])
