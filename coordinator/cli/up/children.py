@@ -20,6 +20,9 @@ _STOP_SECONDS = 10.0
 # What a child may say by its exit code, and `up` with it: no repository, busy, wrong key.
 _TELLING_CODES = frozenset({USAGE, 10, BUSY, 12})
 _TAIL_BYTES = 16 * 1024
+# How a coordinator begins its last two lines.
+_REASON = "error: "
+_ADVICE = "hint: "
 # Nobody has a chance to say anything then.
 _KILLED_HINT = "the kernel's log says if memory ran out"
 
@@ -96,9 +99,14 @@ class Child:
 def last_words(log: str) -> tuple[str, str]:
     """Reason and advice of the last error in a log of JSON lines; else its last line.
 
-    Not where that is a line of JSON, too: what went well is no reason.
+    Not where that is a line of JSON, too: what went well is no reason. A coordinator that does not
+    start says why in one line or two for people, after all others.
     """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
+    has_advice = bool(lines) and lines[-1].startswith(_ADVICE)
+    last = lines[: len(lines) - has_advice][-1:]
+    if last and last[0].startswith(_REASON):
+        return last[0].removeprefix(_REASON), lines[-1].removeprefix(_ADVICE) if has_advice else ""
     for line in reversed(lines):
         try:
             said = json.loads(line)
