@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from coordinator.config import Bucket, Config
-from coordinator.errors import ObjectExistsError, ObjectMissingError
+from coordinator.errors import ConfigError, ObjectExistsError, ObjectMissingError
 from coordinator.logs import get_logger
 from repository.store.breaking import Breaker, BreakingStore
 from repository.store.counting import CountingStore, Tally
-from repository.store.interface import Signing, Store
+from repository.store.interface import Locking, Signing, Store
 from repository.store.local import LocalStore
+from repository.store.locking import GuardedLocking
 from repository.store.retrying import RetryingStore
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Place:
     """None where it is no directory."""
     signing: Signing | None = None
     """The store, where agents may send it requests that are signed here."""
+    locking: Locking | None = None
+    """The store's locks, where the settings ask for some."""
     breaker: Breaker | None = None
     tally: Tally | None = None
     check: Callable[[], Awaitable[list[str]]] | None = None
@@ -86,7 +89,10 @@ async def _open_bucket(bucket: Bucket, clock: Clock) -> AsyncIterator[Place]:
     if bucket.credentials_file is not None:
         credentials = await opening.read_credentials(bucket.credentials_file)
     async with opening.open_s3(bucket.location, now_ns=clock, credentials=credentials) as unprobed:
-        yield _place(await _probed(unprobed), bucket)
+        if bucket.lock_seconds is not None:
+            # Nobody takes back a lock that a wrong clock has set.
+            await importlib.import_module("repository.store.s3.check").check_access(unprobed.bucket)
+        yield _place(await _probed(unprobed, bucket), bucket)
 
 
 def _place(store: "S3Store", bucket: Bucket) -> Place:
@@ -98,17 +104,21 @@ def _place(store: "S3Store", bucket: Bucket) -> Place:
         store=outer,
         location=bucket.location.url,
         signing=store.signing if store.capabilities.presign else None,
+        locking=None
+        if bucket.lock_seconds is None
+        else GuardedLocking(store, breaker, tally, wait_seconds=_PARKED_SECONDS),
         breaker=breaker,
         tally=tally,
         check=partial(importlib.import_module("repository.store.s3.check").check, store),
     )
 
 
-async def _probed(store: "S3Store") -> "S3Store":
+async def _probed(store: "S3Store", bucket: Bucket) -> "S3Store":
     """The store, with what it can do: as recorded, or found out and recorded now.
 
     Found out only where nothing is recorded, so before a repository is made; there whatever is
-    wrong with bucket, key or clock shows.
+    wrong with bucket, key or clock shows. ConfigError where it is to lock, and cannot: nothing is
+    recorded then, since the bucket may still be given what it lacks.
     """
     capabilities = importlib.import_module("repository.store.s3.capabilities").Capabilities
     try:
@@ -119,9 +129,28 @@ async def _probed(store: "S3Store") -> "S3Store":
         for warning in await check.check(store):
             log.warning(warning)
         found = await probe.probe(store)
+        _check_lock(bucket, able=found.object_lock, recorded=False)
         try:
             await store.put(CAPABILITIES_NAME, found.encode())
         except ObjectExistsError:
             found = capabilities.decode(await store.get(CAPABILITIES_NAME))
         return store.able(found)
-    return store.able(capabilities.decode(recorded))
+    known = store.able(capabilities.decode(recorded))
+    _check_lock(bucket, able=known.capabilities.object_lock, recorded=True)
+    return known
+
+
+def _check_lock(bucket: Bucket, *, able: bool, recorded: bool) -> None:
+    if able or bucket.lock_seconds is None:
+        return
+    url = bucket.location.url
+    if recorded:
+        raise ConfigError(
+            f"{url} could not lock objects when its repository was made",
+            hint="make another one in a bucket with object lock, or leave repository_lock out",
+        )
+    raise ConfigError(
+        f"{url} cannot lock objects, and repository_lock asks for it",
+        hint="make a bucket with object lock, which most stores allow for new ones only, or leave "
+        "repository_lock out",
+    )
