@@ -26,9 +26,13 @@ DEFAULT_FILE: Final = Path("/etc/tidemark/coordinator.yaml")
 
 _S3: Final = "s3://"
 _FILE: Final = "file://"
-_OF_BUCKETS: Final = ("endpoint", "region", "addressing", "ca", "credentials")
+_OF_BUCKETS: Final = ("endpoint", "region", "addressing", "ca", "credentials", "lock_seconds")
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d)?")
 _CERTIFICATE_SECONDS_MAX: Final = 7 * 86400
+# Shorter ones would be renewed every few hours; stores take whole days elsewhere, too.
+_LOCK_SECONDS_MIN: Final = 86400
+# Nobody can take a lock away: a slip of the finger should not be there for a century.
+_LOCK_SECONDS_MAX: Final = 3650 * 86400
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -50,6 +54,8 @@ class Bucket(msgspec.Struct, frozen=True):
     location: S3Location
     # A file of the form that AWS tools use; None looks where they do.
     credentials_file: Path | None = None
+    # How long nobody can delete what a snapshot needs, from its commit on; None locks nothing.
+    lock_seconds: int | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +113,16 @@ def parse_certificate_life(text: str) -> int:
     return seconds
 
 
+def parse_lock(text: str) -> int | None:
+    """A duration from a day to ten years, or `off`."""
+    if text.strip().lower() == "off":
+        return None
+    seconds = _seconds(text)
+    if not _LOCK_SECONDS_MIN <= seconds <= _LOCK_SECONDS_MAX:
+        raise ValueError("needs a duration such as 30d, from 1d to 3650d, or off")
+    return seconds
+
+
 def _seconds(text: str) -> int:
     """Zero for what is no duration."""
     match = _DURATION.fullmatch(text.strip().lower())
@@ -145,6 +161,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "repository_addressing": ("repository_addressing", _addressing),
     "repository_ca": ("repository_ca", _absolute),
     "repository_credentials": ("repository_credentials", _absolute),
+    "repository_lock": ("repository_lock_seconds", parse_lock),
     "listen": ("listen", parse_address),
     "http": ("http", parse_address),
     "every": ("every_seconds", parse_every),
@@ -187,7 +204,7 @@ def _place(fields: dict[str, Any], problems: list[str]) -> None:
     where = fields.get("repository")
     if not isinstance(where, str):
         problems += [
-            f"repository_{key} is of a bucket, and the repository is none"
+            f"repository_{key.removesuffix('_seconds')} is of a bucket, and the repository is none"
             for key, value in said.items()
             if value is not None
         ]
@@ -205,7 +222,7 @@ def _place(fields: dict[str, Any], problems: list[str]) -> None:
     except UsageError as error:
         problems.append(f"{error.message} ({error.hint})")
     else:
-        fields["bucket"] = Bucket(location, credentials)
+        fields["bucket"] = Bucket(location, credentials, said["lock_seconds"])
 
 
 def _read(texts: Mapping[str, tuple[str, str]], problems: list[str]) -> dict[str, Any]:
@@ -298,6 +315,11 @@ def _parser() -> argparse.ArgumentParser:
         "--repository-credentials",
         metavar="FILE",
         help="key of the bucket, as AWS tools keep it (default: where they look)",
+    )
+    parser.add_argument(
+        "--repository-lock",
+        metavar="DURATION|off",
+        help="how long nobody can delete what a snapshot needs (default off)",
     )
     parser.add_argument("--listen", metavar="HOST:PORT", help="gRPC (default 0.0.0.0:9440)")
     parser.add_argument("--http", metavar="HOST:PORT", help="/metrics (default 0.0.0.0:9441)")

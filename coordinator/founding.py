@@ -48,7 +48,7 @@ from repository.layout import (
     certificate_name,
     decode_config,
 )
-from repository.store.interface import Signing, Store
+from repository.store.interface import Locking, Signing, Store
 from repository.store.readonly import ReadOnlyStore
 
 log = get_logger()
@@ -94,6 +94,8 @@ class Repository:
     coordinator_id: bytes
     signing_store: Signing | None = None
     """The store, where agents may send it requests that are signed here."""
+    locking: Locking | None = None
+    """The store's locks, where the settings ask for some and it may be written to."""
 
     @property
     def location(self) -> str:
@@ -166,6 +168,7 @@ async def open_repository(
         signing=SigningKey(state.signing_seed),
         coordinator_id=state.coordinator_id,
         signing_store=place.signing if store is place.store else None,
+        locking=place.locking if store is place.store else None,
     )
 
 

@@ -33,6 +33,7 @@ from coordinator.errors import (
     StoreUnavailableError,
 )
 from coordinator.founding import SIGNED_SECONDS, Repository
+from coordinator.locks import Locks, nanoseconds
 from coordinator.metrics import Metrics
 from coordinator.model import Node, Pack, PackOrigin, Session
 from coordinator.sessions import Sessions
@@ -122,12 +123,13 @@ class _Digest:
 class Intake:
     """Takes packs in."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that it needs
         self,
         catalog: Catalog,
         repository: Repository,
         custody: Custody,
         sessions: Sessions,
+        locks: Locks,
         metrics: Metrics,
         *,
         clock: Clock,
@@ -136,6 +138,7 @@ class Intake:
         self._repository = repository
         self._custody = custody
         self._sessions = sessions
+        self._locks = locks
         self._metrics = metrics
         self._clock = clock
 
@@ -149,7 +152,9 @@ class Intake:
                 whole, kind, tail = await self._receive(header, digest, node, mine)
                 failpoint("coordinator.pack.stored", StoreUnavailableError)
                 index = await self._index(header.name, tail)
-                await self._record(header, session, index, whole, kind)
+                # Asked for: what an earlier try has stored is locked since then.
+                until = await self._locks.locked_until(header.name)
+                await self._record(header, session, index, whole, kind, until)
 
     async def sign(self, pack: PackDigest, node: Node) -> SignedRequest | None:
         """A request to the store for this pack; None where it was taken in before.
@@ -169,6 +174,7 @@ class Intake:
                 size_bytes=header.size_bytes,
                 checksum=pack.checksum,
                 seconds=SIGNED_SECONDS,
+                retain_until=self._locks.upload_until(),
             )
 
     async def confirm(self, pack: PackDigest, node: Node) -> None:
@@ -182,9 +188,9 @@ class Intake:
             signing = self._signing()
             _check_said(pack)
             if await self._catalog.ledger.pack(header.name) is None:
-                await self._check_stored(signing, pack)
+                until = await self._check_stored(signing, pack)
                 index = await self._end(header, node)
-                await self._record(header, session, index, pack.blake3, _kind_of(index))
+                await self._record(header, session, index, pack.blake3, _kind_of(index), until)
 
     def _signing(self) -> Signing:
         if self._repository.signing_store is None:
@@ -206,6 +212,7 @@ class Intake:
         index: PackIndex,
         whole: bytes,
         kind: PackKind,
+        locked_until: int,
     ) -> None:
         """Write a pack into the catalog, once it proves to be readable."""
         failpoint("coordinator.pack.indexed", StoreUnavailableError)
@@ -223,13 +230,17 @@ class Intake:
             stored_at=self._clock(),
             frame_table=index.table().encode(),
             origins=origins,
+            locked_until=locked_until,
         )
         await self._catalog.ledger.record_pack(pack, header.fencing_token)
         failpoint("coordinator.pack.recorded", CatalogError)
         self._metrics.pack_stored(header.size_bytes)
 
-    async def _check_stored(self, signing: Signing, pack: PackDigest) -> None:
-        """Compare what the store says of a pack with what was signed for."""
+    async def _check_stored(self, signing: Signing, pack: PackDigest) -> int:
+        """Compare what the store says of a pack with what was signed for; until when it is locked.
+
+        Whoever sent it had to send the lock as well, but it is the store that keeps it.
+        """
         name = pack.header.name
         try:
             found = await signing.stored(name)
@@ -244,6 +255,7 @@ class Intake:
                 f"the repository holds {name}, and with other content than was signed for",
                 hint="run tidemark verify; the next backup stores its data under other names",
             )
+        return nanoseconds(found.locked_until)
 
     async def _end(self, header: PackHeader, node: Node) -> PackIndex:
         """Footer and origins of a pack in the store, signed by this node."""
@@ -272,7 +284,8 @@ class Intake:
         self, header: PackHeader, name_digest: bytes, node: Node, pieces: AsyncIterator[memoryview]
     ) -> tuple[bytes, PackKind, PackTail]:
         digest = _Digest()
-        async with self._repository.store.writer(header.name) as writer:
+        store = self._locks.store(self._locks.upload_until())
+        async with store.writer(header.name) as writer:
             failpoint("coordinator.pack.begun", StoreUnavailableError)
             async for batch in _batches(pieces, header.size_bytes):
                 await asyncio.to_thread(digest.update, batch)

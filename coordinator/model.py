@@ -405,6 +405,8 @@ class Pack:
     frame_table: bytes
     origins: tuple[PackOrigin, ...]
     state: PackState = PackState.LIVE
+    # 0 where nothing keeps it from being deleted.
+    locked_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,6 +440,8 @@ class Snapshot:
     total_bytes: int
     started_at: int
     last_proof_at: int | None = None
+    # Until when nobody can delete anything that it needs; None where it was made without a lock.
+    locked_until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from coordinator.dispatch import Dispatcher
 from coordinator.errors import NotFoundError, TidemarkError
 from coordinator.fleet import Fleet
 from coordinator.founding import Repository, check_ours, read_config
+from coordinator.locks import Locks
 from coordinator.model import (
     NANOSECONDS,
     Node,
@@ -66,13 +67,14 @@ class Check:
 class Overview:
     """Puts figures together."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that it needs
         self,
         catalog: Catalog,
         repository: Repository,
         custody: Custody,
         fleet: Fleet,
         dispatcher: Dispatcher,
+        locks: Locks,
         *,
         schedule_seconds: int | None,
     ) -> None:
@@ -81,6 +83,7 @@ class Overview:
         self._custody = custody
         self.fleet = fleet
         self._dispatcher = dispatcher
+        self._locks = locks
         self._schedule_seconds = schedule_seconds
 
     @property
@@ -178,6 +181,7 @@ class Overview:
         return [
             await self._check_repository(),
             await self._check_space(),
+            *await self._check_locks(),
             self._check_custody(),
             await self._check_kit(),
             await self._check_agents(),
@@ -230,6 +234,15 @@ class Overview:
             message=message,
             hint="" if usage.free >= _FREE_BYTES_MIN else "free space on the repository's disk",
         )
+
+    async def _check_locks(self) -> list[Check]:
+        """One check where locks are asked for."""
+        if (lock := self._locks.lock) is None:
+            return []
+        if (problem := await self._locks.problem()) is not None:
+            return [Check("object lock", ok=False, message=problem.message, hint=problem.hint)]
+        days = lock.length_ns / (86400 * NANOSECONDS)
+        return [Check("object lock", ok=True, message=f"{days:g} days from each commit on")]
 
     def _check_custody(self) -> Check:
         if self._custody.unlocked:

@@ -42,8 +42,11 @@ from coordinator.fleet import Fleet, Program
 from coordinator.founding import Repository, is_founded, open_repository
 from coordinator.http import HttpServer
 from coordinator.intake import Intake
+from coordinator.locking import Lock
+from coordinator.locks import Locks
 from coordinator.logs import get_logger
 from coordinator.metrics import Metrics
+from coordinator.model import NANOSECONDS
 from coordinator.moves import Moves
 from coordinator.orders import Orders
 from coordinator.overview import Overview
@@ -88,6 +91,7 @@ class Services:
     admin: AdminService
     dispatcher: Dispatcher
     sessions: Sessions
+    locks: Locks
     verifier: Verifier
     scheduler: Scheduler
     bandwidth: Bandwidth
@@ -154,6 +158,7 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
         failpoint("coordinator.start.composed", CatalogError)
         await services.sessions.recover()
         failpoint("coordinator.start.commits_settled", CatalogError)
+        await services.locks.begin()
         await services.dispatcher.recover()
         await services.bandwidth.load()
         await _serve(stop, started or asyncio.Event(), config, services, authority, now)
@@ -231,7 +236,10 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
     metrics = Metrics(program.version)
     metrics.watch_store(repository.place.tally, repository.place.breaker)
     dispatcher = Dispatcher(catalog, metrics, clock=clock, random=random, limits=limits)
-    sessions = Sessions(catalog, repository, dispatcher, clock=clock, random=random, incarnation=1)
+    locks = Locks(catalog, repository, _lock(config), clock=clock)
+    sessions = Sessions(
+        catalog, repository, dispatcher, locks, clock=clock, random=random, incarnation=1
+    )
     fleet = Fleet(catalog, repository, authority, dispatcher, program, clock=clock, random=random)
     selection = Selection(catalog)
     bandwidth = Bandwidth(
@@ -247,6 +255,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
         custody,
         fleet,
         dispatcher,
+        locks,
         schedule_seconds=config.every_seconds,
     )
     gate = Gate(catalog, clock)
@@ -256,7 +265,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             dispatcher=dispatcher,
             sessions=sessions,
             bases=Bases(catalog, repository, sessions),
-            intake=Intake(catalog, repository, custody, sessions, metrics, clock=clock),
+            intake=Intake(catalog, repository, custody, sessions, locks, metrics, clock=clock),
             restores=Restores(catalog, repository, custody, dispatcher, random=random),
             config=repository.config,
             program=program,
@@ -282,6 +291,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
         admin=guard(admin, "tidemark.v1.AdminService", gate),
         dispatcher=dispatcher,
         sessions=sessions,
+        locks=locks,
         verifier=Verifier(catalog, repository, custody, workers, clock=clock),
         scheduler=Scheduler(
             catalog, dispatcher, sessions, clock=clock, every_seconds=config.every_seconds
@@ -290,6 +300,13 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
         http=HttpServer(metrics, overview, dispatcher, custody),
         store_endpoint=repository.signing_store.endpoint if repository.signing_store else "",
     )
+
+
+def _lock(config: Config) -> Lock | None:
+    """The lock that the settings ask for."""
+    if config.bucket is None or config.bucket.lock_seconds is None:
+        return None
+    return Lock(config.bucket.lock_seconds * NANOSECONDS)
 
 
 def _open_custody(config: Config, random: Random) -> Custody:

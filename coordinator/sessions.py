@@ -3,6 +3,7 @@
 A session writes while it is open and carries the newest fencing token of its volume. What it
 uploads is checked on the way in; what it commits is checked against what was found, in two steps:
 
+         what the snapshot needs is locked, where locks are asked for        locks.hold
     T1   fencing, references, sequence and time; the row pins the packs      catalog.begin_commit
          refs object, then the countersigned root, the last object written   store
     T2   the snapshot exists                                                 catalog.finish_commit
@@ -33,6 +34,7 @@ from coordinator.errors import (
     StoreUnavailableError,
 )
 from coordinator.founding import Repository
+from coordinator.locks import Locks
 from coordinator.logs import get_logger
 from coordinator.model import (
     BackupOrder,
@@ -98,11 +100,12 @@ class CommitRequest:
 class Sessions:
     """Opens and commits."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that it needs
         self,
         catalog: Catalog,
         repository: Repository,
         dispatcher: Dispatcher,
+        locks: Locks,
         *,
         clock: Clock,
         random: Random,
@@ -111,6 +114,7 @@ class Sessions:
         self._catalog = catalog
         self._repository = repository
         self._dispatcher = dispatcher
+        self._locks = locks
         self._clock = clock
         self._random = random
         self._incarnation = incarnation
@@ -185,20 +189,43 @@ class Sessions:
 
     async def commit(self, request: CommitRequest, node: Node) -> Snapshot:
         """Make the snapshot, or say why not. Asked twice for a session, the answer is the same."""
+        if self._locks.lock is not None:
+            await self._lock_ahead(request, node)
         async with self._committing:
             if (done := await self._answered(request, node)) is not None:
                 return done
-            session = await self.writing(request.session_id, request.fencing_token, node)
-            self._dispatcher.running_task(session.task_id, node.node_id)
+            session = await self._allowed(request, node)
             failpoint("coordinator.commit.asked", CatalogError)
             plan, refs = await self._plan(request, session, node)
             failpoint("coordinator.commit.planned", CatalogError)
+            # Nothing is left to lock, but for what came to its time since just now.
+            with charged(self.tally(session)):
+                await self._hold(plan, refs, session)
             pinned = await self._catalog.ledger.begin_commit(plan)
             failpoint("coordinator.commit.begun", CatalogError)
             with charged(self.tally(session)):
                 snapshot = await self._write(pinned, request.refs_object, refs)
         await self._dispatcher.committed(session.task_id, snapshot)
         return snapshot
+
+    async def _allowed(self, request: CommitRequest, node: Node) -> Session:
+        """The session, if its task runs; FencedError, NotFoundError."""
+        session = await self.writing(request.session_id, request.fencing_token, node)
+        self._dispatcher.running_task(session.task_id, node.node_id)
+        return session
+
+    async def _lock_ahead(self, request: CommitRequest, node: Node) -> None:
+        """Lock what the snapshot needs, which may be much, while other commits go on."""
+        if await self._catalog.ledger.snapshot_of_session(request.session_id) is None:
+            session = await self._allowed(request, node)
+            plan, refs = await self._plan(request, session, node)
+            with charged(self.tally(session)):
+                await self._hold(plan, refs, session)
+
+    async def _hold(self, plan: CommitPlan, refs: Refs, session: Session) -> None:
+        await self._locks.hold(
+            session.volume_id, plan.references, base=refs.base, committed_at=plan.now
+        )
 
     async def _answered(self, request: CommitRequest, node: Node) -> Snapshot | None:
         """What the session has committed already, if its answer was lost."""
@@ -237,6 +264,8 @@ class Sessions:
         ]
         statistics = request.statistics
         whole = not body.errors_total and not statistics.errors_total
+        # A clock that was set back must not reorder a volume's history, nor shorten a lock.
+        now = max(self._clock(), 0 if head is None else head.committed_at + 1)
         plan = CommitPlan(
             session_id=session.session_id,
             fencing_token=session.fencing_token,
@@ -249,7 +278,8 @@ class Sessions:
             statistics=statistics,
             total_files=body.total_files,
             total_bytes=min(body.total_bytes, BYTES_MAX),
-            now=self._clock(),
+            now=now,
+            locked_until=self._locks.needed_until(now),
         )
         return plan, refs
 
@@ -273,7 +303,7 @@ class Sessions:
         failpoint("coordinator.commit.refs_sealed", StoreUnavailableError)
         name = refs_name(pinned.volume_id, pinned.sequence)
         try:
-            await self._repository.store.put(name, sealed)
+            await self._locks.store(pinned.locked_until).put(name, sealed)
         except ObjectExistsError:
             await self._check_refs(name, pinned, refs_object)
         failpoint("coordinator.commit.refs_stored", StoreUnavailableError)
@@ -297,7 +327,8 @@ class Sessions:
         """Write the root, which is the same bytes each time."""
         root = self._countersigned(pinned)
         failpoint("coordinator.commit.root_signed", StoreUnavailableError)
-        await self._repository.store.put(root_name(pinned.volume_id, pinned.sequence), root)
+        store = self._locks.store(pinned.locked_until)
+        await store.put(root_name(pinned.volume_id, pinned.sequence), root)
         failpoint("coordinator.commit.root_stored", StoreUnavailableError)
         return root
 

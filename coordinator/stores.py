@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from coordinator.config import Bucket, Config
 from coordinator.errors import (
+    ConfigError,
     FormatError,
     ObjectExistsError,
     ObjectMissingError,
@@ -25,8 +26,9 @@ from coordinator.errors import (
 from coordinator.logs import get_logger
 from repository.store.breaking import Breaker, BreakingSigning, BreakingStore
 from repository.store.counting import CountingStore, Tally
-from repository.store.interface import Signing, Store
+from repository.store.interface import Locking, Signing, Store
 from repository.store.local import LocalStore
+from repository.store.locking import GuardedLocking
 from repository.store.retrying import RetryingSigning, RetryingStore
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class Place:
     """None where it is no directory."""
     signing: Signing | None = None
     """The store, where agents may send it requests that are signed here."""
+    locking: Locking | None = None
+    """The store's locks, where the settings ask for some."""
     breaker: Breaker | None = None
     """None where nothing is left alone when it fails."""
     tally: Tally = field(default_factory=Tally)
@@ -102,8 +106,15 @@ async def _open_bucket(bucket: Bucket, clock: Clock) -> AsyncIterator[Place]:
     if bucket.credentials_file is not None:
         credentials = await opening.read_credentials(bucket.credentials_file)
     async with opening.open_s3(bucket.location, now_ns=clock, credentials=credentials) as unprobed:
+        if bucket.lock_seconds is not None:
+            # Nobody takes back a lock that a wrong clock has set.
+            await importlib.import_module("repository.store.s3.check").check_access(unprobed.bucket)
         recorded = await _recorded(unprobed)
-        store = await _probed(unprobed) if recorded is None else unprobed.able(recorded)
+        if recorded is None:
+            store = await _probed(unprobed, bucket)
+        else:
+            store = unprobed.able(recorded)
+            _check_lock(bucket, able=recorded.object_lock, recorded=True)
         yield _place(store, bucket)
 
 
@@ -116,6 +127,9 @@ def _place(store: "S3Store", bucket: Bucket) -> Place:
         store=outer,
         location=bucket.location.url,
         signing=signing if store.capabilities.presign else None,
+        locking=None
+        if bucket.lock_seconds is None
+        else GuardedLocking(store, breaker, wait_seconds=_PARKED_SECONDS),
         breaker=breaker,
         tally=store.bucket.tally,
         impatient=store,
@@ -155,18 +169,36 @@ async def _recorded(store: "S3Store") -> "Capabilities | None":
     return found
 
 
-async def _probed(store: "S3Store") -> "S3Store":
+async def _probed(store: "S3Store", bucket: Bucket) -> "S3Store":
     """The store, with what it can do, found out and recorded now: before a repository is made.
 
-    There whatever is wrong with bucket, key or clock shows.
+    There whatever is wrong with bucket, key or clock shows. ConfigError where it is to lock, and
+    cannot: nothing is recorded then, since the bucket may still be given what it lacks.
     """
     check = importlib.import_module("repository.store.s3.check")
     probe = importlib.import_module("repository.store.s3.probe")
     for warning in await check.check(store):
         log.warning(warning)
     found = await probe.probe(store)
+    _check_lock(bucket, able=found.object_lock, recorded=False)
     try:
         await store.put(CAPABILITIES_NAME, found.encode())
     except ObjectExistsError:
         found = await _recorded(store) or found
     return store.able(found)
+
+
+def _check_lock(bucket: Bucket, *, able: bool, recorded: bool) -> None:
+    if able or bucket.lock_seconds is None:
+        return
+    url = bucket.location.url
+    if recorded:
+        raise ConfigError(
+            f"{url} could not lock objects when its repository was made",
+            hint="make another one in a bucket with object lock, or leave repository_lock out",
+        )
+    raise ConfigError(
+        f"{url} cannot lock objects, and repository_lock asks for it",
+        hint="make a bucket with object lock, which most stores allow for new ones only, or leave "
+        "repository_lock out",
+    )

@@ -495,6 +495,7 @@ def snapshot(value: Snapshot) -> admin_pb2.Snapshot:
         data_added_packed=value.statistics.data_added_packed,
         errors_total=value.statistics.errors_total,
         last_proof_at=timestamp(value.last_proof_at),
+        locked_until=timestamp(value.locked_until),
     )
 
 

@@ -241,6 +241,7 @@ def pack(row: Row[Any], origins: tuple[PackOrigin, ...]) -> Pack:
         frame_table=row.frame_table,
         origins=origins,
         state=PackState(row.state),
+        locked_until=row.locked_until,
     )
 
 
@@ -292,6 +293,7 @@ def snapshot(row: Row[Any]) -> Snapshot:
         total_bytes=row.total_bytes,
         started_at=row.started_at,
         last_proof_at=row.last_proof_at,
+        locked_until=row.locked_until,
     )
 
 

@@ -75,6 +75,7 @@ def begin_commit(connection: Connection, plan: CommitPlan) -> Row[Any]:
             total_files=plan.total_files,
             total_bytes=plan.total_bytes,
             started_at=started or session.opened_at,
+            locked_until=plan.locked_until,
         )
     )
     return connection.execute(

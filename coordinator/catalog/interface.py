@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.limits import Limit, Rule, Scope
+from coordinator.locking import Held
 from coordinator.model import (
     BackupStatistics,
     FrameReference,
@@ -59,6 +60,8 @@ class CommitPlan:
     total_files: int
     total_bytes: int
     now: int
+    # Until when everything that the snapshot needs is locked; None where nothing is.
+    locked_until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +311,39 @@ class Bandwidth(Protocol):
         ...
 
 
+class Locks(Protocol):
+    """Until when objects of the store are known to be locked; 0 for those that are not.
+
+    What is known never becomes less.
+    """
+
+    async def lapsing_packs(
+        self,
+        volume_id: VolumeId,
+        references: Sequence[FrameReference],
+        *,
+        base: bool,
+        before: int,
+    ) -> list[Held]:
+        """Those packs that the volume's next snapshot needs whose locks end before that time.
+
+        `references`: what that one adds and drops; with `base` it needs nothing else.
+        """
+        ...
+
+    async def packs_locked(self, names: Iterable[str], until: int) -> None:
+        """These packs were locked."""
+        ...
+
+    async def objects(self, names: Iterable[str]) -> list[Held]:
+        """What is known of objects that are no packs, in their order."""
+        ...
+
+    async def objects_locked(self, names: Iterable[str], until: int) -> None:
+        """These objects, which are no packs, were locked."""
+        ...
+
+
 class Catalog(Protocol):
     """The database as a whole."""
 
@@ -329,6 +365,11 @@ class Catalog(Protocol):
     @property
     def bandwidth(self) -> Bandwidth:
         """How fast."""
+        ...
+
+    @property
+    def locks(self) -> Locks:
+        """What cannot be deleted, and until when."""
         ...
 
     async def close(self) -> None:

@@ -147,6 +147,7 @@ class SqlLedger(Ledger):
                 stored_at=pack.stored_at,
                 frame_table=pack.frame_table,
                 state=pack.state,
+                locked_until=pack.locked_until,
             )
         )
         connection.execute(

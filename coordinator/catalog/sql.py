@@ -1,4 +1,4 @@
-"""Opens the catalog: brings the file to the newest schema, then hands out its three parts."""
+"""Opens the catalog: brings the file to the newest schema, then hands out its parts."""
 
 import asyncio
 import importlib
@@ -12,9 +12,10 @@ from sqlalchemy.engine import Connection
 from coordinator.catalog.bandwidth import SqlBandwidth
 from coordinator.catalog.connections import Connections
 from coordinator.catalog.fleet import SqlFleet
-from coordinator.catalog.interface import Bandwidth, Catalog, Fleet, Jobs, Ledger
+from coordinator.catalog.interface import Bandwidth, Catalog, Fleet, Jobs, Ledger, Locks
 from coordinator.catalog.jobs import SqlJobs
 from coordinator.catalog.ledger import SqlLedger
+from coordinator.catalog.locks import SqlLocks
 from coordinator.catalog.tables import metadata
 from coordinator.catalog.upgrading import (
     REVISION,
@@ -46,6 +47,7 @@ class SqlCatalog:
         self.jobs: Jobs = SqlJobs(connections)
         self.ledger: Ledger = SqlLedger(connections)
         self.bandwidth: Bandwidth = SqlBandwidth(connections)
+        self.locks: Locks = SqlLocks(connections)
 
     async def close(self) -> None:
         """Give the files back."""

@@ -143,6 +143,8 @@ packs = Table(
     Column("stored_at", BigInteger, nullable=False),
     Column("frame_table", LargeBinary, nullable=False),
     Column("state", String(16), nullable=False, index=True),
+    # As far as it is known; 0 where it is not locked. Never shortened.
+    Column("locked_until", BigInteger, nullable=False, default=0, server_default="0", index=True),
 )
 
 # Where the frames of an origin lie now. Repacking will move origins; a name never changes.
@@ -202,7 +204,17 @@ snapshots = Table(
     Column("total_bytes", BigInteger, nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("last_proof_at", BigInteger),
+    # Until when nobody can delete anything that it needs.
+    Column("locked_until", BigInteger),
     Index("ux_snapshots_volume_id_sequence", "volume_id", "sequence", unique=True),
+)
+
+# Until when other objects are locked that snapshots need: what founds the repository.
+locked_objects = Table(
+    "locked_objects",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("locked_until", BigInteger, nullable=False),
 )
 
 job_logs = Table(

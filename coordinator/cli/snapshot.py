@@ -180,6 +180,7 @@ def _table(snapshot: Document) -> Table:
         ("added", format_size(snapshot["data_added_packed"])),
         ("errors", f"{snapshot['errors_total']:,}"),
         ("last proof", local_time(snapshot["last_proof_at"])),
+        ("locked until", local_time(snapshot["locked_until"], none="not locked")),
         ("pinned", "yes" if snapshot["pinned"] else "no"),
     ]
     fields += [

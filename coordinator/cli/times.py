@@ -3,8 +3,8 @@
 from datetime import datetime
 
 
-def local_time(text: str | None) -> str:
-    """`2026-03-01 14:05:09` in the local zone; `never` for none."""
+def local_time(text: str | None, *, none: str = "never") -> str:
+    """`2026-03-01 14:05:09` in the local zone, or what says that there is none."""
     if text is None:
-        return "never"
+        return none
     return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S}"

@@ -132,6 +132,8 @@ class StoredObject(NamedTuple):
     size: int
     checksum: bytes | None
     """Of the store's own kind; None where it does not tell."""
+    locked_until: datetime | None = None
+    """None where nothing keeps it, or the store does not tell."""
 
 
 class Signing(Protocol):
@@ -220,6 +222,29 @@ class SigningAround(Signing):
     @override
     async def stored(self, name: str) -> StoredObject:
         return await self._inner.stored(name)
+
+
+class Locking(Protocol):
+    """Keeps objects from being deleted until a time, by anybody.
+
+    A store that has this has `Store`, too. A lock is never shortened. Times have a zone, and are of
+    whole seconds.
+    """
+
+    def writing_until(self, when: datetime) -> Store:
+        """The same store; what is written to it is locked until then from its first moment."""
+        ...
+
+    def retain_until(self, name: str, when: datetime) -> Awaitable[None]:
+        """Lock an object until then, or longer where it is locked for longer already.
+
+        ObjectMissingError where there is none.
+        """
+        ...
+
+    def locked_until(self, name: str) -> Awaitable[datetime | None]:
+        """Until when nobody can delete it; None where nothing keeps it."""
+        ...
 
 
 def check_prefix(prefix: str) -> str:

@@ -175,6 +175,10 @@ class RetryingStore(Store):
         self._inner = inner
         self._persistence = Persistence(patience or Patience(), clock, sleep, draw)
 
+    async def persist(self, operation: Operation, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask something else of the store, as often as it takes: twice must be once."""
+        return await self._persistence.call(operation, lambda _: work())
+
     @override
     def writer(self, name: str) -> ObjectWriter:
         return _RetryingWriter(self._inner, name, self._persistence)

@@ -12,6 +12,7 @@ import pytest_asyncio
 from coordinator.catalog import Catalog, CommitPlan, TokenRecord, open_catalog
 from coordinator.errors import CatalogError, FencedError, RejectedError, UsageError
 from coordinator.limits import Limit, Rule, Scope, Window
+from coordinator.locking import Held
 from coordinator.model import (
     BackupOrder,
     BackupStatistics,
@@ -665,3 +666,78 @@ async def test_a_limit_without_rules_is_none(catalog: Catalog) -> None:
 
     assert cleared.rules == ()
     assert await catalog.bandwidth.limits() == []
+
+
+# ---- locks --------------------------------------------------------------------------------------
+
+OTHER_NONCE = PackNonce(b"\x06" * 16)
+
+
+async def lapsing(
+    catalog: Catalog, *references: FrameReference, before: int, base: bool = False
+) -> list[Held]:
+    return await catalog.locks.lapsing_packs(VOLUME, references, base=base, before=before)
+
+
+async def test_packs_lapse_that_the_volume_needs_or_that_are_added(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    await commit(catalog, session, frame(0), frame(1), head=0)
+    again = await open_session(catalog, 2)
+    new = replace(pack(again, "packs/b", OTHER_NONCE), locked_until=70)
+    await catalog.ledger.record_pack(new, again.fencing_token)
+    added = FrameReference(OTHER_NONCE, 0, 10)
+    old, both = [Held("packs/a", 0)], [Held("packs/a", 0), Held("packs/b", 70)]
+
+    assert await lapsing(catalog, before=100) == old
+    assert await lapsing(catalog, added, before=100) == both
+    assert await lapsing(catalog, added, before=70) == old
+    assert await lapsing(catalog, added, before=0) == []
+    assert await lapsing(catalog, added, base=True, before=100) == both[1:]
+    # As long as one frame of it is needed.
+    dropped = [frame(0, live_bytes=0), frame(1, live_bytes=0)]
+    assert await lapsing(catalog, dropped[0], before=100) == old
+    assert await lapsing(catalog, *dropped, before=100) == []
+    assert await lapsing(catalog, *dropped, added, before=100) == both[1:]
+    # Used by another number of bytes than before is used.
+    assert await lapsing(catalog, dropped[0], frame(1, live_bytes=3), before=100) == old
+
+
+async def test_packs_of_other_volumes_and_former_frames_do_not_lapse(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    await commit(catalog, session, frame(0), head=0)
+    await commit(catalog, await open_session(catalog, 2), frame(0, live_bytes=0), head=1)
+
+    assert await lapsing(catalog, before=100) == []
+    assert await catalog.locks.lapsing_packs(OTHER_VOLUME, [], base=False, before=100) == []
+
+
+async def test_what_is_known_of_a_lock_never_becomes_less(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+
+    for until in (50, 80, 60):
+        await catalog.locks.packs_locked(["packs/a", "packs/unknown"], until)
+        await catalog.locks.objects_locked(["config", f"keys/{until}"], until)
+    await catalog.locks.objects_locked([], 1)
+
+    stored = await catalog.ledger.pack("packs/a")
+    assert stored is not None
+    assert stored.locked_until == 80
+    assert await catalog.locks.objects(["keys/60", "none", "config"]) == [
+        Held("keys/60", 60),
+        Held("none"),
+        Held("config", 80),
+    ]
+
+
+async def test_a_snapshot_keeps_until_when_it_is_locked(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    locked = replace(plan(session), locked_until=90)
+    begun = await catalog.ledger.begin_commit(locked)
+    await catalog.ledger.finish_commit(begun.snapshot_id, b"root", [], base=False)
+    await commit(catalog, await open_session(catalog, 2), head=1)
+
+    assert begun.locked_until == 90
+    assert [each.locked_until for each in await catalog.ledger.snapshots()] == [90, None]

@@ -392,6 +392,33 @@ async def test_a_signed_request_may_have_to_lock_what_it_writes(
     assert (await send(request, CONTENT))[0] == 200
 
     assert await keeping.locked_until("packs/a") == TOMORROW
+    assert (await keeping.signing.stored("packs/a")).locked_until == TOMORROW
+
+
+@keeps
+async def test_a_lock_that_somebody_may_take_away_is_none(keeping: S3Store) -> None:
+    await keeping.put("packs/a", CONTENT)
+    retention = {"Mode": "GOVERNANCE", "RetainUntilDate": TOMORROW}
+    key = keeping.bucket.key("packs/a")
+    await keeping.bucket.call("put_object_retention", "packs/a", Key=key, Retention=retention)
+
+    assert await keeping.locked_until("packs/a") is None
+    assert (await keeping.signing.stored("packs/a")).locked_until is None
+
+
+@gateway
+async def test_a_key_that_may_not_lock_is_what_the_error_says(keeping: S3Store) -> None:
+    await keeping.put("packs/a", CONTENT)
+    name = keeping.bucket.location.bucket
+    policy = (
+        '{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Principal":"*",'
+        f'"Action":["s3:PutObjectRetention"],"Resource":"arn:aws:s3:::{name}/*"}}]}}'
+    )
+    await keeping.bucket.call("put_bucket_policy", name, Policy=policy)
+
+    with pytest.raises(StoreError, match="the key may not lock packs/a") as refused:
+        await keeping.retain_until("packs/a", TOMORROW)
+    assert not refused.value.retryable
 
 
 @keeps

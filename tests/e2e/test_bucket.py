@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import re
 import signal
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -66,10 +69,10 @@ class Bucket(NamedTuple):
         return self.ask(listed)
 
 
-def new_bucket(running: Server, directory: Path) -> Bucket:
+def new_bucket(running: Server, directory: Path, *, locks: bool = False) -> Bucket:
     async def made() -> str:
         async with opened(running, new_name()) as nowhere:
-            return (await make_bucket(nowhere)).bucket.location.bucket
+            return (await make_bucket(nowhere, locks=locks)).bucket.location.bucket
 
     credentials = directory / "credentials"
     credentials.write_text(
@@ -169,3 +172,65 @@ def test_what_was_sent_before_a_death_is_not_sent_again(
     whole = 16 * 16 * MIB * 1.01
     assert made["data_added_packed"] <= whole - 0.9 * (kept["stored_bytes"] - 3 * 33 * MIB)
     trees.assert_same(trees.snapshot_of(tree), trees.snapshot_of(tmp_path / "restored"))
+
+
+def test_a_bucket_that_locks_keeps_what_snapshots_need(
+    machine: Machine, tree: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bucket = new_bucket(server("radosgw", tmp_path_factory), tmp_path, locks=True)
+    options = (*bucket.options, "--repository-lock", "1d")
+    with machine.up(tmp_path / "data", f"web={tree}", options=options) as up:
+        first = up.backup("web")
+        up.backup("web")
+        up.restore(first["snapshot_id"], tmp_path / "restored")
+        snapshots = up.json("snapshot", "list")
+        shown = up.run("snapshot", "show", snapshots[1]["snapshot_id"]).ok().stdout.decode()
+    ends, sizes = bucket.ask(locks_of), bucket.ask(versions_of_all)
+
+    trees.assert_same(trees.snapshot_of(tree), trees.snapshot_of(tmp_path / "restored"))
+    for snapshot in snapshots:
+        committed, until = time_of(snapshot, "committed_at"), time_of(snapshot, "locked_until")
+        assert timedelta(days=1) <= until - committed < timedelta(days=1, seconds=1)
+        assert min(end for name, end in ends.items() if is_needed(name, snapshot)) == until
+    last = time_of(snapshots[1], "locked_until")
+    assert re.search(f"^locked until +{last:%Y-%m-%d %H:%M:%S}$", shown, re.MULTILINE)
+    # Nothing was written twice, though this gateway heeds no condition where it keeps versions.
+    assert set(sizes.values()) == {1}
+
+
+def time_of(snapshot: dict[str, Any], field: str) -> datetime:
+    return datetime.fromisoformat(snapshot[field])
+
+
+def is_needed(name: str, snapshot: dict[str, Any]) -> bool:
+    """By this snapshot: all but what is another one's own."""
+    own = f"{snapshot['volume_id']}/{snapshot['sequence']:020}"
+    return not name.startswith(("roots/", "refs/")) or own in name
+
+
+async def locks_of(store: S3Store) -> dict[str, datetime]:
+    """Until when each object is locked, each of them being so."""
+    answer = await store.bucket.call("list_objects_v2", "all", Prefix=f"{PREFIX}/")
+    ends = {}
+    for each in answer["Contents"]:
+        head = await store.bucket.call("head_object", each["Key"], Key=each["Key"])
+        assert head["ObjectLockMode"] == "COMPLIANCE"
+        ends[each["Key"].removeprefix(f"{PREFIX}/")] = head["ObjectLockRetainUntilDate"]
+    return ends
+
+
+async def versions_of_all(store: S3Store) -> Counter[str]:
+    """How many versions there are of each object."""
+    answer = await store.bucket.call("list_object_versions", "all", Prefix=f"{PREFIX}/")
+    return Counter(each["Key"] for each in answer["Versions"])
+
+
+def test_a_bucket_that_cannot_lock_is_said_to_be_none(
+    gateway: Bucket, machine: Machine, tree: Path, tmp_path: Path
+) -> None:
+    options = (*gateway.options, "--repository-lock", "1d")
+    refused = machine.run("up", "--data", tmp_path / "data", "--protect", f"web={tree}", *options)
+
+    assert refused.code == 2
+    assert "cannot lock objects, and repository_lock asks for it" in refused.error["message"]
+    assert "make a bucket with object lock" in refused.error["hint"]

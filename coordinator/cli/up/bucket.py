@@ -17,6 +17,7 @@ _FLAGS = (
     "repository-addressing",
     "repository-ca",
     "repository-credentials",
+    "repository-lock",
 )
 _FILES = frozenset({"repository-ca", "repository-credentials"})
 

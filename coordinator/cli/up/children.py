@@ -102,10 +102,12 @@ def last_words(log: str) -> tuple[str, str]:
     that is JSON is no reason: what went well is none.
     """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for number in range(len(lines) - 1, -1, -1):
-        line = lines[number]
+    logged = [number for number, line in enumerate(lines) if _is_event(line)]
+    behind = lines[logged[-1] + 1 :] if logged else lines
+    for number, line in enumerate(behind):
         if line.startswith(_ERROR):
-            return _told(lines[number:])
+            return _told(behind[number:])
+    for line in reversed(lines):
         try:
             said = json.loads(line)
         except ValueError:

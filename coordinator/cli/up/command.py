@@ -61,6 +61,11 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d{1,5})")
     help="Key of the bucket, as AWS tools keep it.  [default: where they look]",
 )
 @click.option(
+    "--repository-lock",
+    metavar="DURATION|off",
+    help="How long nobody can delete what a snapshot needs; of a bucket that can lock.",
+)
+@click.option(
     "--listen", metavar="HOST:PORT", help="gRPC address.  [default: a free port on 127.0.0.1]"
 )
 def app(

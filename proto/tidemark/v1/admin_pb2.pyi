@@ -1220,6 +1220,7 @@ class Snapshot(_message.Message):
     ERRORS_TOTAL_FIELD_NUMBER: _builtins.int
     LAST_PROOF_AT_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    LOCKED_UNTIL_FIELD_NUMBER: _builtins.int
     snapshot_id: _builtins.str
     volume: _builtins.str
     volume_id: _builtins.str
@@ -1236,6 +1237,10 @@ class Snapshot(_message.Message):
     def committed_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def last_proof_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def locked_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when nobody can delete anything that it needs; absent where it was made without a lock."""
+
     def __init__(
         self,
         *,
@@ -1253,10 +1258,11 @@ class Snapshot(_message.Message):
         errors_total: _builtins.int = ...,
         last_proof_at: _timestamp_pb2.Timestamp | None = ...,
         pinned: _builtins.bool = ...,
+        locked_until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "last_proof_at", b"last_proof_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "last_proof_at", b"last_proof_at", "locked_until", b"locked_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_detection", b"change_detection", "committed_at", b"committed_at", "data_added_packed", b"data_added_packed", "errors_total", b"errors_total", "last_proof_at", b"last_proof_at", "node", b"node", "phase", b"phase", "pinned", b"pinned", "sequence", b"sequence", "snapshot_id", b"snapshot_id", "total_bytes", b"total_bytes", "total_files", b"total_files", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_detection", b"change_detection", "committed_at", b"committed_at", "data_added_packed", b"data_added_packed", "errors_total", b"errors_total", "last_proof_at", b"last_proof_at", "locked_until", b"locked_until", "node", b"node", "phase", b"phase", "pinned", b"pinned", "sequence", b"sequence", "snapshot_id", b"snapshot_id", "total_bytes", b"total_bytes", "total_files", b"total_files", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,14 +35,14 @@ async def check(store: S3Store) -> list[str]:
     and rules that delete or archive what lies there.
     """
     bucket = store.bucket
-    await _check_access(bucket)
+    await check_access(bucket)
     await _check_region(bucket)
     await _check_writing(store)
     return await _check_rules(bucket)
 
 
-async def _check_access(bucket: Bucket) -> None:
-    """Key, bucket and clock."""
+async def check_access(bucket: Bucket) -> None:
+    """Key, bucket and clock: one request."""
     prefix, url = bucket.location.key_prefix, bucket.location.url
     try:
         answer = await bucket.call("list_objects_v2", url, Prefix=prefix, MaxKeys=1)

@@ -21,6 +21,8 @@ from repository.store.s3.client import Bucket
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 # What every service takes at most.
 SECONDS_MAX: Final = 7 * 24 * 3600
+# The one that nobody can take away again, whatever rights he has.
+LOCK_MODE: Final = "COMPLIANCE"
 # Stands for any object where only what comes before its name is of interest.
 _ANY_NAME: Final = "x"
 
@@ -74,7 +76,7 @@ class S3Signing(Signing):
         asked = {"ChecksumMode": "ENABLED"} if self.checksum is Checksum.SHA256 else {}
         key = self._bucket.key(name)
         answer = await self._bucket.call("head_object", name, Key=key, **asked)
-        return StoredObject(int(answer["ContentLength"]), self._told(answer))
+        return StoredObject(int(answer["ContentLength"]), self._told(answer), lock_of(answer))
 
     def _told(self, answer: Mapping[str, Any]) -> bytes | None:
         if self.checksum is Checksum.SHA256:
@@ -114,7 +116,18 @@ def locked(until: datetime | None, capabilities: Capabilities) -> dict[str, Any]
     if until is None:
         return {}
     check_lock(until, capabilities)
-    return {"ObjectLockMode": "COMPLIANCE", "ObjectLockRetainUntilDate": until}
+    return {"ObjectLockMode": LOCK_MODE, "ObjectLockRetainUntilDate": until}
+
+
+def lock_of(answer: Mapping[str, Any]) -> datetime | None:
+    """Until when nobody can delete an object, by what the store says of it.
+
+    A lock in governance mode is none: who has the right may take it away.
+    """
+    until: datetime | None = answer.get("ObjectLockRetainUntilDate")
+    if until is None or answer.get("ObjectLockMode") != LOCK_MODE:
+        return None
+    return until.astimezone(UTC)
 
 
 def check_lock(until: datetime, capabilities: Capabilities) -> None:

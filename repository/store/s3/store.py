@@ -12,7 +12,7 @@ import io
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakValueDictionary
@@ -30,9 +30,16 @@ from repository.pack import PACK_BYTES_MAX
 from repository.store.interface import ObjectInfo, ObjectWriter, Store, check_prefix
 from repository.store.s3.capabilities import NONE_KNOWN, Capabilities
 from repository.store.s3.client import Bucket
-from repository.store.s3.errors import no_bucket, shorter
+from repository.store.s3.errors import answer_of, no_bucket, shorter
 from repository.store.s3.listing import Listing
-from repository.store.s3.signing import S3Signing, check_lock, content, locked
+from repository.store.s3.signing import (
+    LOCK_MODE,
+    S3Signing,
+    check_lock,
+    content,
+    lock_of,
+    locked,
+)
 from repository.store.s3.versions import PAGE_KEYS, versions_of
 
 _NS: Final = 1_000_000_000
@@ -157,7 +164,7 @@ class S3Store(Store):
         UsageError where the store cannot lock.
         """
         check_lock(when, self.capabilities)
-        retention = {"Mode": "COMPLIANCE", "RetainUntilDate": when}
+        retention = {"Mode": LOCK_MODE, "RetainUntilDate": when}
         try:
             await self.bucket.call(
                 "put_object_retention", name, Key=self.bucket.key(name), Retention=retention
@@ -167,12 +174,11 @@ class S3Store(Store):
         except StoreError as error:
             until = None if error.retryable else await self.locked_until(name)
             if until is None or until < when:
-                raise
+                raise _why_not_locked(name, error) from error
 
     async def locked_until(self, name: str) -> datetime | None:
         """Until when nobody can delete it; None where nothing keeps it."""
-        until: datetime | None = (await self._head(name)).get("ObjectLockRetainUntilDate")
-        return until.astimezone(UTC) if until else None
+        return lock_of(await self._head(name))
 
     async def write(self, name: str, data: io.BytesIO, lock: dict[str, Any]) -> None:
         """Send an object; ObjectExistsError where the name has other bytes."""
@@ -247,6 +253,17 @@ class S3Store(Store):
         lock = self._turns.setdefault(name, asyncio.Lock())
         async with lock:
             yield
+
+
+def _why_not_locked(name: str, error: StoreError) -> StoreError:
+    """A clearer error where it is a right that is missing, and otherwise the same."""
+    answer = answer_of(error)
+    if answer is None or answer.status not in {401, 403}:
+        return error
+    return StoreError(
+        f"the key may not lock {name}",
+        hint="let it put and get retention of objects below the prefix",
+    )
 
 
 class _S3Writer(ObjectWriter):

@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,7 @@ async def serving(
     limits: Limits = LIMITS,
     open_at: OpenPlace = open_place,
     protocol: Versions = PROTOCOL,
+    clock: Callable[[], int] = time.time_ns,
 ) -> AsyncIterator[Coordinator]:
     """Run a coordinator as long as the block lasts."""
     endpoints = config.data / "endpoints.json"
@@ -109,7 +110,7 @@ async def serving(
         running = serve(
             config,
             stop,
-            clock=time.time_ns,
+            clock=clock,
             random=token_bytes,
             limits=limits,
             started=started,

@@ -177,3 +177,34 @@ def test_a_directory_may_be_written_as_a_url(text: str) -> None:
 def test_what_cannot_be_a_place_is_refused(said: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         load(["--data", "/d", *said], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30d", 30 * 86400), ("24h", 86400), ("3650d", 3650 * 86400)]
+)
+def test_a_lock_is_of_a_bucket(text: str, seconds: int) -> None:
+    flags = ["--data", "/d", "--repository", "s3://bucket/prefix", "--repository-lock", text]
+    bucket = load(flags, {}).config.bucket
+    assert bucket is not None
+    assert bucket.lock_seconds == seconds
+
+
+def test_a_lock_is_off_unless_asked_for() -> None:
+    flags = ["--data", "/d", "--repository", "s3://bucket/prefix"]
+    for more in ([], ["--repository-lock", "off"]):
+        bucket = load([*flags, *more], {}).config.bucket
+        assert bucket is not None
+        assert bucket.lock_seconds is None
+    assert load([*NEEDED, "--repository-lock", "off"], {}).config.bucket is None
+
+
+@pytest.mark.parametrize("text", ["23h", "3651d", "0d", "long"])
+def test_a_lock_that_is_too_short_or_too_long_is_refused(text: str) -> None:
+    flags = ["--data", "/d", "--repository", "s3://bucket/prefix", "--repository-lock", text]
+    with pytest.raises(ConfigError, match="from 1d to 3650d, or off"):
+        load(flags, {})
+
+
+def test_a_directory_has_no_lock() -> None:
+    with pytest.raises(ConfigError, match="repository_lock is of a bucket"):
+        load([*NEEDED, "--repository-lock", "30d"], {})

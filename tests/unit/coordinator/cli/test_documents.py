@@ -25,7 +25,7 @@ BACKUP_VOLUME_KEYS = {
 SNAPSHOT_KEYS = {
     *("snapshot_id", "volume", "volume_id", "node", "sequence", "committed_at", "phase"),
     *("change_detection", "total_files", "total_bytes", "data_added_packed", "errors_total"),
-    *("last_proof_at", "pinned"),
+    *("last_proof_at", "locked_until", "pinned"),
 }
 RESTORE_KEYS = {
     *("job_id", "phase", "files_restored", "bytes_restored", "bytes_written", "bytes_fetched"),
@@ -88,6 +88,7 @@ def test_lists_of_snapshots_and_volumes_have_the_fields_of_the_contract() -> Non
     assert document(admin_pb2.Volume())["policy"] is None
     assert document(admin_pb2.Volume())["age_seconds"] is None
     assert document(admin_pb2.Snapshot())["last_proof_at"] is None
+    assert document(admin_pb2.Snapshot())["locked_until"] is None
 
 
 @pytest.mark.parametrize(
