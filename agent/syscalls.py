@@ -205,7 +205,10 @@ def write_out(descriptor: int) -> bool:
 
 def can_clone(descriptor: int) -> bool:
     """Tell whether an open file lies where clones may be relied on, if they can be made."""
-    return filesystem_of(descriptor).magic in _CLONING
+    try:
+        return filesystem_of(descriptor).magic in _CLONING
+    except OSError:
+        return False  # whatever does not even say what it is
 
 
 def clone_file(source: int, target: int) -> None:
