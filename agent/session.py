@@ -413,8 +413,10 @@ class ControlStream:
             failpoint("agent.connect.received", asyncio.InvalidStateError)
             match message.WhichOneof("message"):
                 case "run_backup":
+                    self._lift_old_limit()
                     self._handler.on_backup(_backup_wish(message.run_backup))
                 case "run_restore":
+                    self._lift_old_limit()
                     self._handler.on_restore(_restore_task(message.run_restore))
                 case "cancel_task":
                     self._handler.on_cancel(message.cancel_task.task_id)
@@ -423,6 +425,11 @@ class ControlStream:
                     self._handler.on_bandwidth(_grant(message.bandwidth))
                 case "welcome" | None:  # None is of a newer coordinator
                     pass
+
+    def _lift_old_limit(self) -> None:
+        """Forget the limit of a former stream: of one that holds we are told before any work."""
+        if not self._is_granted and self._handler.demand() is not None:
+            self._handler.on_bandwidth(None)
 
     async def _send(self, call: "_Call") -> None:
         last_progress = last_beat = self._clock.monotonic()

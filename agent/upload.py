@@ -70,6 +70,9 @@ _ERROR_METADATA: Final = "tidemark-error-bin"
 _SERVICE: Final = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
 _UPLOAD_DATA: Final = agent_pb2.UploadPackRequest.DATA_FIELD_NUMBER
 _READ_DATA: Final = agent_pb2.ReadPackResponse.DATA_FIELD_NUMBER
+# After so long without a sign the coordinator is asked for one, and given up after as long again:
+# together as long as it waits for heartbeats, and less often than it forbids.
+KEEPALIVE_SECONDS: Final = 15.0
 # The coordinator's certificate carries this name wherever it listens, so that it may move.
 _SERVER_NAME: Final = "tidemark-coordinator"
 _MESSAGE_BYTES_MAX: Final = 4 * PIECE_BYTES
@@ -123,6 +126,11 @@ def open_channel(
         # The stream's own back-off decides when to try again.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5000),
+        # A network that swallows everything tells nobody, and a kernel goes on trying for a quarter
+        # of an hour: a connection on which nothing is answered is given up, and made anew.
+        ("grpc.keepalive_time_ms", round(KEEPALIVE_SECONDS * 1000)),
+        ("grpc.keepalive_timeout_ms", round(KEEPALIVE_SECONDS * 1000)),
+        ("grpc.http2.max_pings_without_data", 0),
     ]
     return grpc.aio.secure_channel(str(address), credentials, options=options)
 

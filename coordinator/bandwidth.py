@@ -121,8 +121,11 @@ class Bandwidth:
 
     # ---- nodes ----------------------------------------------------------------------------------
 
-    def join(self, link: AgentLink) -> None:
-        """A node has connected: it hears of a limit before it is given anything to do."""
+    def join(self, link: AgentLink, *, is_at_work: bool) -> None:
+        """A node has connected: it hears of a limit before it is given anything to do.
+
+        One that is at work goes by its floor, if it was limited before; it hears of no limit, too.
+        """
         node_id = link.node.node_id
         self._links[node_id] = link
         caps = (
@@ -131,7 +134,7 @@ class Bandwidth:
             (Scope.NODE, bytes(node_id)),
         )
         grant = self._grants.join(node_id, caps, self._caps, _monotonic())
-        if grant is not None:
+        if grant is not None or is_at_work:
             link.send(GrantBandwidth(grant))
         self._changed.set()
 

@@ -136,7 +136,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         await self._parts.fleet.said_hello(node, _program(hello), _told(hello))
         failpoint("coordinator.node.hello", CatalogError)
         link = dispatcher.connect(node)
-        self._parts.bandwidth.join(link)
+        self._parts.bandwidth.join(link, is_at_work=bool(hello.running_task_ids))
         try:
             # It may have been revoked since the gate let it in; from here on, the link is closed.
             await self._node(context)

@@ -12,7 +12,8 @@ _PIECE_BYTES = 64 * 1024
 class Wire:
     """Passes connections on, byte by byte, and knows when how many went up and came down."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, listens: str = "127.0.0.1") -> None:
+        self._listens = listens
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self.up: list[tuple[float, int]] = []
@@ -40,7 +41,7 @@ class Wire:
         self._loop.close()
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._connected, self._listens, 0)
         self.address = "{}:{}".format(*server.sockets[0].getsockname())
         self._begun.set()
         await self._stop.wait()

@@ -87,6 +87,10 @@ class Site:
         # What the coordinator is told of its repository, and the agent beside what all are.
         self.where: tuple[str, ...] = ("--repository", str(self.repository))
         self.agent_options: tuple[str, ...] = ()
+        # Where the coordinator listens, and where the agent and the administrator call it.
+        self.listens = self.agent_calls = self.admin_calls = "127.0.0.1"
+        # What a daemon is started as, where it is not itself.
+        self.modules: dict[str, str] = {}
         # While this file exists, nothing is waited for any more: a daemon stands at a failpoint.
         self.halt: Path | None = None
         self._channel: grpc.Channel | None = None
@@ -141,7 +145,8 @@ class Site:
         arguments = [
             *options,
             *("--data", str(self.data), *self.where),
-            *("--listen", f"127.0.0.1:{self._port}", "--http", "127.0.0.1:0", "--every", "off"),
+            *("--listen", f"{self.listens}:{self._port}"),
+            *("--http", "127.0.0.1:0", "--every", "off"),
         ]
         self._close_channel()
         self.coordinator = self._start("coordinator", arguments, failpoints, through)
@@ -150,7 +155,7 @@ class Site:
     def start_agent(self, failpoints: str = "", through: tuple[str, ...] = ()) -> Daemon:
         """Start it without waiting for it."""
         arguments = [
-            *("--state", str(self.state), "--coordinator", f"127.0.0.1:{self._port}"),
+            *("--state", str(self.state), "--coordinator", f"{self.agent_calls}:{self._port}"),
             *("--token-file", str(self.directory / "token"), "--http", "127.0.0.1:0"),
             *("--protect-file", str(self.directory / "protect.json"), "--restore-root", "/"),
             *("--node-name", "node"),
@@ -171,7 +176,7 @@ class Site:
                     *through,
                     sys.executable,
                     "-m",
-                    module,
+                    self.modules.get(module, module),
                     "--config",
                     "/dev/null",
                     *arguments,
@@ -296,7 +301,9 @@ class Site:
             raise DiedError from error
         ca, certificate, key = (context[name].encode() for name in ("ca", "certificate", "key"))
         credentials = grpc.ssl_channel_credentials(ca, key, certificate)
-        return grpc.secure_channel(f"127.0.0.1:{self._port}", credentials)
+        # Its certificate has this name wherever it is called.
+        name = [("grpc.ssl_target_name_override", "tidemark-coordinator")]
+        return grpc.secure_channel(f"{self.admin_calls}:{self._port}", credentials, options=name)
 
     def _close_channel(self) -> None:
         if self._channel is not None:

@@ -63,6 +63,25 @@ async def test_without_a_limit_an_agent_is_told_nothing(config: Config) -> None:
     assert first.WhichOneof("message") == "run_backup"
 
 
+async def test_an_agent_that_comes_back_to_its_work_hears_that_nothing_limits_it(
+    config: Config,
+) -> None:
+    """The limit was lifted while it was away, and it goes by its floor."""
+    async with serving(config) as coordinator:
+        await limit(coordinator, RATE, fleet=True)
+        agent = await coordinator.agent()
+        agent.volume("data")
+        async with agent.connected() as connection:
+            await granted(connection)
+            await coordinator.order_backup("data")
+            task = (await connection.next_message()).run_backup
+        await limit(coordinator, None, fleet=True)
+        async with agent.connected(running=[task.task_id]) as connection:
+            first = await granted(connection)
+
+    assert first.unlimited
+
+
 async def test_a_limit_is_told_before_there_is_work(config: Config) -> None:
     async with serving(config) as coordinator:
         await limit(coordinator, RATE, fleet=True)

@@ -277,6 +277,19 @@ async def test_a_grant_comes_down_and_only_then_a_demand_goes_up() -> None:
         assert not told.restore.wants
 
 
+@pytest.mark.parametrize("work", ["run_backup", "run_restore"])
+async def test_work_without_a_grant_before_it_lifts_the_limit_of_a_former_stream(work: str) -> None:
+    async with talking() as (agent, coordinator, _stream):
+        agent.wanted = Demand(7, 0.5, Flow(False, 0, 0.0), Flow(False, 0, 0.0))
+        coordinator.welcome()
+        await agent.said.get()
+        order = agent_pb2.ConnectResponse()
+        getattr(order, work).SetInParent()
+        coordinator.to_say.put_nowait(order)
+
+        assert await agent.said.get() == ("bandwidth", None)
+
+
 async def test_a_limit_that_is_lifted_is_told_as_none() -> None:
     async with talking() as (agent, coordinator, _stream):
         coordinator.welcome()
