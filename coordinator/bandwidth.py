@@ -126,6 +126,7 @@ class Bandwidth:
 
         One that is at work goes by its floor, if it was limited before; it hears of no limit, too.
         """
+        self._look_at_clock()  # it may just have been set otherwise
         node_id = link.node.node_id
         self._links[node_id] = link
         caps = (
