@@ -442,7 +442,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
                     await room.acquire()
                     asked = list(_first_of(left, await self._throttles.restore.take_some(missing)))
                     calls.append(group.create_task(read(asked), name=f"read {name} {asked[0][0]}"))
-        except* TidemarkError as errors:
+        except ExceptionGroup as errors:  # by except*, Python 3.11.2 would raise a group again
             raise first_error(errors) from None
         return [piece for call in calls for piece in call.result()]
 

@@ -166,7 +166,7 @@ class Locks:
             async with asyncio.TaskGroup() as group:
                 for name in names:
                     group.create_task(retain(name), name=f"lock {name}")
-        except* TidemarkError as errors:
+        except ExceptionGroup as errors:  # by except*, Python 3.11.2 would raise a group again
             raise errors.exceptions[0] from None
 
 

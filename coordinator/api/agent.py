@@ -19,7 +19,7 @@ from coordinator.api.bulk import UploadPiece
 from coordinator.bandwidth import Bandwidth
 from coordinator.bases import Bases, StoredFrame
 from coordinator.dispatch import Dispatcher
-from coordinator.errors import CatalogError, RejectedError, TidemarkError
+from coordinator.errors import CatalogError, RejectedError
 from coordinator.fleet import Fleet, Program, Told
 from coordinator.founding import SIGNED_SECONDS
 from coordinator.intake import Intake, PackDigest, PackHeader
@@ -162,7 +162,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 await self._speak(link, context)
                 expiry.cancel()
                 listening.cancel()
-        except* TidemarkError as errors:
+        except ExceptionGroup as errors:  # by except*, Python 3.11.2 would raise a group again
             raise errors.exceptions[0] from None
         finally:
             self._parts.bandwidth.leave(link)
