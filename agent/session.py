@@ -402,7 +402,7 @@ class ControlStream:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks:
                     task.cancel()
-        except* (grpc.RpcError, asyncio.InvalidStateError) as errors:
+        except ExceptionGroup as errors:  # by except*, Python 3.11.2 would raise a group again
             raise first_error(errors) from None
 
     async def _receive(self, call: "_Call") -> None:

@@ -173,9 +173,13 @@ class Docker:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except* _FAILURES as errors:
-            reason = _reason(first_error(errors))
-            raise EngineError(f"Docker at {self._address} {reason}", hint=_HINT) from errors
+        except (ExceptionGroup, *_FAILURES) as error:
+            # Not by except*: what that raises comes as a group again on Python 3.11.2.
+            first = first_error(error)
+            if not isinstance(first, _FAILURES):
+                raise
+            reason = _reason(first)
+            raise EngineError(f"Docker at {self._address} {reason}", hint=_HINT) from error
 
     async def _containers(self, client: aiodocker.Docker) -> tuple[Container, ...]:
         listed = await client.containers.list(all=True)
