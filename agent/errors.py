@@ -18,13 +18,7 @@ A failed write to the repository is a StoreError or a CoordinatorError, never a 
 """
 
 from repository.errors import TidemarkError, UsageError
-
-
-def first_error(error: BaseException) -> BaseException:
-    """Return the first error of a group, however deep; any other error is its own first."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+from repository.errors import first_error as first_error
 
 
 class ConfigError(UsageError):

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from coordinator import server
 from coordinator.config import load
-from coordinator.errors import TidemarkError
+from coordinator.errors import TidemarkError, first_error
 from coordinator.logs import configure_logs, get_logger
 from coordinator.process import bound_memory, end_with_parent
 from repository.failpoints import arm
@@ -42,10 +42,13 @@ def run(arguments: Sequence[str]) -> int:
         if invocation.config.exit_with_parent:
             end_with_parent(parent)
         asyncio.run(server.run(invocation.config))
-    except TidemarkError as error:
-        hint = f"\nhint: {error.hint}" if error.hint else ""
-        sys.stderr.write(f"error: {error.message}{hint}\n")
-        return error.exit_code
+    except (TidemarkError, ExceptionGroup) as error:
+        failure = first_error(error)
+        if not isinstance(failure, TidemarkError):
+            raise
+        hint = f"\nhint: {failure.hint}" if failure.hint else ""
+        sys.stderr.write(f"error: {failure.message}{hint}\n")
+        return failure.exit_code
     except KeyboardInterrupt:
         return _SIGNALED
     return 0

@@ -31,6 +31,7 @@ from repository.errors import (
     UnsupportedFormatError,
     UsageError,
     WrongKeyError,
+    first_error,
 )
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "UpgradeError",
     "UsageError",
     "WrongKeyError",
+    "first_error",
 ]
 
 

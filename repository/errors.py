@@ -125,3 +125,10 @@ class ObjectMissingError(StoreError):
 
 class ObjectExistsError(StoreError):
     """An object of that name exists; names are never reused, so it is not replaced."""
+
+
+def first_error(error: BaseException) -> BaseException:
+    """Return the first error of a group, however deep; any other error is its own first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -15,12 +15,14 @@ from tests.e2e import trees
 from tests.e2e.harness import Machine, Up, eventually
 
 
-def alive(pid: int) -> bool:
+def alive(pid: int, directory: Path) -> bool:
+    """Whether that is still one of ours: numbers are given away again."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+        command = Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return state != "Z"
+    return state != "Z" and str(directory) in command
 
 
 def test_ready_says_where_everything_is(machine: Machine, tree: Path, tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_a_signal_ends_everything_and_exits_0(
 
         assert up.stop(number) == 0
 
-        assert not any(alive(pid) for pid in children)
+        assert not any(alive(pid, tmp_path) for pid in children)
 
 
 def test_a_second_up_on_the_same_directory_exits_11_at_once(up: Up) -> None:
@@ -102,7 +104,7 @@ def test_a_start_after_sigkill_needs_no_cleaning(
         up.process.wait()
 
         with machine.up(tmp_path / "data") as again:
-            eventually(lambda: not any(alive(pid) for pid in children), seconds=5)
+            eventually(lambda: not any(alive(pid, tmp_path) for pid in children), seconds=5)
             assert again.backup()["files_new"] == 0
             again.restore(first["snapshot_id"], tmp_path / "restored")
 
@@ -119,7 +121,7 @@ def test_a_child_that_dies_ends_the_other_and_names_the_log(
 
         assert up.process.wait(30) == 1
 
-        assert not any(alive(pid) for pid in children.values())
+        assert not any(alive(pid, tmp_path) for pid in children.values())
         line = json.loads(up.stderr().splitlines()[-1])
         assert line["code"] == 1
         assert str(tmp_path / f"data/logs/{module}.log") in line["hint"]
