@@ -351,6 +351,9 @@ class ControlStream:
                 reason, hint = "the coordinator ended the stream", ""
             except TidemarkError as error:
                 reason, hint = error.message, error.hint
+            # A stream that broke in the very moment in which we were canceled hides that.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError
             if self._clock.monotonic() - began > _GOOD_SECONDS:
                 delay = shortest
             wait = delay * _random.uniform(0.5, 1.5)
