@@ -3,8 +3,9 @@
 Files that may be written to without an event are known by number alone, and most of them lie in no
 volume, or always at the same key. To look through a manifest of a million entries takes a second;
 so what was found is kept for as long as nothing says otherwise, and a few bits for each inode tell
-which ones are not worth looking for. Whoever looks at a name says so; what stays is true of every
-later manifest, whether the backup is committed or not.
+which ones are not worth looking for. Whoever gives an inode a name in the manifest, or takes it,
+says so; what stays is true of every later manifest, whether the backup is committed or not. A sweep
+comes past all of them anyhow, and takes note as it goes.
 
 Where events do not tell of inodes, files with several names are asked for at every backup, too: one
 may have been changed through a name that the manifest never had.
@@ -28,22 +29,31 @@ _DIRECTORY: Final = EntryType.DIRECTORY.value
 
 
 class _Inodes:
-    """All inodes that a manifest may have, and which of them have several names."""
+    """All inodes that a manifest may have, and which of them have several names, if wanted.
 
-    def __init__(self) -> None:
+    A sweep passes a million here: so whole leaves are taken at a time.
+    """
+
+    def __init__(self, *, linked: bool) -> None:
         self.all = array("Q")
         self.linked: set[int] = set()
+        self._wants_linked = linked
 
     def add(self, inode: int, links: int) -> None:
         self.all.append(inode)
-        if links > 1:
+        if links > 1 and self._wants_linked:
             self.linked.add(inode)
 
     def of_leaves(self, leaves: Iterable[Leaf]) -> Iterator[Leaf]:
         """Take in leaves, and pass them on."""
         for leaf in leaves:
-            for _, stat in leaf.stats:
-                self.add(stat.inode, 1 if stat.type == _DIRECTORY else stat.links)
+            self.all.extend([stat.inode for _, stat in leaf.stats])
+            if self._wants_linked:
+                self.linked.update(
+                    stat.inode
+                    for _, stat in leaf.stats
+                    if stat.links > 1 and stat.type != _DIRECTORY
+                )
             yield leaf
 
 
@@ -72,7 +82,7 @@ class Whereabouts:
         if not inodes and not self._wants_linked:
             return
         if not self._bits:
-            passed = _Inodes()
+            passed = _Inodes(linked=self._wants_linked)
             for _ in passed.of_leaves(last.leaves()):
                 pass
             self._learn(passed)
@@ -90,7 +100,7 @@ class Whereabouts:
 
         They and whatever is told of until `end_anew` are what the next one may have.
         """
-        self._anew = _Inodes()
+        self._anew = _Inodes(linked=self._wants_linked)
         return self._anew.of_leaves(leaves)
 
     def end_anew(self) -> None:
@@ -112,11 +122,12 @@ class Whereabouts:
     def _learn(self, inodes: _Inodes) -> None:
         """Take these for all that the manifest may have."""
         self._keys.clear()
-        self._bits = bytearray(max(_BITS_MIN, len(inodes.all) * _BITS_PER_INODE) // 8)
-        for inode in inodes.all:
-            self._add(inode)
-        if self._wants_linked:
-            self._linked = inodes.linked
+        bits = bytearray(max(_BITS_MIN, len(inodes.all) * _BITS_PER_INODE) // 8)
+        size = 8 * len(bits)
+        for inode in inodes.all:  # as `_add` does it, without a call for each
+            bit = inode % size
+            bits[bit >> 3] |= 1 << (bit & 7)
+        self._bits, self._linked = bits, inodes.linked
 
     def _add(self, inode: int) -> None:
         bit = inode % (8 * len(self._bits))
