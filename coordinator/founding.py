@@ -92,10 +92,21 @@ class Repository:
     keys: RepositoryKeys
     signing: SigningKey
     coordinator_id: bytes
-    signing_store: Signing | None = None
-    """The store, where agents may send it requests that are signed here."""
-    locking: Locking | None = None
-    """The store's locks, where the settings ask for some and it may be written to."""
+
+    @property
+    def signing_store(self) -> Signing | None:
+        """The store, where agents may send it requests that are signed here."""
+        return self.place.signing if self._is_written else None
+
+    @property
+    def locking(self) -> Locking | None:
+        """The store's locks, where the settings ask for some and it may be written to."""
+        return self.place.locking if self._is_written else None
+
+    @property
+    def _is_written(self) -> bool:
+        """Whether it is more than read."""
+        return self.store is self.place.store
 
     @property
     def location(self) -> str:
@@ -167,8 +178,6 @@ async def open_repository(
         keys=state.keys,
         signing=SigningKey(state.signing_seed),
         coordinator_id=state.coordinator_id,
-        signing_store=place.signing if store is place.store else None,
-        locking=place.locking if store is place.store else None,
     )
 
 

@@ -14,18 +14,17 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, Self
 
 from typing_extensions import override
 
 from repository.errors import DamagedError, StoreError, StoreUnavailableError
+from repository.store.around import SigningAround, StoreAround, WriterAround
 from repository.store.circuit import Circuit, Limits, Outcome, Phase, Ticket
 from repository.store.interface import (
     ObjectInfo,
     ObjectWriter,
     Signing,
-    SigningAround,
     Store,
     StoredObject,
 )
@@ -180,11 +179,11 @@ class Breaker:
         )
 
 
-class BreakingStore(Store):
+class BreakingStore(StoreAround):
     """Reads and writes through to another store, as long as that one is not left alone."""
 
     def __init__(self, inner: Store, breaker: Breaker, *, wait_seconds: float = 0.0) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._breaker = breaker
         self._wait_seconds = wait_seconds
 
@@ -232,10 +231,6 @@ class BreakingStore(Store):
         async with self._breaker.call(self._wait_seconds):
             await self._inner.delete(name)
 
-    @override
-    def remove_leftovers(self) -> None:
-        self._inner.remove_leftovers()
-
 
 class BreakingSigning(SigningAround):
     """Asks what there is as long as the store is not left alone. To sign asks nobody."""
@@ -251,14 +246,14 @@ class BreakingSigning(SigningAround):
             return await self._inner.stored(name)
 
 
-class _BreakingWriter(ObjectWriter):
+class _BreakingWriter(WriterAround):
     """An object on its way. Only the commit proves that the store works.
 
     It is opened only when it could be committed now, so that no pack is taken in for nothing.
     """
 
     def __init__(self, inner: ObjectWriter, breaker: Breaker, wait_seconds: float) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._breaker = breaker
         self._wait_seconds = wait_seconds
         self._ticket = Ticket(period=-1)
@@ -282,12 +277,3 @@ class _BreakingWriter(ObjectWriter):
     async def commit(self) -> None:
         async with self._breaker.call(self._wait_seconds):
             await self._inner.commit()
-
-    @override
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._inner.__aexit__(kind, error, trace)

@@ -15,11 +15,11 @@ So none may hold a `charged` block open over a `yield`, where its callers would 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from typing_extensions import override
 
+from repository.store.around import StoreAround, WriterAround
 from repository.store.interface import ObjectInfo, ObjectWriter, Operation, Store
 
 # What S3 and those like it have on one page of a listing.
@@ -91,11 +91,11 @@ def charge(
         tally.add(operation, requests, bytes_in=bytes_in, bytes_out=bytes_out)
 
 
-class CountingStore(Store):
+class CountingStore(StoreAround):
     """Reads and writes through to another store, and counts."""
 
     def __init__(self, inner: Store, total: Tally | None = None) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self.total = total or Tally()
 
     @override
@@ -146,23 +146,14 @@ class CountingStore(Store):
         charge(self.total, Operation.DELETE)
         await self._inner.delete(name)
 
-    @override
-    def remove_leftovers(self) -> None:
-        self._inner.remove_leftovers()
 
-
-class _CountingWriter(ObjectWriter):
+class _CountingWriter(WriterAround):
     """An object on its way: each commit sends it."""
 
     def __init__(self, inner: ObjectWriter, total: Tally) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._total = total
         self._size = 0
-
-    @override
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        return self
 
     @override
     async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
@@ -173,12 +164,3 @@ class _CountingWriter(ObjectWriter):
     async def commit(self) -> None:
         charge(self._total, Operation.PUT, bytes_in=self._size)
         await self._inner.commit()
-
-    @override
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._inner.__aexit__(kind, error, trace)

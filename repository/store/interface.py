@@ -12,8 +12,6 @@ from enum import Enum, StrEnum
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
-from typing_extensions import override
-
 from repository.errors import UsageError
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9][a-z0-9._-]*)*")
@@ -179,49 +177,6 @@ class Signing(Protocol):
     def stored(self, name: str) -> Awaitable[StoredObject]:
         """Ask what there is by this name; ObjectMissingError where there is nothing."""
         ...
-
-
-class SigningAround(Signing):
-    """Signs as another does, which asks nobody; what there is, it may ask in its own way."""
-
-    def __init__(self, inner: Signing) -> None:
-        self._inner = inner
-
-    @property
-    @override
-    def endpoint(self) -> str:
-        return self._inner.endpoint
-
-    @property
-    @override
-    def checksum(self) -> Checksum:
-        return self._inner.checksum
-
-    @override
-    async def sign_put(
-        self,
-        name: str,
-        *,
-        size_bytes: int,
-        checksum: bytes,
-        seconds: int,
-        retain_until: datetime | None = None,
-    ) -> SignedRequest:
-        return await self._inner.sign_put(
-            name,
-            size_bytes=size_bytes,
-            checksum=checksum,
-            seconds=seconds,
-            retain_until=retain_until,
-        )
-
-    @override
-    async def sign_get(self, name: str, *, seconds: int) -> SignedRequest:
-        return await self._inner.sign_get(name, seconds=seconds)
-
-    @override
-    async def stored(self, name: str) -> StoredObject:
-        return await self._inner.stored(name)
 
 
 class Locking(Protocol):

@@ -3,14 +3,15 @@
 What they cost the store counts by itself.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Protocol, TypeVar
 
 from typing_extensions import override
 
+from repository.store.around import StoreAround
 from repository.store.breaking import Breaker, BreakingStore
-from repository.store.interface import Locking, ObjectInfo, ObjectWriter, Operation, Store
+from repository.store.interface import Locking, ObjectWriter, Operation, Store
 from repository.store.retrying import RetryingStore
 
 _T = TypeVar("_T")
@@ -59,38 +60,14 @@ class GuardedLocking(Locking):
             return await self._retrying.persist(operation, work)
 
 
-class _LockedWrites(Store):
+class _LockedWrites(StoreAround):
     """Another store, where whatever is written is locked until one time."""
 
     def __init__(self, inner: Lockable, until: datetime) -> None:
-        self._inner = inner
+        super().__init__(inner)
+        self._lockable = inner
         self._until = until
 
     @override
     def writer(self, name: str) -> ObjectWriter:
-        return self._inner.writer(name, retain_until=self._until)
-
-    @override
-    async def get(self, name: str) -> bytes:
-        return await self._inner.get(name)
-
-    @override
-    async def get_range(self, name: str, offset: int, length: int) -> bytes:
-        return await self._inner.get_range(name, offset, length)
-
-    @override
-    async def head(self, name: str) -> ObjectInfo:
-        return await self._inner.head(name)
-
-    @override
-    async def list_objects(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        async for info in self._inner.list_objects(prefix):
-            yield info
-
-    @override
-    async def delete(self, name: str) -> None:
-        await self._inner.delete(name)
-
-    @override
-    def remove_leftovers(self) -> None:
-        self._inner.remove_leftovers()
+        return self._lockable.writer(name, retain_until=self._until)

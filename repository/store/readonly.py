@@ -1,19 +1,19 @@
 """A store that gives and does not take, where whatever is written or deleted could do harm."""
 
-from collections.abc import AsyncIterator
 from typing import NoReturn
 
 from typing_extensions import override
 
 from repository.errors import TidemarkError
-from repository.store.interface import ObjectInfo, ObjectWriter, Store
+from repository.store.around import StoreAround
+from repository.store.interface import ObjectWriter, Store
 
 
-class ReadOnlyStore(Store):
+class ReadOnlyStore(StoreAround):
     """Reads through to another store; every call that would change it raises the reason."""
 
     def __init__(self, inner: Store, reason: TidemarkError) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._reason = reason
 
     def _refuse(self) -> NoReturn:
@@ -31,23 +31,6 @@ class ReadOnlyStore(Store):
     @override
     async def delete(self, name: str) -> None:
         self._refuse()
-
-    @override
-    async def get(self, name: str) -> bytes:
-        return await self._inner.get(name)
-
-    @override
-    async def get_range(self, name: str, offset: int, length: int) -> bytes:
-        return await self._inner.get_range(name, offset, length)
-
-    @override
-    async def head(self, name: str) -> ObjectInfo:
-        return await self._inner.head(name)
-
-    @override
-    async def list_objects(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        async for info in self._inner.list_objects(prefix):
-            yield info
 
     @override
     def remove_leftovers(self) -> None:

@@ -36,12 +36,12 @@ from repository.errors import (
     StoreForbiddenError,
     StoreUnavailableError,
 )
+from repository.store.around import SigningAround
 from repository.store.interface import (
     ObjectInfo,
     ObjectWriter,
     Operation,
     Signing,
-    SigningAround,
     Store,
     StoredObject,
 )

@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 from typing_extensions import override
 
 from repository.errors import StoreForbiddenError, StoreUnavailableError
+from repository.store.around import WriterAround
 from repository.store.interface import ObjectInfo, ObjectWriter, Operation, Store
 
 _T = TypeVar("_T")
@@ -248,31 +248,13 @@ class MisbehavingStore(Store):
         self.inner.remove_leftovers()
 
 
-class _MisbehavingWriter(ObjectWriter):
+class _MisbehavingWriter(WriterAround):
     """Sends all of it with the commit, as an object store has it."""
 
     def __init__(self, store: MisbehavingStore, inner: ObjectWriter) -> None:
+        super().__init__(inner)
         self._store = store
-        self._inner = inner
-
-    @override
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        return self
-
-    @override
-    async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
-        await self._inner.write(*pieces)
 
     @override
     async def commit(self) -> None:
         await self._store.request(Operation.PUT, self._inner.commit)
-
-    @override
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._inner.__aexit__(kind, error, trace)

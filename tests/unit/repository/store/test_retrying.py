@@ -19,9 +19,10 @@ from repository.errors import (
     TidemarkError,
     UsageError,
 )
+from repository.store.around import SigningAround
 from repository.store.breaking import Breaker, BreakingSigning
 from repository.store.circuit import Limits
-from repository.store.interface import ObjectInfo, SigningAround, Store, StoredObject
+from repository.store.interface import ObjectInfo, Store, StoredObject
 from repository.store.patience import Patience
 from repository.store.retrying import RetryingSigning, RetryingStore
 from tests.fakes import virtual_time
