@@ -9,10 +9,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PROTOS := $(sort $(wildcard proto/tidemark/v1/*.proto))
 PYTEST_ARGS ?=
-# Tests of one module compute all the time; those that drive real processes wait for half of it.
-# Who is done takes from the others what they have not begun.
+# Tests wait for a part of their time: those that drive real processes for half of it. Who is done
+# takes from the others what they have not begun.
 CORES := $(shell nproc)
-ONE_EACH := --numprocesses $(CORES) --dist worksteal
 THREE_FOR_TWO := --numprocesses $(shell echo $$(($(CORES) * 3 / 2))) --dist worksteal
 CAMPAIGN_ARGS ?=
 
@@ -109,7 +108,7 @@ check-types: $(STAMP)
 	$(BIN)/mypy
 
 check-unit: $(STAMP)
-	$(BIN)/python -m pytest tests/unit $(ONE_EACH) --quiet --timeout=10 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/unit $(THREE_FOR_TWO) --quiet --timeout=10 $(PYTEST_ARGS)
 
 check-imports: $(STAMP)
 	$(BIN)/lint-imports
