@@ -247,7 +247,7 @@ class _Scan:
             if device == self._anonymous:
                 if os.readlink(name, dir_fd=table) == _RING:
                     self._look_at_ring(process, f"{thread}/fdinfo/{name}")
-            elif _takes_writes(mode) and device not in self._nameless:
+            elif _takes_writes(mode, device) and device not in self._nameless:
                 self.found[device].add(inode)
         except _ENDED:
             return False
@@ -281,7 +281,7 @@ class _Scan:
             except OSError:
                 continue
             exists = True
-            if _takes_writes(mode):
+            if _takes_writes(mode, device):
                 self.found[device].add(inode)
         return exists
 
@@ -397,9 +397,14 @@ def _kernel_devices() -> tuple[frozenset[int], int]:
             os.close(each)
 
 
-def _takes_writes(mode: int) -> bool:
-    """Whether a write moves the times of a name, if no more: of a FIFO or a terminal it does."""
-    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+def _takes_writes(mode: int, device: int) -> bool:
+    """Whether a write moves the times of a name, if no more: of a FIFO or a terminal it does.
+
+    Device nodes count on disks alone. Everybody has some of /dev open, whose small numbers are
+    those of many files where numbers of filesystems do not tell volumes apart.
+    """
+    is_node = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or (is_node and os.major(device) > 0)
 
 
 def _threads(process: int, pid: int) -> list[int]:

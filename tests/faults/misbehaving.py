@@ -220,8 +220,8 @@ class Proxy:
     async def _dribble(self, response: web.StreamResponse, body: bytes) -> None:
         piece = max(1, int(self._slow_bytes_per_second / 10))
         for begin in range(0, len(body), piece):
-            await response.write(body[begin : begin + piece])
             await asyncio.sleep(piece / self._slow_bytes_per_second)
+            await response.write(body[begin : begin + piece])
 
     # ---- what goes right ------------------------------------------------------------------------
 

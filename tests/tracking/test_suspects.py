@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -168,6 +169,22 @@ def test_a_fifo_that_may_be_written_to_is_suspect_and_a_nameless_pipe_is_not(
     assert not is_suspect(os.fstat(pipe[1]), suspects)
     for each in pipe:
         os.close(each)
+
+
+def test_a_device_is_suspect_where_a_volume_may_have_it_and_not_where_everybody_has_it(
+    disks: dict[str, Path],
+) -> None:
+    node = disks["ext4"] / "node"
+    os.mknod(node, 0o600 | stat.S_IFCHR, os.stat("/dev/null").st_rdev)
+
+    with (
+        held("os.open(path, os.O_RDWR)", node),
+        held("os.open(path, os.O_RDWR)", Path("/dev/null")),
+    ):
+        suspects = scan()
+
+    assert is_suspect(os.stat(node), suspects)
+    assert not is_suspect(os.stat("/dev/null"), suspects)
 
 
 @pytest.mark.parametrize("how", HARMLESS)
