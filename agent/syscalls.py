@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import struct
+import threading
 from typing import Final, NamedTuple
 
 # From <linux/falloc.h>.
@@ -28,9 +29,10 @@ _syncfs.argtypes = (ctypes.c_int,)
 _EMPTY_PATH: Final = 0x1000
 _HANDLE_BYTES_MAX: Final = 128
 _name_to_handle_at = _libc.name_to_handle_at
-# ext4 answers ENOMEM for an inode that is just being freed (seen once in 45,000 on Linux 6.18), and
-# ESTALE when asked again.
-_FREEING_ATTEMPTS: Final = 16
+# ext4 answers ENOMEM while somebody creates or frees an inode of that number (iget_locked() finds
+# it half made; one call in 6,000 with two writers beside it on Linux 6.18), and ESTALE when that is
+# done. Who creates it may wait for the journal meanwhile, so the last of these pauses is 0.8 s.
+_HALF_MADE_PAUSES: Final = tuple(0.0001 * 2**doubled for doubled in range(14))
 _open_by_handle_at = _libc.open_by_handle_at
 # From <linux/magic.h>. Where a range's write-out is known to leave no page that a process can write
 # to unnoticed. An overlay takes the same call and does nothing; compressed pages of btrfs may
@@ -119,13 +121,14 @@ def open_by_handle(mounted: int, handle: bytes) -> int:
     """
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     code = 0
-    for _ in range(_FREEING_ATTEMPTS):
+    for pause in (*_HALF_MADE_PAUSES, None):
         descriptor: int = _open_by_handle_at(mounted, handle, flags)
         if descriptor >= 0:
             return descriptor
         code = ctypes.get_errno()
-        if code != errno.ENOMEM:
+        if code != errno.ENOMEM or pause is None:
             break
+        threading.Event().wait(pause)
     raise OSError(code, os.strerror(code))
 
 
