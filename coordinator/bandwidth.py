@@ -7,6 +7,7 @@ tells the nodes what comes of it. While nothing is limited no node is told anyth
 import asyncio
 import math
 from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
@@ -38,14 +39,16 @@ class Bandwidth:
     def __init__(
         self,
         catalog: Catalog,
-        repository: RepositoryId,
+        first: RepositoryId,
         metrics: Metrics,
         *,
+        working_with: Callable[[NodeId], AbstractSet[RepositoryId | None]],
         clock: Callable[[], int],
         floor_bytes: int,
     ) -> None:
         self._catalog = catalog
-        self._repository = repository
+        self._working_with = working_with
+        self._first = first
         self._metrics = metrics
         self._clock = clock
         self._grants = Grants(floor_bytes)
@@ -129,15 +132,37 @@ class Bandwidth:
         self._look_at_clock()  # it may just have been set otherwise
         node_id = link.node.node_id
         self._links[node_id] = link
-        caps = (
-            (Scope.FLEET, b""),
-            (Scope.REPOSITORY, bytes(self._repository)),
-            (Scope.NODE, bytes(node_id)),
-        )
-        grant = self._grants.join(node_id, caps, self._caps, _monotonic())
+        under = self._under(node_id)
+        grant = self._grants.join(node_id, under, self._caps, _monotonic())
         if grant is not None or is_at_work:
             link.send(GrantBandwidth(grant))
         self._changed.set()
+
+    def begin_task(self, link: AgentLink) -> Grant | None:
+        """A node is about to be given a task; what it must hear before that.
+
+        It works with another repository then, perhaps, whose limit it has not been under.
+        """
+        node_id = link.node.node_id
+        if self._links.get(node_id) is not link:
+            return None
+        self._look_at_clock()
+        self._changed.set()
+        return self._grants.put_under(node_id, self._under(node_id), self._caps, _monotonic())
+
+    def _under(self, node_id: NodeId) -> tuple[Hashable, ...]:
+        """The limits that a node's traffic counts against: of all repositories that it works with.
+
+        With several at once it is not known which of them gets how much, so all of it counts for
+        each. One that does nothing is taken to be with the first.
+        """
+        at_work = self._working_with(node_id) or {None}
+        repositories = sorted({each or self._first for each in at_work})
+        return (
+            (Scope.FLEET, b""),
+            *((Scope.REPOSITORY, bytes(each)) for each in repositories),
+            (Scope.NODE, bytes(node_id)),
+        )
 
     def leave(self, link: AgentLink) -> None:
         """A connection has ended; nothing, if the node has a newer one."""
@@ -157,6 +182,8 @@ class Bandwidth:
         return sorted(found, key=lambda each: each[0].name)
 
     def _share(self) -> None:
+        for node_id in self._links if self._caps else ():
+            self._grants.leave_under(node_id, self._under(node_id))
         told: list[tuple[NodeId, Grant | None]] = self._grants.share(self._caps, _monotonic())
         for node_id, grant in told:
             self._links[node_id].send(GrantBandwidth(grant))

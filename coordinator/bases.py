@@ -48,9 +48,8 @@ class StoredFrame:
 class Bases:
     """Tells what is stored."""
 
-    def __init__(self, catalog: Catalog, repository: Repository, sessions: Sessions) -> None:
+    def __init__(self, catalog: Catalog, sessions: Sessions) -> None:
         self._catalog = catalog
-        self._repository = repository
         self._sessions = sessions
 
     async def read(
@@ -62,10 +61,13 @@ class Bases:
         """
         session = await self._sessions.writing(session_id, fencing_token, node)
         failpoint("coordinator.base.begun", CatalogError)
-        head = await self._catalog.ledger.head(session.volume_id)
+        repository = self._sessions.of(session).repository
+        head = await self._catalog.ledger.head(
+            session.volume_id, repository_id=session.repository_id
+        )
         needed = {} if head is None else await self._catalog.ledger.references(head)
         nonces = list(needed)
-        signers = await self._signers()
+        signers = await self._signers(repository)
         for start in range(0, len(nonces), _NONCES):
             places = await self._catalog.ledger.places(nonces[start : start + _NONCES])
             wanted: defaultdict[str, set[FrameIdentity]] = defaultdict(set)
@@ -77,37 +79,37 @@ class Bases:
             for name, frames in wanted.items():
                 self._sessions.still_writing(session)
                 with charged(self._sessions.tally(session)):
-                    found = await self._stored(name, frames, signers, borrowed)
+                    found = await _stored(repository, name, frames, signers, borrowed)
                 if found:
                     failpoint("coordinator.base.read", StoreUnavailableError)
                     yield found
 
-    async def _signers(self) -> Signers:
+    async def _signers(self, repository: Repository) -> Signers:
         """Everybody whose packs were ever taken in, and this coordinator."""
         nodes = await self._catalog.fleet.nodes()
-        mine = (Signer.COORDINATOR, self._repository.coordinator_id)
+        mine = (Signer.COORDINATOR, repository.coordinator_id)
         signers = {(Signer.NODE, bytes(node.node_id)): node.signing_public_key for node in nodes}
-        return {**signers, mine: self._repository.signing.public}
+        return {**signers, mine: repository.signing.public}
 
-    async def _stored(
-        self,
-        name: str,
-        frames: Collection[FrameIdentity],
-        signers: Signers,
-        borrowed: Collection[PackNonce],
-    ) -> list[StoredFrame]:
-        """The chunks of these frames, as the pack's signer says."""
-        store, key = self._repository.store, self._repository.metadata_key
-        repository = self._repository.config.repository
-        try:
-            index = await read_signed_index(store, name, key, repository, signers)
-        except (DamagedError, KeyMaterialError, ObjectMissingError) as error:
-            log.warning("pack left out of a base", pack=name, reason=error.message)
-            return []
-        return await asyncio.to_thread(
-            lambda: [
-                StoredFrame(identity, entry.chunks, identity.nonce in borrowed)
-                for identity, entry in identities(index)
-                if identity in frames
-            ]
-        )
+
+async def _stored(
+    repository: Repository,
+    name: str,
+    frames: Collection[FrameIdentity],
+    signers: Signers,
+    borrowed: Collection[PackNonce],
+) -> list[StoredFrame]:
+    """The chunks of these frames, as the pack's signer says."""
+    store, key = repository.store, repository.metadata_key
+    try:
+        index = await read_signed_index(store, name, key, repository.config.repository, signers)
+    except (DamagedError, KeyMaterialError, ObjectMissingError) as error:
+        log.warning("pack left out of a base", pack=name, reason=error.message)
+        return []
+    return await asyncio.to_thread(
+        lambda: [
+            StoredFrame(identity, entry.chunks, identity.nonce in borrowed)
+            for identity, entry in identities(index)
+            if identity in frames
+        ]
+    )

@@ -12,9 +12,9 @@ from enum import StrEnum
 from coordinator.catalog import Catalog
 from coordinator.custody import Custody
 from coordinator.errors import LockedError, NotFoundError, UsageError
-from coordinator.founding import Repository
 from coordinator.model import Snapshot, SnapshotHex
 from coordinator.reading import Workers, snapshot_reader
+from coordinator.repositories import Repositories
 from repository.entries import (
     SEPARATOR,
     Entry,
@@ -57,26 +57,27 @@ class Browser:
     """Reads manifests and contents for people."""
 
     def __init__(
-        self, catalog: Catalog, repository: Repository, custody: Custody, workers: Workers
+        self, catalog: Catalog, repositories: Repositories, custody: Custody, workers: Workers
     ) -> None:
         self._catalog = catalog
-        self._repository = repository
+        self._repositories = repositories
         self._custody = custody
         self._workers = workers
 
-    def _reader(self) -> SnapshotReader:
+    def _reader(self, snapshot: Snapshot) -> SnapshotReader:
         if not self._custody.unlocked:
             raise LockedError(
                 "custody of the recovery secret is locked, and reading a snapshot needs it",
                 hint="start the coordinator with the right --passphrase-file",
             )
-        return snapshot_reader(self._catalog, self._repository, self._custody, self._workers)
+        repository = self._repositories.of(snapshot.repository_id).repository
+        return snapshot_reader(self._catalog, repository, self._custody, self._workers)
 
     async def entries(
         self, snapshot: Snapshot, path: bytes, *, recursive: bool
     ) -> AsyncIterator[list[Listed]]:
         """A directory's entries (or all beneath it), or the one entry of another path."""
-        reader = self._reader()
+        reader = self._reader(snapshot)
         manifest = manifest_of(snapshot)
         top = key_of(path)
         found = None if manifest is None else await reader.entry(manifest, path)
@@ -102,11 +103,11 @@ class Browser:
     ) -> AsyncIterator[tuple[SnapshotHex, list[Listed]]]:
         """Entries that match any of the shell patterns."""
         matches = _matcher(patterns)
-        reader = self._reader()
         for snapshot in snapshots:
             manifest = manifest_of(snapshot)
             if manifest is None:
                 continue
+            reader = self._reader(snapshot)
             async for batch in reader.entries(manifest):
                 found = [
                     Listed(path, entry)
@@ -118,7 +119,7 @@ class Browser:
 
     async def content(self, snapshot: Snapshot, path: bytes) -> AsyncIterator[bytes]:
         """A file's bytes."""
-        reader = self._reader()
+        reader = self._reader(snapshot)
         manifest = manifest_of(snapshot)
         entry = None if manifest is None else await reader.entry(manifest, path)
         if entry is None:
@@ -132,8 +133,14 @@ class Browser:
             yield bytes(piece)
 
     async def differences(self, before: Snapshot, after: Snapshot) -> AsyncIterator[list[Change]]:
-        """What differs from one snapshot to the other."""
-        reader = self._reader()
+        """What differs from one snapshot to the other; UsageError where they lie apart."""
+        if before.repository_id != after.repository_id:
+            raise UsageError(
+                "the two snapshots lie in different repositories, and contents have other ids in "
+                "each",
+                hint="compare snapshots of one repository; tidemark snapshot list -o json names it",
+            )
+        reader = self._reader(after)
         reading = diff(manifest_of(before), manifest_of(after))
         async for batch in drive_async(reading, reader.nodes):
             changes = []

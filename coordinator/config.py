@@ -16,6 +16,7 @@ import yaml
 from typing_extensions import override
 
 from coordinator.errors import ConfigError, UsageError
+from coordinator.siting import parse_places
 from proto.rates import parse_rate
 from repository.store.s3.location import S3Location, parse_location
 
@@ -58,6 +59,10 @@ class Bucket(msgspec.Struct, frozen=True):
     lock_seconds: int | None = None
 
 
+Where = Path | Bucket
+"""Where a repository lies: a directory, or a bucket."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set."""
 
@@ -76,8 +81,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     certificate_seconds: int = 86400
     # Bytes per second that a node under a limit of the network falls to when it hears no more.
     floor_bytes: int = 1024 * 1024
+    # Where further repositories may be made by whoever may ask for one; see siting.py.
+    repository_places: tuple[str, ...] = ()
     # End when the process that started this one is gone (`tidemark up` sets it for its children).
     exit_with_parent: bool = False
+
+    @property
+    def where(self) -> Where:
+        """Where the first repository lies."""
+        return self.repository if self.bucket is None else self.bucket
 
 
 class Invocation(msgspec.Struct, frozen=True):
@@ -162,6 +174,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "repository_ca": ("repository_ca", _absolute),
     "repository_credentials": ("repository_credentials", _absolute),
     "repository_lock": ("repository_lock_seconds", parse_lock),
+    "repository_places": ("repository_places", parse_places),
     "listen": ("listen", parse_address),
     "http": ("http", parse_address),
     "every": ("every_seconds", parse_every),
@@ -253,6 +266,8 @@ def _from_file(path: Path, problems: list[str]) -> dict[str, tuple[str, str]]:
             problems.append(f"{path}: unknown key {key!r} (known: {', '.join(_KEYS)})")
         elif value is False:  # YAML 1.1 reads a bare `off` so
             found[key] = (f"{path}: {key}", "off")
+        elif isinstance(value, list):
+            found[key] = (f"{path}: {key}", " ".join(map(str, value)))
         else:
             found[key] = (f"{path}: {key}", str(value))
     return found
@@ -320,6 +335,11 @@ def _parser() -> argparse.ArgumentParser:
         "--repository-lock",
         metavar="DURATION|off",
         help="how long nobody can delete what a snapshot needs (default off)",
+    )
+    parser.add_argument(
+        "--repository-places",
+        metavar="URLS",
+        help="where `tidemark repo init` may make more of them, with spaces between; or any",
     )
     parser.add_argument("--listen", metavar="HOST:PORT", help="gRPC (default 0.0.0.0:9440)")
     parser.add_argument("--http", metavar="HOST:PORT", help="/metrics (default 0.0.0.0:9441)")

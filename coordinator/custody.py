@@ -79,12 +79,10 @@ class Custody(Protocol):
         """What session keys are sealed to. LockedError."""
         ...
 
-    def pack_key(self, sealed_data_key: bytes, nonce: PackNonce) -> PackKey:
-        """The key of one pack of a session. LockedError, WrongKeyError."""
-        ...
-
-    def serve(self, repository: RepositoryId) -> None:
-        """From now on open what was sealed for this repository."""
+    def pack_key(
+        self, repository: RepositoryId, sealed_data_key: bytes, nonce: PackNonce
+    ) -> PackKey:
+        """The key of one pack of a session that writes there. LockedError, WrongKeyError."""
         ...
 
     def recovery_kit(self, repository: RepositoryId, signing_public: bytes) -> str:
@@ -115,12 +113,10 @@ class LockedCustody(Custody):
         raise self._locked()
 
     @override
-    def pack_key(self, sealed_data_key: bytes, nonce: PackNonce) -> PackKey:
+    def pack_key(
+        self, repository: RepositoryId, sealed_data_key: bytes, nonce: PackNonce
+    ) -> PackKey:
         raise self._locked()
-
-    @override
-    def serve(self, repository: RepositoryId) -> None:
-        return
 
     @override
     def recovery_kit(self, repository: RepositoryId, signing_public: bytes) -> str:
@@ -132,9 +128,8 @@ class OpenCustody(Custody):
 
     def __init__(self, secret: RecoverySecret) -> None:
         self._secret = secret
-        self._data_key_info = DATA_KEY_INFO
         self._unsealing = secret.unsealing_key()
-        self._data_keys: OrderedDict[bytes, bytes] = OrderedDict()
+        self._data_keys: OrderedDict[tuple[RepositoryId, bytes], bytes] = OrderedDict()
 
     @override
     def __repr__(self) -> str:
@@ -154,20 +149,18 @@ class OpenCustody(Custody):
         return self._unsealing.public
 
     @override
-    def pack_key(self, sealed_data_key: bytes, nonce: PackNonce) -> PackKey:
-        data_key = self._data_keys.get(sealed_data_key)
+    def pack_key(
+        self, repository: RepositoryId, sealed_data_key: bytes, nonce: PackNonce
+    ) -> PackKey:
+        data_key = self._data_keys.get((repository, sealed_data_key))
         if data_key is None:
-            data_key = self._unsealing.unseal(sealed_data_key, self._data_key_info)
+            data_key = self._unsealing.unseal(sealed_data_key, DATA_KEY_INFO + repository)
             if len(data_key) != KEY_BYTES:
                 raise WrongKeyError("a session's data key is not of the right length")
-            self._data_keys[sealed_data_key] = data_key
+            self._data_keys[repository, sealed_data_key] = data_key
             if len(self._data_keys) > _SESSION_KEYS_MAX:
                 self._data_keys.popitem(last=False)
         return pack_key(data_key, nonce)
-
-    @override
-    def serve(self, repository: RepositoryId) -> None:
-        self._data_key_info = DATA_KEY_INFO + repository
 
     @override
     def recovery_kit(self, repository: RepositoryId, signing_public: bytes) -> str:

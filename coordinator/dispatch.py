@@ -46,7 +46,7 @@ from coordinator.model import (
 )
 from coordinator.running import Limits, LiveJob, LiveTask, interrupted, may_start
 from repository.failpoints import failpoint
-from repository.ids import NodeId, VolumeId
+from repository.ids import NodeId, RepositoryId, VolumeId
 from repository.store.counting import Tally, charged
 
 log = get_logger()
@@ -130,7 +130,10 @@ class Dispatcher:
     ) -> Job:
         """One task for each volume."""
         orders: list[tuple[Order, NodeId | None]] = [
-            (BackupOrder(volume.volume_id, volume.local_id, audit), volume.node_id)
+            (
+                BackupOrder(volume.volume_id, volume.local_id, audit, volume.repository_id),
+                volume.node_id,
+            )
             for volume in volumes
         ]
         subjects = tuple(volume.name for volume in volumes)
@@ -179,6 +182,15 @@ class Dispatcher:
             live.task.order.volume_id
             for live in self._live.values()
             if isinstance(live.task.order, BackupOrder)
+        }
+
+    def repositories(self, node_id: NodeId) -> set[RepositoryId | None]:
+        """Those that a node works with now; None stands for the first."""
+        return {
+            live.task.order.repository_id
+            for live in self._of_node(node_id)
+            if live.state is not State.QUEUED
+            and isinstance(live.task.order, BackupOrder | RestoreOrder)
         }
 
     # ---- watching jobs --------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from coordinator.errors import (
     DamagedError,
     ForbiddenError,
     IncompatibleError,
-    ObjectExistsError,
     RejectedError,
     UnauthenticatedError,
     UsageError,
@@ -27,7 +26,6 @@ from proto.versions import PROTOCOL, Side, Versions, agree
 from repository.failpoints import failpoint
 from repository.ids import ID_BYTES, NodeId
 from repository.keys import SIGNATURE_BYTES, verify
-from repository.layout import certificate_name
 
 log = get_logger()
 
@@ -155,7 +153,7 @@ class Fleet:
                     hint="make a new one: tidemark node token",
                 )
             failpoint("coordinator.node.enrolled", CatalogError)
-        await self._keep_certificate(node)
+        await self._repository.keep_certificate(node.node_id, node.signing_public_key)
         failpoint("coordinator.node.certified", CatalogError)
         log.info("node enrolled", node=node.name, node_id=node.node_id.hex())
         return Enrolled(node, certificates, self._authority.certificate)
@@ -194,15 +192,6 @@ class Fleet:
             number += 1
             free = f"{name}-{number}"
         return free
-
-    async def _keep_certificate(self, node: Node) -> None:
-        """Whoever rebuilds the catalog from the store must know whose signatures to believe."""
-        assert len(node.signing_certificate) > SIGNATURE_BYTES
-        name = certificate_name(node.node_id)
-        try:
-            await self._repository.store.put(name, node.signing_certificate)
-        except ObjectExistsError:
-            return
 
     async def said_hello(self, node: Node, agent: Program, told: Told) -> None:
         """An agent connected and named its volumes; IncompatibleError, RejectedError."""

@@ -134,6 +134,15 @@ class Repository:
         """What a restoring agent needs beside the keys of packs."""
         return ReaderKeys(self.config.repository, self.keys.ids).encode()
 
+    async def keep_certificate(self, node_id: NodeId, signing_public: bytes) -> None:
+        """Write that statement into the repository; once is enough."""
+        try:
+            await self.store.put(
+                certificate_name(node_id), self.certify_node(node_id, signing_public)
+            )
+        except ObjectExistsError:
+            return
+
     def certify_node(self, node_id: NodeId, signing_public: bytes) -> bytes:
         """The coordinator's statement that a signing key is a node's."""
         return certify(self.signing, Certificate("node", node_id, signing_public))
@@ -170,7 +179,6 @@ async def open_repository(
         store = ReadOnlyStore(store, error)
     # It is ours, and nothing writes yet.
     await asyncio.to_thread(store.remove_leftovers)
-    custody.serve(config.repository)
     return Repository(
         store=store,
         place=place,
@@ -215,6 +223,12 @@ def repository_init(custody: Custody, *, random: Random, now: int) -> _State:
 def is_founded(state_file: Path) -> bool:
     """Whether this coordinator has a repository, whole or begun."""
     return _read_state(state_file) is not None
+
+
+def founded_config(state_file: Path) -> RepositoryConfig | None:
+    """What the repository is, whole or begun, without looking at it; None where there is none."""
+    state = _read_state(state_file)
+    return None if state is None else decode_config(state.config)
 
 
 def _read_state(path: Path) -> _State | None:

@@ -216,6 +216,27 @@ class Grants:
             return None
         return node.grant(dict.fromkeys(Way, 0), self._floor(node, caps, len(self._nodes)), now)
 
+    def put_under(
+        self,
+        node_id: NodeId,
+        under: tuple[Hashable, ...],
+        caps: Mapping[Hashable, float],
+        now: float,
+    ) -> Grant | None:
+        """A node is about to work under these; it waits for its part of those that are new to it.
+
+        None where nothing new limits it.
+        """
+        node = self._nodes[node_id]
+        new, node.caps = set(under) - set(node.caps), under
+        if caps.keys().isdisjoint(new):
+            return None
+        return node.grant(dict.fromkeys(Way, 0), self._floor(node, caps, len(self._nodes)), now)
+
+    def leave_under(self, node_id: NodeId, under: tuple[Hashable, ...]) -> None:
+        """A node works under these alone now; what else it may be using, it does not use there."""
+        self._nodes[node_id].caps = under
+
     def lose(self, node_id: NodeId, now: float) -> None:
         """A node's connection has ended."""
         node = self._nodes.get(node_id)

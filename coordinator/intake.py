@@ -33,9 +33,10 @@ from coordinator.errors import (
     StoreUnavailableError,
 )
 from coordinator.founding import SIGNED_SECONDS, Repository
-from coordinator.locks import Locks, nanoseconds
+from coordinator.locks import nanoseconds
 from coordinator.metrics import Metrics
 from coordinator.model import Node, Pack, PackOrigin, Session
+from coordinator.repositories import Opened
 from coordinator.sessions import Sessions
 from repository.failpoints import failpoint
 from repository.footers import read_pack_end
@@ -57,7 +58,7 @@ from repository.pack import (
 )
 from repository.rereading import read_soundly
 from repository.store.counting import charged
-from repository.store.interface import SignedRequest, Signing
+from repository.store.interface import SignedRequest, Signing, Store
 
 # BLAKE3 of a whole pack; its name holds the first half.
 DIGEST_BYTES: Final = 32
@@ -123,22 +124,18 @@ class _Digest:
 class Intake:
     """Takes packs in."""
 
-    def __init__(  # noqa: PLR0913 - the parts that it needs
+    def __init__(
         self,
         catalog: Catalog,
-        repository: Repository,
         custody: Custody,
         sessions: Sessions,
-        locks: Locks,
         metrics: Metrics,
         *,
         clock: Clock,
     ) -> None:
         self._catalog = catalog
-        self._repository = repository
         self._custody = custody
         self._sessions = sessions
-        self._locks = locks
         self._metrics = metrics
         self._clock = clock
 
@@ -149,11 +146,12 @@ class Intake:
             digest = _name_digest(header)
             if await self._catalog.ledger.pack(header.name) is None:
                 mine = self._while_writing(session, pieces)
-                whole, kind, tail = await self._receive(header, digest, node, mine)
+                there = self._sessions.of(session)
+                whole, kind, tail = await self._receive(there, header, digest, node, mine)
                 failpoint("coordinator.pack.stored", StoreUnavailableError)
-                index = await self._index(header.name, tail)
+                index = await self._index(there.repository, header.name, tail)
                 # Asked for: what an earlier try has stored is locked since then.
-                until = await self._locks.locked_until(header.name)
+                until = await there.locks.locked_until(header.name)
                 await self._record(header, session, index, whole, kind, until)
 
     async def sign(self, pack: PackDigest, node: Node) -> SignedRequest | None:
@@ -165,7 +163,8 @@ class Intake:
         session = await self._sessions.writing(header.session_id, header.fencing_token, node)
         self._sessions.still_writing(session)
         with self._counting_refused():
-            signing = self._signing()
+            there = self._sessions.of(session)
+            signing = _signing(there)
             _check_said(pack)
             if await self._catalog.ledger.pack(header.name) is not None:
                 return None
@@ -174,7 +173,7 @@ class Intake:
                 size_bytes=header.size_bytes,
                 checksum=pack.checksum,
                 seconds=SIGNED_SECONDS,
-                retain_until=self._locks.upload_until(),
+                retain_until=there.locks.upload_until(),
             )
 
     async def confirm(self, pack: PackDigest, node: Node) -> None:
@@ -185,17 +184,13 @@ class Intake:
         header = pack.header
         session = await self._sessions.writing(header.session_id, header.fencing_token, node)
         with self._counting_refused(), charged(self._sessions.tally(session)):
-            signing = self._signing()
+            there = self._sessions.of(session)
+            signing = _signing(there)
             _check_said(pack)
             if await self._catalog.ledger.pack(header.name) is None:
                 until = await self._check_stored(signing, pack)
-                index = await self._end(header, node)
+                index = await self._end(there.repository, header, node)
                 await self._record(header, session, index, pack.blake3, _kind_of(index), until)
-
-    def _signing(self) -> Signing:
-        if self._repository.signing_store is None:
-            raise RejectedError("this repository's store cannot be signed for")
-        return self._repository.signing_store
 
     @contextmanager
     def _counting_refused(self) -> Iterator[None]:
@@ -227,6 +222,7 @@ class Intake:
             session_id=session.session_id,
             node_id=session.node_id,
             volume_id=session.volume_id,
+            repository_id=session.repository_id,
             stored_at=self._clock(),
             frame_table=index.table().encode(),
             origins=origins,
@@ -257,16 +253,13 @@ class Intake:
             )
         return nanoseconds(found.locked_until)
 
-    async def _end(self, header: PackHeader, node: Node) -> PackIndex:
+    async def _end(self, repository: Repository, header: PackHeader, node: Node) -> PackIndex:
         """Footer and origins of a pack in the store, signed by this node."""
 
         async def read() -> PackIndex:
-            store = self._repository.store
-            tail, end = await read_pack_end(store, header.name, header.size_bytes)
-            self._check_tail(tail, node)
-            return await asyncio.to_thread(
-                end.open_with_metadata_key, self._repository.metadata_key
-            )
+            tail, end = await read_pack_end(repository.store, header.name, header.size_bytes)
+            _check_tail(tail, repository, node)
+            return await asyncio.to_thread(end.open_with_metadata_key, repository.metadata_key)
 
         with _refusing("a pack"):
             return await read_soundly(read)
@@ -281,26 +274,36 @@ class Intake:
         self._sessions.still_writing(session)
 
     async def _receive(
-        self, header: PackHeader, name_digest: bytes, node: Node, pieces: AsyncIterator[memoryview]
+        self,
+        there: Opened,
+        header: PackHeader,
+        name_digest: bytes,
+        node: Node,
+        pieces: AsyncIterator[memoryview],
     ) -> tuple[bytes, PackKind, PackTail]:
         digest = _Digest()
-        store = self._locks.store(self._locks.upload_until())
+        store = there.locks.store(there.locks.upload_until())
         async with store.writer(header.name) as writer:
             failpoint("coordinator.pack.begun", StoreUnavailableError)
             async for batch in _batches(pieces, header.size_bytes):
                 await asyncio.to_thread(digest.update, batch)
                 await writer.write(*batch)
                 failpoint("coordinator.pack.batch_written", StoreUnavailableError)
-            checked = self._check(header, name_digest, node, digest)
+            checked = self._check(there.repository, header, name_digest, node, digest)
             failpoint("coordinator.pack.checked", StoreUnavailableError)
             try:
                 await writer.commit()
             except ObjectExistsError:
-                await self._check_existing(header, checked[0])
+                await _check_existing(there.repository.store, header, checked[0])
         return checked
 
     def _check(
-        self, header: PackHeader, name_digest: bytes, node: Node, digest: _Digest
+        self,
+        repository: Repository,
+        header: PackHeader,
+        name_digest: bytes,
+        node: Node,
+        digest: _Digest,
     ) -> tuple[bytes, PackKind, PackTail]:
         if digest.size != header.size_bytes:
             raise RejectedError("a pack is shorter than was said", hint=_HINT)
@@ -310,38 +313,19 @@ class Intake:
         with _refusing("a pack"):
             kind, _ = decode_head(digest.head)
             tail = parse_tail(end, digest.size)
-            self._check_tail(tail, node)
+            _check_tail(tail, repository, node)
             if tail.digest != before:
                 raise RejectedError("a pack does not have the hash in its tail", hint=_HINT)
         return whole, kind, tail
 
-    def _check_tail(self, tail: PackTail, node: Node) -> None:
-        """RejectedError or DamagedError unless this node signed it."""
-        if tail.signer is not Signer.NODE or tail.signer_id != node.node_id:
-            raise RejectedError("a pack is signed by another than the node that sent it")
-        tail.check_signature(self._repository.config.repository, node.signing_public_key)
-
-    async def _check_existing(self, header: PackHeader, whole: bytes) -> None:
-        """The name is taken: by the same bytes, if an earlier answer was lost; else by damage."""
-        hasher = blake3()
-        info = await self._repository.store.head(header.name)
-        for offset in range(0, info.size, _REREAD_BYTES):
-            length = min(_REREAD_BYTES, info.size - offset)
-            hasher.update(await self._repository.store.get_range(header.name, offset, length))
-        if hasher.digest() != whole:
-            raise DamagedError(
-                f"the repository holds {header.name} already, and with other content",
-                hint="run tidemark verify; the next backup stores its data under other names",
-            )
-
-    async def _index(self, name: str, tail: PackTail) -> PackIndex:
+    async def _index(self, repository: Repository, name: str, tail: PackTail) -> PackIndex:
         """Footer and origins, read back from the store as any reader would."""
 
         async def read() -> PackIndex:
             offset = tail.footer_offset
-            end = await self._repository.store.get_range(name, offset, tail.size - offset)
+            end = await repository.store.get_range(name, offset, tail.size - offset)
             return await asyncio.to_thread(
-                PackEnd(tail, end).open_with_metadata_key, self._repository.metadata_key
+                PackEnd(tail, end).open_with_metadata_key, repository.metadata_key
             )
 
         with _refusing("a pack's footer"):
@@ -351,18 +335,21 @@ class Intake:
         """Open one frame of the session's first pack. Without custody the session goes unproven."""
         if session.proven or not self._custody.unlocked or not index.frames:
             return
+        repository = self._sessions.of(session).repository
         entry = min(index.frames, key=lambda frame: frame.length)
         origin = index.origins[entry.origin]
 
         def open_frame(sealed: bytes) -> list[tuple[int, ChunkId]]:
-            key = self._custody.pack_key(origin.sealed_data_key, origin.nonce)
-            reader = FrameReader(self._repository.config.repository, self._repository.keys.ids)
+            key = self._custody.pack_key(
+                session.repository_id, origin.sealed_data_key, origin.nonce
+            )
+            reader = FrameReader(session.repository_id, repository.keys.ids)
             identity = index.identity(entry)
             chunks = reader.open(sealed, frame_key(key, entry.number), identity, entry.kind)
             return [(len(chunk.data), chunk.id) for chunk in chunks]
 
         async def read() -> list[tuple[int, ChunkId]]:
-            sealed = await self._repository.store.get_range(name, entry.offset, entry.length)
+            sealed = await repository.store.get_range(name, entry.offset, entry.length)
             return await asyncio.to_thread(open_frame, sealed)
 
         try:
@@ -374,6 +361,33 @@ class Intake:
         if found != [(length, chunk_id) for length, chunk_id in entry.chunks]:
             raise RejectedError("a pack's footer does not describe its frames", hint=_HINT)
         await self._catalog.ledger.mark_proven(session.session_id)
+
+
+def _signing(there: Opened) -> Signing:
+    if there.repository.signing_store is None:
+        raise RejectedError("this repository's store cannot be signed for")
+    return there.repository.signing_store
+
+
+def _check_tail(tail: PackTail, repository: Repository, node: Node) -> None:
+    """RejectedError or DamagedError unless this node signed it."""
+    if tail.signer is not Signer.NODE or tail.signer_id != node.node_id:
+        raise RejectedError("a pack is signed by another than the node that sent it")
+    tail.check_signature(repository.config.repository, node.signing_public_key)
+
+
+async def _check_existing(store: Store, header: PackHeader, whole: bytes) -> None:
+    """The name is taken: by the same bytes, if an earlier answer was lost; else by damage."""
+    hasher = blake3()
+    info = await store.head(header.name)
+    for offset in range(0, info.size, _REREAD_BYTES):
+        length = min(_REREAD_BYTES, info.size - offset)
+        hasher.update(await store.get_range(header.name, offset, length))
+    if hasher.digest() != whole:
+        raise DamagedError(
+            f"the repository holds {header.name} already, and with other content",
+            hint="run tidemark verify; the next backup stores its data under other names",
+        )
 
 
 async def _batches(

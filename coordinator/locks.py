@@ -7,6 +7,7 @@ so. Where the settings ask for no locks, nothing here does anything.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -37,6 +38,7 @@ class Locks:
     ) -> None:
         self._catalog = catalog
         self._repository = repository
+        self._repository_id = repository.config.repository
         # A repository that is only read is not locked either.
         self._lock = lock if repository.locking is not None else None
         self._clock = clock
@@ -85,7 +87,7 @@ class Locks:
         await self._check_kept()
 
     async def _check_kept(self) -> None:
-        [known] = await self._catalog.locks.objects([CONFIG_NAME])
+        [known] = await self._catalog.locks.objects(self._repository_id, [CONFIG_NAME])
         if await self.locked_until(known.name) < known.locked_until:
             raise StoreError(
                 f"{self._repository.location} takes locks and does not keep them",
@@ -123,17 +125,13 @@ class Locks:
 
     async def _hold_repository(self, lock: Lock, committed_at: int) -> None:
         """What no snapshot opens without, and what says whose signatures to believe."""
-        # One that was never heard of may not have got as far as to its certificate.
-        nodes = [
-            node.node_id
-            for node in await self._catalog.fleet.nodes()
-            if node.last_seen_at is not None
-        ]
+        nodes = await self._catalog.ledger.writers(self._repository_id)
         certificates = map(certificate_name, [self._repository.coordinator_id, *nodes])
         names = [CONFIG_NAME, KEYS_NAME, CAPABILITIES_NAME, *certificates]
-        objects = await self._catalog.locks.objects(names)
+        objects = await self._catalog.locks.objects(self._repository_id, names)
         names = lock.lapsing(objects, committed_at)
-        await self._extend(lock, names, committed_at, self._catalog.locks.objects_locked)
+        record = partial(self._catalog.locks.objects_locked, self._repository_id)
+        await self._extend(lock, names, committed_at, record)
 
     async def _extend(
         self,

@@ -100,10 +100,12 @@ class Metrics:
             "process_start_time_seconds", "When this process began.", registry=registry
         )
         self._started.set(self._process.create_time())
+        self._stores = _Stores()
+        registry.register(self._stores)
 
-    def watch_store(self, tally: Tally, breaker: Breaker | None) -> None:
-        """Let every scrape show what the store was asked, and whether it is left alone."""
-        self.registry.register(_OfStore(tally, breaker))
+    def watch_store(self, repository: str, tally: Tally, breaker: Breaker | None) -> None:
+        """Let every scrape show what a repository's store was asked, and if it is left alone."""
+        self._stores.watch(repository, tally, breaker)
 
     def job_ended(self, kind: JobKind, phase: Phase, seconds: float) -> None:
         """A job has ended."""
@@ -165,41 +167,47 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _OfStore(Collector):
+class _Stores(Collector):
     """Reads what others count, when somebody asks."""
 
-    def __init__(self, tally: Tally, breaker: Breaker | None) -> None:
-        self._tally = tally
-        self._breaker = breaker
+    def __init__(self) -> None:
+        self._watched: dict[str, tuple[Tally, Breaker | None]] = {}
+
+    def watch(self, repository: str, tally: Tally, breaker: Breaker | None) -> None:
+        """Read these from now on."""
+        self._watched[repository] = (tally, breaker)
 
     @override
     def collect(self) -> Iterator[Metric]:
-        asked = self._tally.snapshot()
         requests = CounterMetricFamily(
             "tidemark_store_requests",
             "What this process asked of the store, failed tries included.",
-            labels=["operation"],
+            labels=["repository", "operation"],
         )
-        for operation in Operation:
-            requests.add_metric([operation], getattr(asked, operation))
-        yield requests
         size = CounterMetricFamily(
             "tidemark_store_bytes",
             "Bytes of objects that this process sent to the store and read from it.",
-            labels=["direction"],
+            labels=["repository", "direction"],
         )
-        size.add_metric(["in"], asked.bytes_in)
-        size.add_metric(["out"], asked.bytes_out)
-        yield size
-        state = None if self._breaker is None else self._breaker.state()
-        is_open = state is not None and state.phase is not CircuitPhase.CLOSED
-        yield GaugeMetricFamily(
+        is_open = GaugeMetricFamily(
             "tidemark_store_circuit_open",
             "1 while the store is left alone, because it failed.",
-            is_open,
+            labels=["repository"],
         )
-        yield CounterMetricFamily(
+        openings = CounterMetricFamily(
             "tidemark_store_circuit_openings",
             "How often it began to be left alone.",
-            0 if state is None else state.openings,
+            labels=["repository"],
         )
+        for repository, (tally, breaker) in self._watched.items():
+            asked = tally.snapshot()
+            for operation in Operation:
+                requests.add_metric([repository, operation], getattr(asked, operation))
+            size.add_metric([repository, "in"], asked.bytes_in)
+            size.add_metric([repository, "out"], asked.bytes_out)
+            state = None if breaker is None else breaker.state()
+            is_open.add_metric(
+                [repository], state is not None and state.phase is not CircuitPhase.CLOSED
+            )
+            openings.add_metric([repository], 0 if state is None else state.openings)
+        yield from (requests, size, is_open, openings)

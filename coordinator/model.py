@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, NewType
 
-from repository.ids import NodeId, PackNonce, SessionId, VolumeId
+from repository.ids import NodeId, PackNonce, RepositoryId, SessionId, VolumeId
 from repository.store.counting import Requests
 
 JobId = NewType("JobId", str)
@@ -265,6 +265,8 @@ class Volume:
     local_id: VolumeId | None = None
     awaits: str | None = None
     tracking: Tracking = field(default_factory=Tracking)
+    # Where its snapshots go; None where nobody has said, which means the first repository.
+    repository_id: RepositoryId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +291,8 @@ class BackupOrder:
     local_id: VolumeId | None = None
     # Whether to sweep beside the events, and say what they missed.
     audit: bool = False
+    # Where to; None for the first repository.
+    repository_id: RepositoryId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +310,8 @@ class RestoreOrder:
     local_id: VolumeId | None = None
     # The volume whose files it changes; None for a restore elsewhere, and for a dry run.
     volume_id: VolumeId | None = None
+    # Where the snapshot lies; None in orders from before there could be several.
+    repository_id: RepositoryId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +376,7 @@ class Session:
     task_id: TaskId
     volume_id: VolumeId
     node_id: NodeId
+    repository_id: RepositoryId
     fencing_token: int
     sealed_data_key: bytes
     opened_at: int
@@ -400,6 +407,7 @@ class Pack:
     session_id: SessionId
     node_id: NodeId
     volume_id: VolumeId
+    repository_id: RepositoryId
     stored_at: int
     # As repository/pack.py encodes it: where each frame lies.
     frame_table: bytes
@@ -426,6 +434,7 @@ class Snapshot:
     session_id: SessionId
     volume_id: VolumeId
     node_id: NodeId
+    repository_id: RepositoryId
     volume: str
     node: str
     sequence: int
@@ -446,7 +455,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Figures of the whole catalog."""
+    """Figures of the whole catalog, or of one repository."""
 
     packs: int
     stored_bytes: int

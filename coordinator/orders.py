@@ -92,6 +92,7 @@ class Orders:
             dry_run=dry_run,
             local_id=volume.local_id,
             volume_id=snapshot.volume_id if in_place and not dry_run else None,
+            repository_id=snapshot.repository_id,
         )
         return await self._dispatcher.create_restore(order, where)
 

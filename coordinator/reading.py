@@ -61,6 +61,7 @@ class CatalogFrames(FrameSource):
     def __init__(self, catalog: Catalog, repository: Repository, custody: Custody) -> None:
         self._catalog = catalog
         self._store = repository.store
+        self._repository_id = repository.config.repository
         self._custody = custody
         self._places: dict[PackNonce, tuple[PackPlace, FrameTable]] = {}
 
@@ -91,7 +92,7 @@ class CatalogFrames(FrameSource):
 
     def _key(self, identity: FrameIdentity) -> FrameKey:
         origin = self._places[identity.nonce][0].origin
-        key = self._custody.pack_key(origin.sealed_data_key, identity.nonce)
+        key = self._custody.pack_key(self._repository_id, origin.sealed_data_key, identity.nonce)
         return frame_key(key, identity.number)
 
     async def _locate(self, identity: FrameIdentity) -> _Wanted:

@@ -22,11 +22,12 @@ from coordinator.errors import (
     RejectedError,
     StoreUnavailableError,
 )
-from coordinator.founding import SIGNED_SECONDS, Repository
+from coordinator.founding import SIGNED_SECONDS
 from coordinator.model import Node, RestoreOrder, Snapshot, TaskId
+from coordinator.repositories import Repositories
 from repository.failpoints import failpoint
 from repository.frames import FrameIdentity
-from repository.ids import NodeId, PackNonce
+from repository.ids import NodeId, PackNonce, RepositoryId
 from repository.keys import KEY_BYTES, frame_key, seal, wrap
 from repository.layout import GRANT_FRAME, GRANT_INFO, GRANT_PACK, GRANT_READER_KEYS
 from repository.pack import FrameTable
@@ -84,6 +85,7 @@ GrantPart = GrantHeader | PackGrant | FrameGrant
 
 @dataclass(slots=True)
 class _Grant:
+    repository_id: RepositoryId
     names: set[str] = field(default_factory=set)
 
 
@@ -93,14 +95,14 @@ class Restores:
     def __init__(
         self,
         catalog: Catalog,
-        repository: Repository,
+        repositories: Repositories,
         custody: Custody,
         dispatcher: Dispatcher,
         *,
         random: Random,
     ) -> None:
         self._catalog = catalog
-        self._repository = repository
+        self._repositories = repositories
         self._custody = custody
         self._dispatcher = dispatcher
         self._random = random
@@ -122,10 +124,11 @@ class Restores:
                 hint="start the coordinator with the right --passphrase-file",
             )
         self._forget_ended()
-        grant = _Grant()
+        repository = self._repositories.of(snapshot.repository_id).repository
+        grant = _Grant(snapshot.repository_id)
         self._grants[task_id] = grant
-        reader_keys = wrap(grant_key, self._repository.reader_keys(), GRANT_READER_KEYS)
-        signing = self._repository.signing_store
+        reader_keys = wrap(grant_key, repository.reader_keys(), GRANT_READER_KEYS)
+        signing = repository.signing_store
         endpoint = "" if signing is None else signing.endpoint
         yield GrantHeader(snapshot.root_object, sealed, reader_keys, endpoint)
         failpoint("coordinator.grant.begun", CatalogError)
@@ -155,7 +158,9 @@ class Restores:
         parts: list[GrantPart] = []
         for place, frames in wanted:
             nonce = place.origin.pack_nonce
-            key = self._custody.pack_key(place.origin.sealed_data_key, nonce)
+            key = self._custody.pack_key(
+                snapshot.repository_id, place.origin.sealed_data_key, nonce
+            )
             if place.origin.volume_id == snapshot.volume_id:
                 wrapped = wrap(grant_key, key, GRANT_PACK + nonce)
                 parts.append(PackGrant(nonce, place.name, wrapped, place.frame_table))
@@ -189,11 +194,12 @@ class Restores:
             raise ForbiddenError(f"the grant of this restore does not cover {name}")
         if len(ranges) > _RANGES_MAX:
             raise RejectedError("too many ranges in one request")
+        store = self._repositories.of(grant.repository_id).repository.store
         for begin, size, wanted in _reads(ranges):
             # A task that ends takes its reads with it, and a revoked node's tasks end at once.
             self._dispatcher.running_task(task_id, node_id)
             with charged(self._dispatcher.tally(task_id)):
-                read = memoryview(await self._repository.store.get_range(name, begin, size))
+                read = memoryview(await store.get_range(name, begin, size))
             failpoint("coordinator.restore.read", StoreUnavailableError)
             for offset, length in wanted:
                 for start in range(offset - begin, offset - begin + length, PIECE_BYTES):
@@ -204,13 +210,16 @@ class Restores:
     ) -> list[SignedRequest]:
         """Requests to the store for packs of the task's grant, in this order."""
         self._dispatcher.running_task(task_id, node_id)
-        grant, signing = self._grants.get(task_id), self._repository.signing_store
-        if signing is None:
-            raise RejectedError("this repository's store cannot be signed for")
         if len(names) > _NAMES_MAX:
             raise RejectedError("too many packs in one request")
+        grant = self._grants.get(task_id)
+        if grant is None:
+            raise ForbiddenError("this restore was given no grant")
+        signing = self._repositories.of(grant.repository_id).repository.signing_store
+        if signing is None:
+            raise RejectedError("this repository's store cannot be signed for")
         for name in names:
-            if grant is None or name not in grant.names:
+            if name not in grant.names:
                 raise ForbiddenError(f"the grant of this restore does not cover {name}")
         return [await signing.sign_get(name, seconds=SIGNED_SECONDS) for name in names]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_bytes
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import grpc
 import grpc.aio
@@ -21,6 +21,7 @@ from coordinator.api.agent import AgentParts, AgentService
 from coordinator.api.authorise import Gate
 from coordinator.api.bulk import add_agent_service
 from coordinator.api.guard import guard
+from coordinator.assignments import Assignments
 from coordinator.bandwidth import Bandwidth
 from coordinator.bases import Bases
 from coordinator.browse import Browser
@@ -36,27 +37,28 @@ from coordinator.custody import (
     open_custody,
 )
 from coordinator.dispatch import Clock, Dispatcher
+from coordinator.doctor import Doctor
 from coordinator.enrolment import Authority, open_authority
 from coordinator.errors import CatalogError, TidemarkError
 from coordinator.fleet import Fleet, Program
-from coordinator.founding import Repository, is_founded, open_repository
+from coordinator.founding import is_founded, open_repository
 from coordinator.http import HttpServer
 from coordinator.intake import Intake
-from coordinator.locking import Lock
 from coordinator.locks import Locks
 from coordinator.logs import get_logger
 from coordinator.metrics import Metrics
-from coordinator.model import NANOSECONDS
 from coordinator.moves import Moves
 from coordinator.orders import Orders
 from coordinator.overview import Overview
 from coordinator.process import DataLock
 from coordinator.reading import Workers
+from coordinator.repositories import Opened, Repositories, lock_of
 from coordinator.restores import Restores
 from coordinator.running import Limits
 from coordinator.scheduler import Scheduler
 from coordinator.selection import Selection
 from coordinator.sessions import Sessions
+from coordinator.siting import FIRST
 from coordinator.stores import OpenPlace, open_place
 from coordinator.vault import write_secret
 from coordinator.verify import Verifier
@@ -93,13 +95,11 @@ class Services:
     admin: AdminService
     dispatcher: Dispatcher
     sessions: Sessions
-    locks: Locks
+    repositories: Repositories
     verifier: Verifier
     scheduler: Scheduler
     bandwidth: Bandwidth
     http: HttpServer
-    store_endpoint: str
-    """What signed URLs of the store begin with; empty where none are signed."""
 
 
 class _Stopping(Exception):  # noqa: N818 - not an error: the way out of the task group
@@ -134,7 +134,7 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
     now = clock()
     custody = await asyncio.to_thread(_open_custody, config, random)
     async with AsyncExitStack() as stack:
-        place = await stack.enter_async_context(open_at(config, clock))
+        place = await stack.enter_async_context(open_at(config.where, clock))
         repository = await open_repository(
             place, config.data / "keys", custody, random=random, now=now
         )
@@ -145,22 +145,40 @@ async def serve(  # noqa: PLR0913 - what a test exchanges, and nobody else
         stack.callback(workers.close)
         failpoint("coordinator.catalog.opened", CatalogError)
         await _begin_incarnation(catalog)
+        await catalog.ledger.attribute(repository.config.repository)
+        program = Program(version("tidemark-backup"), protocol)
+        metrics = Metrics(program.version)
+        locks = Locks(catalog, repository, lock_of(config.where), clock=clock)
+        repositories = Repositories(
+            Opened(FIRST, repository, locks),
+            config.data,
+            catalog,
+            custody,
+            metrics,
+            places=config.repository_places,
+            open_at=open_at,
+            clock=clock,
+            random=random,
+        )
+        stack.push_async_callback(repositories.close)
+        await repositories.open()
         services = _compose(
             config,
             catalog,
-            repository,
+            repositories,
             custody,
             authority,
             workers,
+            metrics,
+            program,
             clock=clock,
             random=random,
             limits=limits,
-            protocol=protocol,
         )
         failpoint("coordinator.start.composed", CatalogError)
         await services.sessions.recover()
         failpoint("coordinator.start.commits_settled", CatalogError)
-        await services.locks.begin()
+        await locks.begin()
         await services.dispatcher.recover()
         await services.bandwidth.load()
         await _serve(stop, started or asyncio.Event(), config, services, authority, now)
@@ -180,6 +198,7 @@ async def _serve(
             services.dispatcher.begin(group, services.verifier.verify)
             group.create_task(services.scheduler.run(), name="scheduler")
             group.create_task(services.bandwidth.run(), name="bandwidth")
+            group.create_task(services.repositories.run(), name="repositories")
             async with _listening(config, services, authority, now):
                 started.set()
                 await stop.wait()
@@ -210,9 +229,12 @@ async def _listening(
         grpc_address = Address(_reachable(config.listen.host), port)
         http_address = Address(_reachable(config.http.host), http_port)
         endpoints = {"grpc": str(grpc_address), "http": str(http_address)}
-        if services.store_endpoint:
-            endpoints["store"] = services.store_endpoint
-        _announce(config.data, endpoints, authority, now)
+        told = {
+            **endpoints,
+            "stores": services.repositories.store_endpoints(),
+            "directories": [str(each) for each in services.repositories.directories()],
+        }
+        _announce(config.data, told, authority, now)
         failpoint("coordinator.start.announced", CatalogError)
         log.info("serving", grpc=str(grpc_address), http=str(http_address))
         yield
@@ -224,40 +246,37 @@ async def _listening(
 def _compose(  # noqa: PLR0913 - this is where everything meets
     config: Config,
     catalog: Catalog,
-    repository: Repository,
+    repositories: Repositories,
     custody: Custody,
     authority: Authority,
     workers: Workers,
+    metrics: Metrics,
+    program: Program,
     *,
     clock: Clock,
     random: Random,
     limits: Limits | None,
-    protocol: Versions,
 ) -> Services:
-    program = Program(version("tidemark-backup"), protocol)
-    metrics = Metrics(program.version)
-    metrics.watch_store(repository.place.tally, repository.place.breaker)
+    first = repositories.first.repository
     dispatcher = Dispatcher(catalog, metrics, clock=clock, random=random, limits=limits)
-    locks = Locks(catalog, repository, _lock(config), clock=clock)
     sessions = Sessions(
-        catalog, repository, dispatcher, locks, clock=clock, random=random, incarnation=1
+        catalog, repositories, dispatcher, clock=clock, random=random, incarnation=1
     )
-    fleet = Fleet(catalog, repository, authority, dispatcher, program, clock=clock, random=random)
+    fleet = Fleet(catalog, first, authority, dispatcher, program, clock=clock, random=random)
     selection = Selection(catalog)
     bandwidth = Bandwidth(
         catalog,
-        repository.config.repository,
+        first.config.repository,
         metrics,
+        working_with=dispatcher.repositories,
         clock=clock,
         floor_bytes=config.floor_bytes,
     )
     overview = Overview(
         catalog,
-        repository,
+        repositories,
         custody,
         fleet,
-        dispatcher,
-        locks,
         schedule_seconds=config.every_seconds,
     )
     gate = Gate(catalog, clock)
@@ -266,10 +285,10 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             fleet=fleet,
             dispatcher=dispatcher,
             sessions=sessions,
-            bases=Bases(catalog, repository, sessions),
-            intake=Intake(catalog, repository, custody, sessions, locks, metrics, clock=clock),
-            restores=Restores(catalog, repository, custody, dispatcher, random=random),
-            config=repository.config,
+            bases=Bases(catalog, sessions),
+            intake=Intake(catalog, custody, sessions, metrics, clock=clock),
+            restores=Restores(catalog, repositories, custody, dispatcher, random=random),
+            repositories=repositories,
             program=program,
             bandwidth=bandwidth,
         ),
@@ -282,7 +301,9 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
             overview=overview,
             selection=selection,
             moves=Moves(catalog, dispatcher, sessions, fleet, selection),
-            browser=Browser(catalog, repository, custody, workers),
+            assignments=Assignments(catalog, repositories, selection),
+            doctor=Doctor(catalog, custody, dispatcher, overview),
+            browser=Browser(catalog, repositories, custody, workers),
             bandwidth=bandwidth,
             version=program.version,
             schedule_seconds=config.every_seconds,
@@ -293,22 +314,14 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
         admin=guard(admin, "tidemark.v1.AdminService", gate),
         dispatcher=dispatcher,
         sessions=sessions,
-        locks=locks,
-        verifier=Verifier(catalog, repository, custody, workers, clock=clock),
+        repositories=repositories,
+        verifier=Verifier(catalog, repositories, custody, workers, clock=clock),
         scheduler=Scheduler(
             catalog, dispatcher, sessions, clock=clock, every_seconds=config.every_seconds
         ),
         bandwidth=bandwidth,
         http=HttpServer(metrics, overview, dispatcher, custody),
-        store_endpoint=repository.signing_store.endpoint if repository.signing_store else "",
     )
-
-
-def _lock(config: Config) -> Lock | None:
-    """The lock that the settings ask for."""
-    if config.bucket is None or config.bucket.lock_seconds is None:
-        return None
-    return Lock(config.bucket.lock_seconds * NANOSECONDS)
 
 
 def _open_custody(config: Config, random: Random) -> Custody:
@@ -360,7 +373,7 @@ def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
 
 
-def _announce(data: Path, endpoints: dict[str, str], authority: Authority, now: int) -> None:
+def _announce(data: Path, endpoints: dict[str, Any], authority: Authority, now: int) -> None:
     """Tell `up` and scripts of this machine where we serve; written once we do."""
     admin = authority.admin("local", now)
     context = {

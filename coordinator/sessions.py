@@ -34,7 +34,6 @@ from coordinator.errors import (
     StoreUnavailableError,
 )
 from coordinator.founding import Repository
-from coordinator.locks import Locks
 from coordinator.logs import get_logger
 from coordinator.model import (
     BackupOrder,
@@ -48,8 +47,9 @@ from coordinator.model import (
     SnapshotHex,
     TaskId,
 )
+from coordinator.repositories import Opened, Repositories
 from repository.failpoints import failpoint
-from repository.ids import ID_BYTES, SessionId, VolumeId
+from repository.ids import ID_BYTES, NodeId, RepositoryId, SessionId, VolumeId
 from repository.keys import seal
 from repository.layout import REFS_INFO, refs_name, root_name
 from repository.refs import REFS_BYTES_MAX, Refs, decode_refs, refs_hash
@@ -100,36 +100,38 @@ class CommitRequest:
 class Sessions:
     """Opens and commits."""
 
-    def __init__(  # noqa: PLR0913 - the parts that it needs
+    def __init__(
         self,
         catalog: Catalog,
-        repository: Repository,
+        repositories: Repositories,
         dispatcher: Dispatcher,
-        locks: Locks,
         *,
         clock: Clock,
         random: Random,
         incarnation: int,
     ) -> None:
         self._catalog = catalog
-        self._repository = repository
+        self._repositories = repositories
         self._dispatcher = dispatcher
-        self._locks = locks
         self._clock = clock
         self._random = random
         self._incarnation = incarnation
         # One commit after the other: T1 to T2 of a volume must not be mixed with settling it.
         self._committing = asyncio.Lock()
+        # Nodes whose certificates are known to lie in a repository.
+        self._certified: set[tuple[RepositoryId, NodeId]] = set()
 
     async def open(self, task_id: TaskId, node: Node, sealed_data_key: bytes) -> OpenedSession:
         """Begin the right to write the snapshot of a running backup task.
 
         UnsupportedFormatError where the repository has a feature that is unknown here.
         """
-        self._repository.config.check_writable()
         task = self._dispatcher.running_task(task_id, node.node_id)
         if not isinstance(task.order, BackupOrder):
             raise RejectedError("only a backup writes")
+        repository = self._repositories.of(task.order.repository_id).repository
+        repository.config.check_writable()
+        await self._certify(repository, node)
         async with self._committing:
             with charged(self._dispatcher.tally(task_id)):
                 await self._settle_all(task.order.volume_id)
@@ -142,21 +144,43 @@ class Sessions:
                 task_id=task_id,
                 volume_id=task.order.volume_id,
                 node_id=node.node_id,
+                repository_id=repository.config.repository,
                 fencing_token=0,
                 sealed_data_key=sealed_data_key,
                 opened_at=self._clock(),
             )
         )
         failpoint("coordinator.session.opened", CatalogError)
-        head = await self._catalog.ledger.head(task.order.volume_id)
+        head = await self._head(session)
         return OpenedSession(
             session=session,
-            writer_keys=self._repository.writer_keys(),
+            writer_keys=repository.writer_keys(),
             head_root=b"" if head is None else head.root_object,
             head_sequence=0 if head is None else head.sequence,
             lease_seconds=max(1, round(self._dispatcher.limits.grace_seconds)),
-            signed_uploads=self._repository.signing_store,
+            signed_uploads=repository.signing_store,
         )
+
+    async def _head(self, session: Session) -> Snapshot | None:
+        """What the session's snapshot follows on: the volume's newest in the same repository."""
+        return await self._catalog.ledger.head(
+            session.volume_id, repository_id=session.repository_id
+        )
+
+    async def _certify(self, repository: Repository, node: Node) -> None:
+        """Whoever reads the repository must know whose signatures to believe.
+
+        The first one has a node's certificate since the node joined.
+        """
+        there = (repository.config.repository, node.node_id)
+        if repository is self._repositories.first.repository or there in self._certified:
+            return
+        await repository.keep_certificate(node.node_id, node.signing_public_key)
+        self._certified.add(there)
+
+    def of(self, session: Session) -> Opened:
+        """Where a session writes; StoreError while that is not there."""
+        return self._repositories.of(session.repository_id)
 
     async def writing(self, session_id: SessionId, fencing_token: int, node: Node) -> Session:
         """The session, if this node may write with it now; FencedError."""
@@ -189,8 +213,7 @@ class Sessions:
 
     async def commit(self, request: CommitRequest, node: Node) -> Snapshot:
         """Make the snapshot, or say why not. Asked twice for a session, the answer is the same."""
-        if self._locks.lock is not None:
-            await self._lock_ahead(request, node)
+        await self._lock_ahead(request, node)
         async with self._committing:
             if (done := await self._answered(request, node)) is not None:
                 return done
@@ -218,12 +241,14 @@ class Sessions:
         """Lock what the snapshot needs, which may be much, while other commits go on."""
         if await self._catalog.ledger.snapshot_of_session(request.session_id) is None:
             session = await self._allowed(request, node)
+            if self.of(session).locks.lock is None:
+                return
             plan, refs = await self._plan(request, session, node)
             with charged(self.tally(session)):
                 await self._hold(plan, refs, session)
 
     async def _hold(self, plan: CommitPlan, refs: Refs, session: Session) -> None:
-        await self._locks.hold(
+        await self.of(session).locks.hold(
             session.volume_id, plan.references, base=refs.base, committed_at=plan.now
         )
 
@@ -251,10 +276,8 @@ class Sessions:
         """Everything that can be told from the request alone is checked here."""
         if len(request.refs_object) > REFS_BYTES_MAX:
             raise RejectedError("the refs are larger than refs may be")
-        head = await self._catalog.ledger.head(session.volume_id)
-        refs, body = await asyncio.to_thread(
-            _checked, request, node.signing_public_key, self._repository, session
-        )
+        head = await self._head(session)
+        refs, body = await asyncio.to_thread(_checked, request, node.signing_public_key, session)
         parent = b"" if head is None else root_hash(head.root_object)
         if body.parent != parent:
             raise FencedError("the volume has a newer snapshot than this one knows", hint=_AGAIN)
@@ -279,7 +302,8 @@ class Sessions:
             total_files=body.total_files,
             total_bytes=min(body.total_bytes, BYTES_MAX),
             now=now,
-            locked_until=self._locks.needed_until(now),
+            base=refs.base,
+            locked_until=self.of(session).locks.needed_until(now),
         )
         return plan, refs
 
@@ -299,22 +323,24 @@ class Sessions:
 
     async def _send_refs(self, pinned: Snapshot, refs_object: bytes) -> None:
         """Write the refs; what is there already was sent by this commit before."""
-        sealed = await asyncio.to_thread(self._sealed_refs, pinned.volume_id, refs_object)
+        there = self._repositories.of(pinned.repository_id)
+        config, info = there.repository.config, _refs_info(pinned)
+        sealed = await asyncio.to_thread(seal, config.metadata_public, refs_object, info)
         failpoint("coordinator.commit.refs_sealed", StoreUnavailableError)
         name = refs_name(pinned.volume_id, pinned.sequence)
         try:
-            await self._locks.store(pinned.locked_until).put(name, sealed)
+            await there.locks.store(pinned.locked_until).put(name, sealed)
         except ObjectExistsError:
             await self._check_refs(name, pinned, refs_object)
         failpoint("coordinator.commit.refs_stored", StoreUnavailableError)
 
     async def _check_refs(self, name: str, pinned: Snapshot, refs_object: bytes) -> None:
         """DamagedError unless they are ours: sealed twice, the same refs are other bytes."""
-        info = REFS_INFO + self._repository.config.repository + pinned.volume_id
+        repository = self._repositories.of(pinned.repository_id).repository
 
         async def read() -> bytes:
-            sealed = await self._repository.store.get(name)
-            return self._repository.metadata_key.unseal(sealed, info)
+            sealed = await repository.store.get(name)
+            return repository.metadata_key.unseal(sealed, _refs_info(pinned))
 
         try:
             is_ours = await read_soundly(read) == refs_object
@@ -325,9 +351,10 @@ class Sessions:
 
     async def _send_root(self, pinned: Snapshot) -> bytes:
         """Write the root, which is the same bytes each time."""
-        root = self._countersigned(pinned)
+        there = self._repositories.of(pinned.repository_id)
+        root = self._countersigned(pinned, there.repository)
         failpoint("coordinator.commit.root_signed", StoreUnavailableError)
-        store = self._locks.store(pinned.locked_until)
+        store = there.locks.store(pinned.locked_until)
         await store.put(root_name(pinned.volume_id, pinned.sequence), root)
         failpoint("coordinator.commit.root_stored", StoreUnavailableError)
         return root
@@ -347,10 +374,11 @@ class Sessions:
     async def _found_root(self, pinned: Snapshot) -> bytes | None:
         """The root, None where the store has none; DamagedError for another one, StoreError."""
         name = root_name(pinned.volume_id, pinned.sequence)
+        repository = self._repositories.of(pinned.repository_id).repository
 
         async def read() -> bytes:
-            root = await self._repository.store.get(name)
-            checked = check_countersigned(root, self._repository.signing.public)
+            root = await repository.store.get(name)
+            checked = check_countersigned(root, repository.signing.public)
             if checked.id.hex() != pinned.snapshot_id:
                 raise _not_ours(name)
             return root
@@ -360,12 +388,7 @@ class Sessions:
         except ObjectMissingError:
             return None
 
-    def _sealed_refs(self, volume_id: VolumeId, refs_object: bytes) -> bytes:
-        config = self._repository.config
-        info = REFS_INFO + config.repository + volume_id
-        return seal(config.metadata_public, refs_object, info)
-
-    def _countersigned(self, pinned: Snapshot) -> bytes:
+    def _countersigned(self, pinned: Snapshot, repository: Repository) -> bytes:
         completed = pinned.phase is Phase.COMPLETED
         addition = Countersigning(
             sequence=pinned.sequence,
@@ -373,7 +396,7 @@ class Sessions:
             incarnation=self._incarnation,
             verdict=Verdict.COMPLETED if completed else Verdict.PARTIALLY_FAILED,
         )
-        return countersign(pinned.signed_root, addition, self._repository.signing)
+        return countersign(pinned.signed_root, addition, repository.signing)
 
     async def _finish(self, pinned: Snapshot, root: bytes, refs: Refs) -> Snapshot:
         references = [
@@ -442,6 +465,11 @@ class Sessions:
         await self._finish(pinned, root, decode_refs(refs_object))
 
 
+def _refs_info(pinned: Snapshot) -> bytes:
+    """What the refs of a snapshot are sealed for."""
+    return REFS_INFO + pinned.repository_id + pinned.volume_id
+
+
 def _not_ours(name: str) -> DamagedError:
     return DamagedError(
         f"{name} is not what was written there",
@@ -449,9 +477,7 @@ def _not_ours(name: str) -> DamagedError:
     )
 
 
-def _checked(
-    request: CommitRequest, node_public: bytes, repository: Repository, session: Session
-) -> tuple[Refs, RootBody]:
+def _checked(request: CommitRequest, node_public: bytes, session: Session) -> tuple[Refs, RootBody]:
     """Refs and body of a commit; RejectedError where they do not belong to it."""
     try:
         body = check_signed_root(request.signed_root, node_public)
@@ -461,12 +487,7 @@ def _checked(
     if refs_hash(request.refs_object) != body.refs_hash:
         raise RejectedError("the refs are not those that the root was signed with")
     claimed = (body.repository, body.volume, body.node, body.session)
-    actual = (
-        repository.config.repository,
-        session.volume_id,
-        session.node_id,
-        session.session_id,
-    )
+    actual = (session.repository_id, session.volume_id, session.node_id, session.session_id)
     if claimed != actual:
         raise RejectedError("the root was signed for another volume, node or session")
     return refs, body

@@ -1,4 +1,4 @@
-"""The place where the repository lies, opened: a directory, or a bucket behind a network.
+"""The place where a repository lies, opened: a directory, or a bucket behind a network.
 
 What it is asked is counted. A bucket is asked again while it is away, and left alone when it stays
 away; what it can do beyond what all can was found when the repository was made, and is recorded in
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from coordinator.config import Bucket, Config
+from coordinator.config import Bucket, Where
 from coordinator.errors import (
     ConfigError,
     FormatError,
@@ -72,29 +72,29 @@ class Place:
     """What is wrong with a bucket, its key or this machine's clock: warnings, or an error."""
 
 
-OpenPlace = Callable[[Config, Clock], AbstractAsyncContextManager[Place]]
+OpenPlace = Callable[[Where, Clock], AbstractAsyncContextManager[Place]]
 
 
 def in_directory(make: Callable[[Path], Store] = LocalStore) -> OpenPlace:
     """Open a directory with this kind of store."""
 
     @asynccontextmanager
-    async def opened(config: Config, _: Clock) -> AsyncIterator[Place]:
-        path = config.repository
-        store = CountingStore(make(path))
-        yield Place(store, str(path), directory=path, tally=store.total)
+    async def opened(where: Where, _: Clock) -> AsyncIterator[Place]:
+        assert isinstance(where, Path)
+        store = CountingStore(make(where))
+        yield Place(store, str(where), directory=where, tally=store.total)
 
     return opened
 
 
+_local = in_directory()
+
+
 @asynccontextmanager
-async def open_place(config: Config, clock: Clock) -> AsyncIterator[Place]:
+async def open_place(where: Where, clock: Clock) -> AsyncIterator[Place]:
     """Open what the settings name."""
-    if config.bucket is None:
-        async with in_directory()(config, clock) as place:
-            yield place
-        return
-    async with _open_bucket(config.bucket, clock) as place:
+    open_at = _open_bucket(where, clock) if isinstance(where, Bucket) else _local(where, clock)
+    async with open_at as place:
         yield place
 
 

@@ -40,11 +40,12 @@ from coordinator.model import (
     VerifyResult,
 )
 from coordinator.reading import CatalogFrames, Workers, snapshot_reader
+from coordinator.repositories import Repositories
 from repository.entries import Entry, EntryType, Extent, Pointer, path_of
 from repository.failpoints import failpoint
 from repository.footers import read_pack_index
 from repository.frames import FrameIdentity, FrameReader
-from repository.ids import ObjectType, PackNonce
+from repository.ids import ObjectType, PackNonce, RepositoryId
 from repository.keys import frame_key
 from repository.layout import root_name
 from repository.needs import drive_async
@@ -93,14 +94,14 @@ class Verifier:
     def __init__(
         self,
         catalog: Catalog,
-        repository: Repository,
+        repositories: Repositories,
         custody: Custody,
         workers: Workers,
         *,
         clock: Clock,
     ) -> None:
         self._catalog = catalog
-        self._repository = repository
+        self._repositories = repositories
         self._custody = custody
         self._workers = workers
         self._clock = clock
@@ -113,8 +114,16 @@ class Verifier:
                 hint="verify --depth present goes on; or start the coordinator with the right "
                 "--passphrase-file",
             )
-        run = _Run(self, order.depth, tell)
-        return await run.verify([await self._snapshot(each) for each in order.snapshot_ids])
+        there: dict[RepositoryId, list[Snapshot]] = {}
+        for each in order.snapshot_ids:
+            snapshot = await self._snapshot(each)
+            there.setdefault(snapshot.repository_id, []).append(snapshot)
+        # Whether all of them are there is known before hours are spent on the first.
+        runs = [
+            (_Run(self, self._repositories.of(repository_id).repository, order.depth, tell), some)
+            for repository_id, some in there.items()
+        ]
+        return _joined([await run.verify(snapshots) for run, snapshots in runs])
 
     async def _snapshot(self, snapshot_id: str) -> Snapshot:
         snapshots = await self._catalog.ledger.find_snapshots(snapshot_id)
@@ -127,11 +136,6 @@ class Verifier:
     def catalog(self) -> Catalog:
         """Where packs and snapshots are known."""
         return self._catalog
-
-    @property
-    def repository(self) -> Repository:
-        """What is verified."""
-        return self._repository
 
     @property
     def custody(self) -> Custody:
@@ -149,14 +153,18 @@ class Verifier:
 
 
 class _Run:
-    """One verification."""
+    """One verification, of what lies in one repository."""
 
     def __init__(
-        self, verifier: Verifier, depth: VerifyDepth, tell: Callable[[Progress], None]
+        self,
+        verifier: Verifier,
+        repository: Repository,
+        depth: VerifyDepth,
+        tell: Callable[[Progress], None],
     ) -> None:
         self._catalog = verifier.catalog
-        self._repository = verifier.repository
-        self._store = verifier.repository.store
+        self._repository = repository
+        self._store = repository.store
         self._custody = verifier.custody
         self._workers = verifier.workers
         self._now = verifier.now
@@ -264,7 +272,9 @@ class _Run:
             origin = index.origins[entry.origin]
             sealed = view[entry.offset : entry.offset + entry.length]
             try:
-                key = self._custody.pack_key(origin.sealed_data_key, origin.nonce)
+                key = self._custody.pack_key(
+                    config.repository, origin.sealed_data_key, origin.nonce
+                )
                 chunks = reader.open(sealed, frame_key(key, entry.number), identity, entry.kind)
             except (DamagedError, KeyMaterialError):
                 bad.add(identity)
@@ -439,6 +449,18 @@ class _Run:
             damaged=damaged,
             damaged_total=len(self._damage),
         )
+
+
+def _joined(results: Sequence[VerifyResult]) -> VerifyResult:
+    """What was found in several repositories, as one."""
+    return VerifyResult(
+        snapshots_checked=sum(each.snapshots_checked for each in results),
+        packs_checked=sum(each.packs_checked for each in results),
+        chunks_checked=sum(each.chunks_checked for each in results),
+        bytes_read=sum(each.bytes_read for each in results),
+        damaged=tuple(damage for each in results for damage in each.damaged)[:_DAMAGED_MAX],
+        damaged_total=sum(each.damaged_total for each in results),
+    )
 
 
 def _has_hash(content: bytearray, expected: bytes) -> bool:

@@ -1,24 +1,31 @@
 """AdminService: what people and scripts may ask. Translates and calls."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeVar
 
 from typing_extensions import override
 
-from coordinator.api import bandwidth, translate
+from coordinator.api import bandwidth, repositories, translate
 from coordinator.api.authorise import Context, identity_of
+from coordinator.assignments import Assignments
 from coordinator.bandwidth import Bandwidth
 from coordinator.browse import Browser, Listed
 from coordinator.dispatch import Dispatcher
+from coordinator.doctor import Doctor
 from coordinator.limits import Limit, Scope
-from coordinator.model import JobId
+from coordinator.logs import get_logger
+from coordinator.model import JobId, Snapshot
 from coordinator.moves import Moves
 from coordinator.orders import Orders
 from coordinator.overview import Overview, VolumeView
+from coordinator.repositories import Standing
 from coordinator.selection import Selection
 from proto.tidemark.v1 import admin_pb2, admin_pb2_grpc
+from repository.ids import VolumeId
+
+log = get_logger()
 
 T = TypeVar("T")
 
@@ -41,6 +48,8 @@ class AdminParts:
     overview: Overview
     selection: Selection
     moves: Moves
+    assignments: Assignments
+    doctor: Doctor
     browser: Browser
     bandwidth: Bandwidth
     version: str
@@ -63,9 +72,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         names = await self._names()
         return admin_pb2.GetStatusResponse(
             coordinator_version=self._parts.version,
-            repository_id=overview.repository.config.repository.hex(),
+            repository_id=overview.repositories.find("").repository_id.hex(),
             unlocked=overview.unlocked,
-            recovery_kit_exported=await overview.kit_exported(),
+            recovery_kit_exported=await overview.kits_exported(),
             nodes=await self._nodes(),
             volumes=[
                 _volume(each) for each in (*await overview.volumes(), *await overview.claims())
@@ -78,33 +87,48 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def GetRepository(
         self, request: admin_pb2.GetRepositoryRequest, context: Context
     ) -> admin_pb2.GetRepositoryResponse:
+        return await self._repository(self._parts.overview.repositories.find(request.repository))
+
+    async def _repository(self, standing: Standing) -> admin_pb2.GetRepositoryResponse:
         overview = self._parts.overview
-        config = overview.repository.config
-        totals = await overview.totals()
-        return admin_pb2.GetRepositoryResponse(
-            repository_id=config.repository.hex(),
-            format=config.format,
-            location=overview.repository.location,
-            created_at=translate.timestamp(config.created_ns),
-            packs=totals.packs,
-            stored_bytes=totals.stored_bytes,
-            snapshots=totals.snapshots,
-            recovery_kit_exported=await overview.kit_exported(),
+        return repositories.repository(
+            standing,
+            await overview.totals(standing.repository_id),
+            kit_exported=await overview.kit_exported(standing),
             unlocked=overview.unlocked,
-            features=config.features,
         )
+
+    @override
+    async def ListRepositories(
+        self, request: admin_pb2.ListRepositoriesRequest, context: Context
+    ) -> admin_pb2.ListRepositoriesResponse:
+        found = self._parts.overview.repositories.all()
+        return admin_pb2.ListRepositoriesResponse(
+            repositories=[await self._repository(each) for each in found]
+        )
+
+    @override
+    async def InitRepository(
+        self, request: admin_pb2.InitRepositoryRequest, context: Context
+    ) -> admin_pb2.InitRepositoryResponse:
+        wish, secrets = repositories.wish_back(request)
+        made = await self._parts.overview.repositories.make(request.name, wish, secrets)
+        log.warning("repository made", repository=made.name, by=identity_of(context).name)
+        return admin_pb2.InitRepositoryResponse(repository=await self._repository(made))
 
     @override
     async def ExportRecoveryKit(
         self, request: admin_pb2.ExportRecoveryKitRequest, context: Context
     ) -> admin_pb2.ExportRecoveryKitResponse:
-        return admin_pb2.ExportRecoveryKitResponse(kit=await self._parts.overview.export_kit())
+        overview = self._parts.overview
+        standing = overview.repositories.find(request.repository)
+        return admin_pb2.ExportRecoveryKitResponse(kit=await overview.export_kit(standing))
 
     @override
     async def RunDoctor(
         self, request: admin_pb2.RunDoctorRequest, context: Context
     ) -> admin_pb2.RunDoctorResponse:
-        checks = await self._parts.overview.doctor()
+        checks = await self._parts.doctor.look()
         return admin_pb2.RunDoctorResponse(
             checks=[
                 admin_pb2.DoctorCheck(
@@ -113,6 +137,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
                 for check in checks
             ]
         )
+
+    def _name_of(self, snapshot: Snapshot) -> str:
+        return self._parts.overview.repositories.name_of(snapshot.repository_id)
 
     # ---- nodes and volumes ----------------------------------------------------------------------
 
@@ -185,12 +212,22 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             name=request.name if request.HasField("name") else None,
             replacing=request.replace,
         )
-        (view,) = [
-            view
-            for view in await self._parts.overview.volumes()
-            if view.volume.volume_id == moved.volume_id
-        ]
-        return admin_pb2.MoveVolumeResponse(volume=_volume(view), former_node=moved.former_node)
+        [volume] = await self._volumes({moved.volume_id})
+        return admin_pb2.MoveVolumeResponse(volume=volume, former_node=moved.former_node)
+
+    @override
+    async def AssignVolumes(
+        self, request: admin_pb2.AssignVolumesRequest, context: Context
+    ) -> admin_pb2.AssignVolumesResponse:
+        assigned = await self._parts.assignments.assign(
+            request.volumes, request.repository, everything=request.all
+        )
+        volumes = await self._volumes({each.volume_id for each in assigned})
+        return admin_pb2.AssignVolumesResponse(volumes=volumes)
+
+    async def _volumes(self, wanted: Collection[VolumeId]) -> list[admin_pb2.Volume]:
+        views = await self._parts.overview.volumes()
+        return [_volume(view) for view in views if view.volume.volume_id in wanted]
 
     # ---- jobs -----------------------------------------------------------------------------------
 
@@ -283,7 +320,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         volume = request.volume if request.HasField("volume") else None
         found = await self._parts.selection.snapshots((), volume)
         return admin_pb2.ListSnapshotsResponse(
-            snapshots=[translate.snapshot(each) for each in found]
+            snapshots=[translate.snapshot(each, self._name_of(each)) for each in found]
         )
 
     @override
@@ -294,7 +331,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             request.snapshot, request.volume if request.HasField("volume") else None
         )
         return admin_pb2.GetSnapshotResponse(
-            snapshot=translate.snapshot(found), result=translate.result_of(found)
+            snapshot=translate.snapshot(found, self._name_of(found)),
+            result=translate.result_of(found),
         )
 
     @override
@@ -363,7 +401,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         if scope is Scope.NODE:
             subject = bytes((await self._parts.selection.node(request.node)).node_id)
         elif scope is Scope.REPOSITORY:
-            subject = bytes(self._parts.overview.repository_id(request.repository))
+            found = self._parts.overview.repositories.find(request.repository)
+            subject = bytes(found.repository_id)
         limit = await self._parts.bandwidth.add_rule(
             scope, subject, bandwidth.rule_back(request), by=identity_of(context).name
         )
@@ -371,7 +410,13 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
 
     async def _limit(self, limit: Limit) -> admin_pb2.BandwidthLimit:
         nodes = await self._parts.overview.fleet.nodes()
-        names = {bytes(node.node_id): node.name for node in nodes}
+        names = {
+            **{bytes(node.node_id): node.name for node in nodes},
+            **{
+                bytes(each.repository_id): each.name
+                for each in self._parts.overview.repositories.all()
+            },
+        }
         return bandwidth.limit(limit, names, self._parts.bandwidth.now())
 
 
@@ -413,6 +458,7 @@ def _volume(view: VolumeView) -> admin_pb2.Volume:
         held_by=view.held_by,
         tracked_by=volume.tracking.source,
         tracking_reason=volume.tracking.reason,
+        repository=view.repository,
     )
     if view.head is not None:
         message.last_snapshot_id = view.head.snapshot_id

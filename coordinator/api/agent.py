@@ -25,14 +25,22 @@ from coordinator.founding import SIGNED_SECONDS
 from coordinator.intake import Intake, PackDigest, PackHeader
 from coordinator.links import AgentLink, GrantBandwidth, RunTask
 from coordinator.logs import get_logger
-from coordinator.model import NANOSECONDS, LogLine, Node, TaskId
+from coordinator.model import (
+    NANOSECONDS,
+    BackupOrder,
+    LogLine,
+    Node,
+    RestoreOrder,
+    Task,
+    TaskId,
+)
+from coordinator.repositories import Repositories
 from coordinator.restores import GrantHeader, GrantPart, PackGrant, Restores
 from coordinator.sessions import CommitRequest, Sessions
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
 from proto.versions import told
 from repository.failpoints import failpoint
 from repository.ids import SessionId
-from repository.layout import RepositoryConfig
 from repository.refs import REFS_BYTES_MAX
 from repository.store.interface import Checksum, SignedRequest, Signing
 
@@ -65,7 +73,7 @@ class AgentParts:
     bases: Bases
     intake: Intake
     restores: Restores
-    config: RepositoryConfig
+    repositories: Repositories
     program: Program
     bandwidth: Bandwidth
 
@@ -171,12 +179,21 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def _speak(self, link: AgentLink, context: Context) -> None:
         while (message := await link.outbox.get()) is not None:
             if isinstance(message, RunTask):
-                await context.write(translate.run_task(message.task, self._parts.config))
+                # What the store that it will work with may be sent, it hears first.
+                grant = self._parts.bandwidth.begin_task(link)
+                if grant is not None:
+                    await context.write(bandwidth.grant(grant))
+                await context.write(self._run_task(message.task))
             elif isinstance(message, GrantBandwidth):
                 await context.write(bandwidth.grant(message.grant))
             else:
                 cancel = agent_pb2.CancelTask(task_id=message.task_id)
                 await context.write(agent_pb2.ConnectResponse(cancel_task=cancel))
+
+    def _run_task(self, task: Task) -> agent_pb2.ConnectResponse:
+        assert isinstance(task.order, BackupOrder | RestoreOrder)
+        standing = self._parts.repositories.standing(task.order.repository_id)
+        return translate.run_task(task, standing.config)
 
     async def _listen(
         self,

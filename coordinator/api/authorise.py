@@ -43,6 +43,8 @@ RULES: Final[dict[str, frozenset[Role]]] = {
         for method in (
             "GetStatus",
             "GetRepository",
+            "ListRepositories",
+            "InitRepository",
             "ExportRecoveryKit",
             "RunDoctor",
             "ListNodes",
@@ -50,6 +52,7 @@ RULES: Final[dict[str, frozenset[Role]]] = {
             "RevokeNode",
             "ListVolumes",
             "MoveVolume",
+            "AssignVolumes",
             "CreateBackup",
             "CreateRestore",
             "CreateVerify",

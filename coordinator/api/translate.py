@@ -205,7 +205,7 @@ def _path_error_back(message: common_pb2.PathError) -> PathError:
 
 
 def run_task(task: Task, config: RepositoryConfig) -> agent_pb2.ConnectResponse:
-    """The message that hands a task to an agent."""
+    """The message that hands a task to an agent; the config is that of its repository."""
     order = task.order
     if isinstance(order, BackupOrder):
         backup = agent_pb2.RunBackup(
@@ -479,8 +479,8 @@ def node(
     )
 
 
-def snapshot(value: Snapshot) -> admin_pb2.Snapshot:
-    """A snapshot."""
+def snapshot(value: Snapshot, repository: str) -> admin_pb2.Snapshot:
+    """A snapshot, and the name of the repository that it lies in."""
     return admin_pb2.Snapshot(
         snapshot_id=value.snapshot_id,
         volume=value.volume,
@@ -496,6 +496,7 @@ def snapshot(value: Snapshot) -> admin_pb2.Snapshot:
         errors_total=value.statistics.errors_total,
         last_proof_at=timestamp(value.last_proof_at),
         locked_until=timestamp(value.locked_until),
+        repository=repository,
     )
 
 

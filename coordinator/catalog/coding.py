@@ -37,7 +37,7 @@ from coordinator.model import (
     VolumeReport,
     Workload,
 )
-from repository.ids import NodeId, PackNonce, SessionId, VolumeId
+from repository.ids import NodeId, PackNonce, RepositoryId, SessionId, VolumeId
 
 encode: Final = msgspec.msgpack.encode
 
@@ -91,6 +91,7 @@ def volume(row: Row[Any]) -> Volume:
         local_id=None if row.local_id is None else VolumeId(row.local_id),
         awaits=row.awaits,
         tracking=Tracking(row.tracked_by, row.tracking_reason),
+        repository_id=None if row.repository_id is None else RepositoryId(row.repository_id),
     )
 
 
@@ -219,6 +220,7 @@ def session(row: Row[Any]) -> Session:
         task_id=TaskId(row.task_id),
         volume_id=VolumeId(row.volume_id),
         node_id=NodeId(row.node_id),
+        repository_id=RepositoryId(row.repository_id),
         fencing_token=row.fencing_token,
         sealed_data_key=row.sealed_data_key,
         opened_at=row.opened_at,
@@ -237,6 +239,7 @@ def pack(row: Row[Any], origins: tuple[PackOrigin, ...]) -> Pack:
         session_id=SessionId(row.session_id),
         node_id=NodeId(row.node_id),
         volume_id=VolumeId(row.volume_id),
+        repository_id=RepositoryId(row.repository_id),
         stored_at=row.stored_at,
         frame_table=row.frame_table,
         origins=origins,
@@ -280,6 +283,7 @@ def snapshot(row: Row[Any]) -> Snapshot:
         session_id=SessionId(row.session_id),
         volume_id=VolumeId(row.volume_id),
         node_id=NodeId(row.node_id),
+        repository_id=RepositoryId(row.repository_id),
         volume=row.volume,
         node=row.node,
         sequence=row.sequence,

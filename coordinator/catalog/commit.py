@@ -61,6 +61,7 @@ def begin_commit(connection: Connection, plan: CommitPlan) -> Row[Any]:
             session_id=plan.session_id,
             volume_id=volume.volume_id,
             node_id=session.node_id,
+            repository_id=session.repository_id,
             volume=volume.name,
             node=node,
             sequence=sequence,
@@ -96,18 +97,29 @@ def _writing_session(connection: Connection, plan: CommitPlan) -> Row[Any]:
 
 
 def _check_head(connection: Connection, plan: CommitPlan, session: Row[Any]) -> None:
-    """The agent must have built upon the newest snapshot, and none may be half committed."""
-    found = connection.execute(
+    """The agent must have built upon the newest snapshot there, and none may be half committed.
+
+    Where that is not the volume's newest one, since others lie in another repository, what it needs
+    cannot be told by what has changed since then: it must name everything.
+    """
+    of_volume = (
         select(snapshots.c.sequence, snapshots.c.state)
         .where(snapshots.c.volume_id == session.volume_id)
         .order_by(snapshots.c.sequence.desc())
         .limit(1)
     )
-    newest = found.one_or_none()
+    newest = connection.execute(of_volume).one_or_none()
     if newest is not None and newest.state == coding.COMMITTING:
         raise FencedError("an earlier commit of this volume is not settled yet", hint=_LOST_HINT)
-    if (0 if newest is None else newest.sequence) != plan.head_sequence:
+    there = of_volume.where(snapshots.c.repository_id == session.repository_id)
+    head = connection.execute(there).one_or_none()
+    if (0 if head is None else head.sequence) != plan.head_sequence:
         raise FencedError("the volume has a newer snapshot than this one knows", hint=_LOST_HINT)
+    if newest is not None and newest.sequence != plan.head_sequence and not plan.base:
+        raise RejectedError(
+            "the snapshot does not name all that it needs, and the one before it lies in another "
+            "repository"
+        )
 
 
 def _check_references(connection: Connection, plan: CommitPlan, session: Row[Any]) -> None:
@@ -126,12 +138,17 @@ def _check_references(connection: Connection, plan: CommitPlan, session: Row[Any
                 packs.c.name,
                 packs.c.state,
                 packs.c.frame_table,
+                packs.c.repository_id,
             )
             .join(packs, packs.c.name == pack_origins.c.pack)
             .where(pack_origins.c.pack_nonce.in_(nonces[start : start + _BATCH]))
         )
         for row in found:
             nonce = PackNonce(row.pack_nonce)
+            if row.repository_id != session.repository_id:
+                raise RejectedError(
+                    f"the snapshot needs pack {row.name}, which lies in another repository"
+                )
             _check_pack(row, nonce, wanted[nonce])
             if row.node_id != session.node_id:
                 _check_held(connection, VolumeId(session.volume_id), nonce, wanted[nonce])

@@ -22,7 +22,7 @@ from coordinator.catalog.tables import (
 )
 from coordinator.holding import Holding, Named, attribute, move
 from coordinator.model import Node, SessionState, Volume, VolumeReport
-from repository.ids import NodeId, VolumeId
+from repository.ids import NodeId, RepositoryId, VolumeId
 
 # Well below SQLite's limit of variables.
 _BATCH: Final = 500
@@ -199,6 +199,21 @@ class SqlFleet(Fleet):
     def volumes(self, connection: Connection) -> list[Volume]:
         found = connection.execute(select(volumes).order_by(volumes.c.name, volumes.c.volume_id))
         return [coding.volume(row) for row in found]
+
+    @override
+    @writing
+    def assign_volumes(
+        self,
+        connection: Connection,
+        volume_ids: Iterable[VolumeId],
+        repository_id: RepositoryId,
+    ) -> None:
+        assigned = (
+            update(volumes)
+            .where(volumes.c.volume_id.in_(list(volume_ids)))
+            .values(repository_id=repository_id)
+        )
+        connection.execute(assigned)
 
     @override
     @writing

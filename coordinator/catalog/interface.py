@@ -30,7 +30,7 @@ from coordinator.model import (
     Volume,
     VolumeReport,
 )
-from repository.ids import NodeId, PackNonce, SessionId, VolumeId
+from repository.ids import NodeId, PackNonce, RepositoryId, SessionId, VolumeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ class CommitPlan:
     total_files: int
     total_bytes: int
     now: int
+    # Whether the references are all that the snapshot needs, whatever was needed before.
+    base: bool = False
     # Until when everything that the snapshot needs is locked; None where nothing is.
     locked_until: int | None = None
 
@@ -136,6 +138,12 @@ class Fleet(Protocol):
         """All volumes ever seen, by name."""
         ...
 
+    async def assign_volumes(
+        self, volume_ids: Iterable[VolumeId], repository_id: RepositoryId
+    ) -> None:
+        """The next snapshots of these go to that repository."""
+        ...
+
     async def mark_scheduled(self, volume_ids: Iterable[VolumeId], now: int) -> None:
         """Scheduled backups of these were asked for."""
         ...
@@ -191,6 +199,10 @@ class Jobs(Protocol):
 
 class Ledger(Protocol):
     """Sessions, packs, references and snapshots: what is stored, and who may add to it."""
+
+    async def attribute(self, repository_id: RepositoryId) -> None:
+        """All that was kept before there could be several repositories lies in this one."""
+        ...
 
     async def open_session(self, session: Session) -> Session:
         """Keep a session with the next fencing token; every open one of the volume is fenced.
@@ -270,8 +282,10 @@ class Ledger(Protocol):
         """Ids of settled snapshots that begin so; at most ten."""
         ...
 
-    async def head(self, volume_id: VolumeId) -> Snapshot | None:
-        """The newest settled snapshot of a volume."""
+    async def head(
+        self, volume_id: VolumeId, *, repository_id: RepositoryId | None = None
+    ) -> Snapshot | None:
+        """The newest settled snapshot of a volume, or the newest of those in one repository."""
         ...
 
     async def heads(self) -> dict[VolumeId, tuple[Snapshot, int | None, int | None]]:
@@ -294,8 +308,12 @@ class Ledger(Protocol):
         """These were verified and found whole."""
         ...
 
-    async def totals(self) -> Totals:
-        """Figures of the whole."""
+    async def writers(self, repository_id: RepositoryId) -> list[NodeId]:
+        """The nodes that ever had a session there."""
+        ...
+
+    async def totals(self, repository_id: RepositoryId | None = None) -> Totals:
+        """Figures of the whole, or of one repository."""
         ...
 
 
@@ -335,12 +353,14 @@ class Locks(Protocol):
         """These packs were locked."""
         ...
 
-    async def objects(self, names: Iterable[str]) -> list[Held]:
-        """What is known of objects that are no packs, in their order."""
+    async def objects(self, repository_id: RepositoryId, names: Iterable[str]) -> list[Held]:
+        """What is known of a repository's objects that are no packs, in their order."""
         ...
 
-    async def objects_locked(self, names: Iterable[str], until: int) -> None:
-        """These objects, which are no packs, were locked."""
+    async def objects_locked(
+        self, repository_id: RepositoryId, names: Iterable[str], until: int
+    ) -> None:
+        """These objects of a repository, which are no packs, were locked."""
         ...
 
 

@@ -33,7 +33,7 @@ from coordinator.model import (
     Totals,
 )
 from repository.failpoints import failpoint
-from repository.ids import PackNonce, SessionId, VolumeId
+from repository.ids import NodeId, PackNonce, RepositoryId, SessionId, VolumeId
 
 # Well below SQLite's limit of variables, and the batch that measured best.
 _BATCH: Final = 500
@@ -52,6 +52,16 @@ class SqlLedger(Ledger):
 
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
+
+    @override
+    @writing
+    def attribute(self, connection: Connection, repository_id: RepositoryId) -> None:
+        for table in (sessions, packs, snapshots):
+            connection.execute(
+                update(table)
+                .where(table.c.repository_id.is_(None))
+                .values(repository_id=repository_id)
+            )
 
     @override
     @writing
@@ -75,6 +85,7 @@ class SqlLedger(Ledger):
                 task_id=session.task_id,
                 volume_id=session.volume_id,
                 node_id=session.node_id,
+                repository_id=session.repository_id,
                 fencing_token=token,
                 sealed_data_key=session.sealed_data_key,
                 opened_at=session.opened_at,
@@ -144,6 +155,7 @@ class SqlLedger(Ledger):
                 session_id=pack.session_id,
                 node_id=pack.node_id,
                 volume_id=pack.volume_id,
+                repository_id=pack.repository_id,
                 stored_at=pack.stored_at,
                 frame_table=pack.frame_table,
                 state=pack.state,
@@ -279,7 +291,13 @@ class SqlLedger(Ledger):
 
     @override
     @reading
-    def head(self, connection: Connection, volume_id: VolumeId) -> Snapshot | None:
+    def head(
+        self,
+        connection: Connection,
+        volume_id: VolumeId,
+        *,
+        repository_id: RepositoryId | None = None,
+    ) -> Snapshot | None:
         query = (
             select(snapshots)
             .where(_SETTLED)
@@ -287,6 +305,8 @@ class SqlLedger(Ledger):
             .order_by(snapshots.c.sequence.desc())
             .limit(1)
         )
+        if repository_id is not None:
+            query = query.where(snapshots.c.repository_id == repository_id)
         row = connection.execute(query).one_or_none()
         return None if row is None else coding.snapshot(row)
 
@@ -383,22 +403,29 @@ class SqlLedger(Ledger):
 
     @override
     @reading
-    def totals(self, connection: Connection) -> Totals:
-        stored = connection.execute(
-            select(func.count(), func.coalesce(func.sum(packs.c.size_bytes), 0))
+    def writers(self, connection: Connection, repository_id: RepositoryId) -> list[NodeId]:
+        query = select(sessions.c.node_id).where(sessions.c.repository_id == repository_id)
+        return [NodeId(node_id) for node_id in connection.scalars(query.distinct())]
+
+    @override
+    @reading
+    def totals(self, connection: Connection, repository_id: RepositoryId | None = None) -> Totals:
+        stored = select(func.count(), func.coalesce(func.sum(packs.c.size_bytes), 0))
+        settled = select(func.count()).select_from(snapshots).where(_SETTLED)
+        writing_now = (
+            select(func.count()).select_from(sessions).where(sessions.c.state == SessionState.OPEN)
         )
-        count, size_bytes = stored.one()
+        if repository_id is not None:
+            stored = stored.where(packs.c.repository_id == repository_id)
+            settled = settled.where(snapshots.c.repository_id == repository_id)
+            writing_now = writing_now.where(sessions.c.repository_id == repository_id)
+        count, size_bytes = connection.execute(stored).one()
         return Totals(
             packs=count,
             stored_bytes=size_bytes,
-            snapshots=_count(connection, snapshots, _SETTLED),
-            sessions_open=_count(connection, sessions, sessions.c.state == SessionState.OPEN),
+            snapshots=connection.scalar(settled) or 0,
+            sessions_open=connection.scalar(writing_now) or 0,
         )
-
-
-def _count(connection: Connection, table: Any, condition: Any) -> int:
-    counted = connection.scalar(select(func.count()).select_from(table).where(condition))
-    return counted or 0
 
 
 def _batches(keys: Iterable[Any]) -> Iterator[list[Any]]:

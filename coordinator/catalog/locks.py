@@ -15,7 +15,7 @@ from coordinator.catalog.interface import Locks
 from coordinator.catalog.tables import locked_objects, pack_origins, packs, refs
 from coordinator.locking import UNLOCKED, Held
 from coordinator.model import FrameReference
-from repository.ids import PackNonce, VolumeId
+from repository.ids import PackNonce, RepositoryId, VolumeId
 
 _BATCH: Final = 500
 
@@ -60,24 +60,36 @@ class SqlLocks(Locks):
 
     @override
     @reading
-    def objects(self, connection: Connection, names: Iterable[str]) -> list[Held]:
+    def objects(
+        self, connection: Connection, repository_id: RepositoryId, names: Iterable[str]
+    ) -> list[Held]:
         listed = list(names)
         known: dict[str, int] = {}
+        ours = select(locked_objects).where(locked_objects.c.repository_id == repository_id)
         for batch in _batches(listed):
-            query = select(locked_objects).where(locked_objects.c.name.in_(batch))
+            query = ours.where(locked_objects.c.name.in_(batch))
             known.update((row.name, row.locked_until) for row in connection.execute(query))
         return [Held(name, known.get(name, UNLOCKED)) for name in listed]
 
     @override
     @writing
-    def objects_locked(self, connection: Connection, names: Iterable[str], until: int) -> None:
-        rows = [{"name": name, "locked_until": until} for name in names]
+    def objects_locked(
+        self,
+        connection: Connection,
+        repository_id: RepositoryId,
+        names: Iterable[str],
+        until: int,
+    ) -> None:
+        rows = [
+            {"repository_id": repository_id, "name": name, "locked_until": until} for name in names
+        ]
         if rows:
             added = insert(locked_objects)
             later = func.max(locked_objects.c.locked_until, added.excluded.locked_until)
             connection.execute(
                 added.on_conflict_do_update(
-                    index_elements=[locked_objects.c.name], set_={"locked_until": later}
+                    index_elements=[locked_objects.c.repository_id, locked_objects.c.name],
+                    set_={"locked_until": later},
                 ),
                 rows,
             )

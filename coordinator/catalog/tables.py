@@ -78,6 +78,8 @@ volumes = Table(
     # What tells its agent of changes, and why nothing better does. Empty while nobody has looked.
     Column("tracked_by", String, nullable=False, default="", server_default=""),
     Column("tracking_reason", String, nullable=False, default="", server_default=""),
+    # Where its snapshots go; the first repository while nobody has said.
+    Column("repository_id", LargeBinary(16)),
     # The highest sequence ever given out, to a snapshot that failed as well: never used twice.
     Column("last_sequence", BigInteger, nullable=False, default=0),
     Index("ux_volumes_node_id_local_id", "node_id", "local_id", unique=True),
@@ -127,6 +129,8 @@ sessions = Table(
     Column("opened_at", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),
     Column("proven", Boolean, nullable=False, default=False),
+    # Here and below: null in rows from before there could be several, until the next start.
+    Column("repository_id", LargeBinary(16)),
     Index("ix_sessions_volume_id_state", "volume_id", "state"),
 )
 
@@ -145,6 +149,7 @@ packs = Table(
     Column("state", String(16), nullable=False, index=True),
     # As far as it is known; 0 where it is not locked. Never shortened.
     Column("locked_until", BigInteger, nullable=False, default=0, server_default="0", index=True),
+    Column("repository_id", LargeBinary(16), index=True),
 )
 
 # Where the frames of an origin lie now. Repacking will move origins; a name never changes.
@@ -206,13 +211,15 @@ snapshots = Table(
     Column("last_proof_at", BigInteger),
     # Until when nobody can delete anything that it needs.
     Column("locked_until", BigInteger),
+    Column("repository_id", LargeBinary(16)),
     Index("ux_snapshots_volume_id_sequence", "volume_id", "sequence", unique=True),
 )
 
-# Until when other objects are locked that snapshots need: what founds the repository.
+# Until when other objects are locked that snapshots need: what founds a repository.
 locked_objects = Table(
     "locked_objects",
     metadata,
+    Column("repository_id", LargeBinary(16), primary_key=True),
     Column("name", String, primary_key=True),
     Column("locked_until", BigInteger, nullable=False),
 )

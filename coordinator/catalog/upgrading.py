@@ -22,7 +22,7 @@ from coordinator.model import NANOSECONDS
 from coordinator.vault import sync_directory
 
 # Every revision there ever was, oldest first; the last one is what tables.py says.
-REVISIONS: Final = ("v0001", "v0002", "v0003", "v0004", "v0005", "v0006")
+REVISIONS: Final = ("v0001", "v0002", "v0003", "v0004", "v0005", "v0006", "v0007")
 REVISION: Final = REVISIONS[-1]
 
 _COPIES_KEPT: Final = 3

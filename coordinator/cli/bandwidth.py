@@ -38,7 +38,9 @@ def show_bandwidth(cli: Invocation) -> None:
 @verb(app, "set")
 @click.option("--fleet", is_flag=True, help="For all nodes together.")
 @click.option("--node", metavar="NODE", help="For one node: its name or id.")
-@click.option("--repository", metavar="ID", help="For all that one repository takes and gives.")
+@click.option(
+    "--repository", metavar="NAME", help="For all that one repository takes and gives; or its id."
+)
 @click.argument("rate", metavar="RATE|off")
 @click.option("--from", "begin", metavar="HH:MM", help="Only in a window that begins then.")
 @click.option("--to", "end", metavar="HH:MM", help="Where that window ends.")
@@ -63,7 +65,7 @@ def set_bandwidth(
     """
     if sum((fleet, node is not None, repository is not None)) != 1:
         raise UsageError(
-            "a limit is for one thing", hint="give one of --fleet, --node NODE or --repository ID"
+            "a limit is for one thing", hint="give one of --fleet, --node NODE or --repository NAME"
         )
     request = SetBandwidthRequest(
         bytes_per_second=_rate(rate), window=_window(begin, end, zone, days)

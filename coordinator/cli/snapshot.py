@@ -172,6 +172,7 @@ def _table(snapshot: Document) -> Table:
         ("volume", f"{snapshot['node']}/{snapshot['volume']}"),
         ("sequence", str(snapshot["sequence"])),
         ("committed", local_time(snapshot["committed_at"])),
+        ("repository", snapshot["repository"]),
         ("phase", snapshot["phase"] or ""),
         ("change detection", snapshot["change_detection"] or "unknown"),
         ("proof", (snapshot["result"] or {}).get("proof") or "unknown"),

@@ -15,6 +15,7 @@ from coordinator.cli.output import Table, fields_table, printable
 from coordinator.cli.times import local_time
 from coordinator.cli.waiting import raise_for
 from proto.tidemark.v1.admin_pb2 import (
+    AssignVolumesRequest,
     CreateBackupRequest,
     Job,
     ListVolumesRequest,
@@ -22,7 +23,7 @@ from proto.tidemark.v1.admin_pb2 import (
 )
 from proto.tidemark.v1.common_pb2 import BackupResult
 
-app = noun("volume", "List volumes and their protection, audit and move them.")
+app = noun("volume", "List volumes and their protection, audit, assign and move them.")
 
 
 @verb(app, "list")
@@ -107,6 +108,23 @@ def _without_audit(one: BackupResult) -> str:
     return one.audit.reason or next((each.message for each in one.errors), "no answer")
 
 
+@verb(app, "assign")
+@click.argument("volumes", metavar="[VOLUME]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that are protected.")
+@click.option("--repository", metavar="REPOSITORY", required=True, help="Its name or id.")
+def assign_volumes(
+    cli: Invocation, *, volumes: tuple[str, ...], everything: bool, repository: str
+) -> None:
+    """Send the next snapshots of volumes to another repository.
+
+    The first backup there stores everything anew. What was stored before stays where it is, and
+    restores as it did. VOLUME is a name, node/name or an id.
+    """
+    request = AssignVolumesRequest(volumes=volumes, all=everything, repository=repository)
+    made = documents(cli.client.ask(cli.client.admin.AssignVolumes, request).volumes)
+    cli.print(made, lambda: volumes_table(made))
+
+
 @verb(app, "move")
 @click.argument("volume", metavar="VOLUME")
 @click.option("--to", "node", metavar="NODE", required=True, help="The node that has it now.")
@@ -186,6 +204,7 @@ def _table(volume: Document) -> Table:
             ("project", volume["project"] or "none"),
             ("labels", ", ".join(f"{key}={value}" for key, value in volume["labels"].items())),
             ("policy", volume["policy"] or "none"),
+            ("repository", volume["repository"]),
             ("last backup", volume["last_phase"] or "none"),
             ("last message", volume["last_message"]),
             ("last snapshot", volume["last_snapshot_id"] or "none"),

@@ -43,7 +43,7 @@ from coordinator.model import (
     VolumeReport,
     Workload,
 )
-from repository.ids import NodeId, PackNonce, SessionId, VolumeId
+from repository.ids import NodeId, PackNonce, RepositoryId, SessionId, VolumeId
 from repository.pack import FrameTable
 from tests.fakes.catalogs import to_first_revision
 
@@ -55,6 +55,9 @@ OTHER_NODE = NodeId(b"\x02" * 16)
 VOLUME = VolumeId(b"\x03" * 16)
 OTHER_VOLUME = VolumeId(b"\x04" * 16)
 NONCE = PackNonce(b"\x05" * 16)
+OTHER_NONCE = PackNonce(b"\x06" * 16)
+REPOSITORY = RepositoryId(b"\x07" * 16)
+OTHER_REPOSITORY = RepositoryId(b"\x08" * 16)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,12 @@ async def join(catalog: Catalog, joining: Node) -> None:
 
 
 async def open_session(
-    catalog: Catalog, number: int, *, volume_id: VolumeId = VOLUME, node_id: NodeId = NODE
+    catalog: Catalog,
+    number: int,
+    *,
+    volume_id: VolumeId = VOLUME,
+    node_id: NodeId = NODE,
+    repository_id: RepositoryId = REPOSITORY,
 ) -> Session:
     """A session of a job of its own, on a node and volume that are made as needed."""
     if await catalog.fleet.node(node_id) is None:
@@ -111,6 +119,7 @@ async def open_session(
         task_id=job.tasks[0].task_id,
         volume_id=volume_id,
         node_id=node_id,
+        repository_id=repository_id,
         fencing_token=0,
         sealed_data_key=b"sealed",
         opened_at=number,
@@ -130,6 +139,7 @@ def pack(session: Session, name: str = "packs/a", nonce: PackNonce = NONCE) -> P
         session_id=session.session_id,
         node_id=session.node_id,
         volume_id=session.volume_id,
+        repository_id=session.repository_id,
         stored_at=1,
         frame_table=FrameTable({nonce: {0: (32, 10), 1: (42, 10)}}).encode(),
         origins=(origin,),
@@ -160,7 +170,9 @@ def frame(number: int, live_bytes: int = 7, nonce: PackNonce = NONCE) -> FrameRe
 async def commit(
     catalog: Catalog, session: Session, *references: FrameReference, head: int, base: bool = False
 ) -> Snapshot:
-    begun = await catalog.ledger.begin_commit(plan(session, *references, head=head))
+    begun = await catalog.ledger.begin_commit(
+        replace(plan(session, *references, head=head), base=base)
+    )
     await catalog.ledger.finish_commit(begun.snapshot_id, b"root", references, base=base)
     finished = await catalog.ledger.snapshot(begun.snapshot_id)
     assert finished is not None
@@ -670,8 +682,6 @@ async def test_a_limit_without_rules_is_none(catalog: Catalog) -> None:
 
 # ---- locks --------------------------------------------------------------------------------------
 
-OTHER_NONCE = PackNonce(b"\x06" * 16)
-
 
 async def lapsing(
     catalog: Catalog, *references: FrameReference, before: int, base: bool = False
@@ -713,23 +723,119 @@ async def test_packs_of_other_volumes_and_former_frames_do_not_lapse(catalog: Ca
     assert await catalog.locks.lapsing_packs(OTHER_VOLUME, [], base=False, before=100) == []
 
 
+async def test_a_volume_has_a_head_in_each_repository(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    first = await commit(catalog, session, frame(0), head=0)
+    there = await open_session(catalog, 2, repository_id=OTHER_REPOSITORY)
+    await catalog.ledger.record_pack(pack(there, "packs/b", OTHER_NONCE), there.fencing_token)
+    second = await commit(catalog, there, frame(0, nonce=OTHER_NONCE), head=0, base=True)
+
+    heads = [
+        await catalog.ledger.head(VOLUME, repository_id=each)
+        for each in (REPOSITORY, OTHER_REPOSITORY, RepositoryId(bytes(16)))
+    ]
+    assert heads == [first, second, None]
+    assert await catalog.ledger.head(VOLUME) == second
+    assert (first.sequence, second.sequence) == (1, 2)
+    lying = [each.repository_id for each in await catalog.ledger.snapshots()]
+    assert lying == [REPOSITORY, OTHER_REPOSITORY]
+    # What the first one needs is told as before, and nothing of the second.
+    assert await catalog.ledger.references(first) == {NONCE: [0]}
+    assert await catalog.ledger.references(second) == {OTHER_NONCE: [0]}
+    totals = [await catalog.ledger.totals(each) for each in (REPOSITORY, OTHER_REPOSITORY, None)]
+    assert [(each.packs, each.snapshots) for each in totals] == [(1, 1), (1, 1), (2, 2)]
+    assert await catalog.ledger.writers(OTHER_REPOSITORY) == [NODE]
+    assert await catalog.ledger.writers(RepositoryId(bytes(16))) == []
+
+
+async def test_a_commit_names_packs_of_its_own_repository_alone(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    await commit(catalog, session, frame(0), head=0)
+    there = await open_session(catalog, 2, repository_id=OTHER_REPOSITORY)
+
+    with pytest.raises(RejectedError, match="another repository"):
+        await commit(catalog, there, frame(0), head=0, base=True)
+
+
+async def test_a_commit_beside_newer_ones_elsewhere_must_be_a_base(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    await commit(catalog, session, frame(0), head=0)
+    there = await open_session(catalog, 2, repository_id=OTHER_REPOSITORY)
+    await commit(catalog, there, head=0, base=True)
+    back = await open_session(catalog, 3)
+
+    with pytest.raises(RejectedError, match="name all that it needs"):
+        await commit(catalog, back, frame(1), head=1)
+    with pytest.raises(FencedError, match="newer snapshot"):
+        await commit(catalog, back, frame(1), head=0, base=True)
+    third = await commit(catalog, back, frame(1), head=1, base=True)
+    assert await catalog.ledger.references(third) == {NONCE: [1]}
+
+
+async def test_a_commit_waits_for_one_that_is_not_settled_elsewhere(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.begin_commit(plan(session))
+    there = await open_session(catalog, 2, repository_id=OTHER_REPOSITORY)
+
+    with pytest.raises(FencedError, match="not settled yet"):
+        await commit(catalog, there, head=0, base=True)
+
+
+async def test_a_volume_is_assigned_to_a_repository(catalog: Catalog) -> None:
+    await open_session(catalog, 1)
+    [before] = await catalog.fleet.volumes()
+    await catalog.fleet.assign_volumes([VOLUME, OTHER_VOLUME], OTHER_REPOSITORY)
+    # What its agent tells changes nothing of that.
+    await catalog.fleet.report_volumes(NODE, [report()], 6)
+    [after] = await catalog.fleet.volumes()
+
+    assert before.repository_id is None
+    assert after == replace(before, repository_id=OTHER_REPOSITORY)
+
+
+async def test_what_was_kept_before_there_were_several_lies_in_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    made = await open_catalog(path, NOW)
+    session = await open_session(made, 1)
+    await made.ledger.record_pack(pack(session), session.fencing_token)
+    await commit(made, session, frame(0), head=0)
+    await made.close()
+    to_first_revision(path)
+
+    upgraded = await open_catalog(path, NOW)
+    await upgraded.ledger.attribute(OTHER_REPOSITORY)
+    await upgraded.ledger.attribute(REPOSITORY)
+    stored = await upgraded.ledger.pack("packs/a")
+    [snapshot] = await upgraded.ledger.snapshots()
+    writers = await upgraded.ledger.writers(OTHER_REPOSITORY)
+    await upgraded.close()
+
+    assert stored is not None
+    assert stored.repository_id == snapshot.repository_id == OTHER_REPOSITORY
+    assert writers == [NODE]
+
+
 async def test_what_is_known_of_a_lock_never_becomes_less(catalog: Catalog) -> None:
     session = await open_session(catalog, 1)
     await catalog.ledger.record_pack(pack(session), session.fencing_token)
 
     for until in (50, 80, 60):
         await catalog.locks.packs_locked(["packs/a", "packs/unknown"], until)
-        await catalog.locks.objects_locked(["config", f"keys/{until}"], until)
-    await catalog.locks.objects_locked([], 1)
+        await catalog.locks.objects_locked(REPOSITORY, ["config", f"keys/{until}"], until)
+    await catalog.locks.objects_locked(REPOSITORY, [], 1)
 
     stored = await catalog.ledger.pack("packs/a")
     assert stored is not None
     assert stored.locked_until == 80
-    assert await catalog.locks.objects(["keys/60", "none", "config"]) == [
+    assert await catalog.locks.objects(REPOSITORY, ["keys/60", "none", "config"]) == [
         Held("keys/60", 60),
         Held("none"),
         Held("config", 80),
     ]
+    assert await catalog.locks.objects(OTHER_REPOSITORY, ["config"]) == [Held("config")]
 
 
 async def test_a_snapshot_keeps_until_when_it_is_locked(catalog: Catalog) -> None:

@@ -18,11 +18,12 @@ _LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Endpoints:
-    """HOST:PORT of gRPC and of HTTP, and what signed URLs of the store begin with, if any."""
+    """HOST:PORT of gRPC and of HTTP; what signed URLs of stores begin with; local repositories."""
 
     grpc: str
     http: str
-    store: str = ""
+    stores: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()
 
 
 def read_endpoints(directory: Directory, pid: int) -> Endpoints | None:
@@ -31,8 +32,12 @@ def read_endpoints(directory: Directory, pid: int) -> Endpoints | None:
         fields = json.loads(directory.endpoints.read_bytes())
         if fields["pid"] != pid:
             return None
-        store = fields.get("store", "")
-        return Endpoints(_callable(fields["grpc"]), _callable(fields["http"]), store)
+        return Endpoints(
+            _callable(fields["grpc"]),
+            _callable(fields["http"]),
+            tuple(fields["stores"]),
+            tuple(fields["directories"]),
+        )
     except (OSError, ValueError, KeyError):
         return None
 

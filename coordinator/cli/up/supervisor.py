@@ -150,6 +150,8 @@ async def _start_coordinator(settings: Settings, lock: int) -> Child:
         *("--config", "/dev/null"),
         *("--data", str(directory.coordinator)),
         *(part for flag, value in where.items() for part in (f"--{flag}", value)),
+        # Whoever may ask it for another repository may do anything on this machine as it is.
+        *("--repository-places", "any"),
         *("--listen", listen),
         *("--http", "127.0.0.1:0"),
         *("--every", every),
@@ -171,9 +173,10 @@ async def _start_agent(settings: Settings, endpoints: Endpoints, lock: int) -> C
         *("--http", "127.0.0.1:0"),
         *("--protect-file", str(directory.protect)),
         *("--exclude", str(directory.path)),
+        *(flag for path in endpoints.directories for flag in ("--exclude", path)),
         # Whoever runs `up` is master of this machine already.
         *("--restore-root", "/"),
-        *(("--store-endpoint", endpoints.store) if endpoints.store else ()),
+        *(flag for store in endpoints.stores for flag in ("--store-endpoint", store)),
         *(("--store-ca", ca_file) if ca_file is not None else ()),
         *(("--docker", settings.engine) if settings.engine is not None else ()),
         "--exit-with-parent",

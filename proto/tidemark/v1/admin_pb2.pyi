@@ -145,12 +145,17 @@ Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 class GetRepositoryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    """Name, id or the beginning of an id; the first one if it is empty."""
     def __init__(
         self,
+        *,
+        repository: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository", b"repository"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -170,6 +175,9 @@ class GetRepositoryResponse(_message.Message):
     RECOVERY_KIT_EXPORTED_FIELD_NUMBER: _builtins.int
     UNLOCKED_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    OPENED_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     repository_id: _builtins.str
     format: _builtins.str
     location: _builtins.str
@@ -178,6 +186,10 @@ class GetRepositoryResponse(_message.Message):
     snapshots: _builtins.int
     recovery_kit_exported: _builtins.bool
     unlocked: _builtins.bool
+    name: _builtins.str
+    opened: _builtins.bool
+    """Whether it can be read and written now; if not, why."""
+    problem: _builtins.str
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -195,17 +207,20 @@ class GetRepositoryResponse(_message.Message):
         recovery_kit_exported: _builtins.bool = ...,
         unlocked: _builtins.bool = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
+        name: _builtins.str = ...,
+        opened: _builtins.bool = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "features", b"features", "format", b"format", "location", b"location", "packs", b"packs", "recovery_kit_exported", b"recovery_kit_exported", "repository_id", b"repository_id", "snapshots", b"snapshots", "stored_bytes", b"stored_bytes", "unlocked", b"unlocked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "features", b"features", "format", b"format", "location", b"location", "name", b"name", "opened", b"opened", "packs", b"packs", "problem", b"problem", "recovery_kit_exported", b"recovery_kit_exported", "repository_id", b"repository_id", "snapshots", b"snapshots", "stored_bytes", b"stored_bytes", "unlocked", b"unlocked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRepositoryResponse: _TypeAlias = GetRepositoryResponse  # noqa: Y015
 
 @_typing.final
-class ExportRecoveryKitRequest(_message.Message):
+class ListRepositoriesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -214,6 +229,135 @@ class ExportRecoveryKitRequest(_message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRepositoriesRequest: _TypeAlias = ListRepositoriesRequest  # noqa: Y015
+
+@_typing.final
+class ListRepositoriesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def repositories(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetRepositoryResponse]:
+        """The first one first."""
+
+    def __init__(
+        self,
+        *,
+        repositories: _abc.Iterable[Global___GetRepositoryResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repositories", b"repositories"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRepositoriesResponse: _TypeAlias = ListRepositoriesResponse  # noqa: Y015
+
+@_typing.final
+class InitRepositoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    ADDRESSING_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    CA_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    url: _builtins.str
+    """s3://BUCKET/PREFIX or file:///DIR, the latter on the coordinator's machine."""
+    endpoint: _builtins.str
+    """The rest is of buckets; what is not set is as the coordinator's machine has it."""
+    region: _builtins.str
+    addressing: _builtins.str
+    lock: _builtins.str
+    """A duration such as 30d, or off."""
+    credentials: _builtins.bytes
+    """Contents of files: the bucket's key as AWS tools keep it, and whom to trust. Secret."""
+    ca: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        url: _builtins.str = ...,
+        endpoint: _builtins.str | None = ...,
+        region: _builtins.str | None = ...,
+        addressing: _builtins.str | None = ...,
+        lock: _builtins.str | None = ...,
+        credentials: _builtins.bytes | None = ...,
+        ca: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_addressing", b"_addressing", "_ca", b"_ca", "_credentials", b"_credentials", "_endpoint", b"_endpoint", "_lock", b"_lock", "_region", b"_region", "addressing", b"addressing", "ca", b"ca", "credentials", b"credentials", "endpoint", b"endpoint", "lock", b"lock", "region", b"region"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_addressing", b"_addressing", "_ca", b"_ca", "_credentials", b"_credentials", "_endpoint", b"_endpoint", "_lock", b"_lock", "_region", b"_region", "addressing", b"addressing", "ca", b"ca", "credentials", b"credentials", "endpoint", b"endpoint", "lock", b"lock", "name", b"name", "region", b"region", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__addressing: _TypeAlias = _typing.Literal["addressing"]  # noqa: Y015
+    _WhichOneofArgType__addressing: _TypeAlias = _typing.Literal["_addressing", b"_addressing"]  # noqa: Y015
+    _WhichOneofReturnType__ca: _TypeAlias = _typing.Literal["ca"]  # noqa: Y015
+    _WhichOneofArgType__ca: _TypeAlias = _typing.Literal["_ca", b"_ca"]  # noqa: Y015
+    _WhichOneofReturnType__credentials: _TypeAlias = _typing.Literal["credentials"]  # noqa: Y015
+    _WhichOneofArgType__credentials: _TypeAlias = _typing.Literal["_credentials", b"_credentials"]  # noqa: Y015
+    _WhichOneofReturnType__endpoint: _TypeAlias = _typing.Literal["endpoint"]  # noqa: Y015
+    _WhichOneofArgType__endpoint: _TypeAlias = _typing.Literal["_endpoint", b"_endpoint"]  # noqa: Y015
+    _WhichOneofReturnType__lock: _TypeAlias = _typing.Literal["lock"]  # noqa: Y015
+    _WhichOneofArgType__lock: _TypeAlias = _typing.Literal["_lock", b"_lock"]  # noqa: Y015
+    _WhichOneofReturnType__region: _TypeAlias = _typing.Literal["region"]  # noqa: Y015
+    _WhichOneofArgType__region: _TypeAlias = _typing.Literal["_region", b"_region"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__addressing) -> _WhichOneofReturnType__addressing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ca) -> _WhichOneofReturnType__ca | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credentials) -> _WhichOneofReturnType__credentials | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__endpoint) -> _WhichOneofReturnType__endpoint | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lock) -> _WhichOneofReturnType__lock | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__region) -> _WhichOneofReturnType__region | None: ...
+
+Global___InitRepositoryRequest: _TypeAlias = InitRepositoryRequest  # noqa: Y015
+
+@_typing.final
+class InitRepositoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def repository(self) -> Global___GetRepositoryResponse: ...
+    def __init__(
+        self,
+        *,
+        repository: Global___GetRepositoryResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["repository", b"repository"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InitRepositoryResponse: _TypeAlias = InitRepositoryResponse  # noqa: Y015
+
+@_typing.final
+class ExportRecoveryKitRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    """As in GetRepositoryRequest."""
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository", b"repository"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -529,6 +673,7 @@ class Volume(_message.Message):
     HELD_BY_FIELD_NUMBER: _builtins.int
     TRACKED_BY_FIELD_NUMBER: _builtins.int
     TRACKING_REASON_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     volume_id: _builtins.str
     node: _builtins.str
@@ -553,6 +698,8 @@ class Volume(_message.Message):
     nothing better does; empty where nothing is better.
     """
     tracking_reason: _builtins.str
+    repository: _builtins.str
+    """The name of the repository that its next snapshot goes to."""
     @_builtins.property
     def last_completed_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -588,10 +735,11 @@ class Volume(_message.Message):
         held_by: _builtins.str | None = ...,
         tracked_by: _builtins.str = ...,
         tracking_reason: _builtins.str = ...,
+        repository: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_held_by", b"_held_by", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "held_by", b"held_by", "last_completed_at", b"last_completed_at", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_held_by", b"_held_by", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "change_detection", b"change_detection", "containers", b"containers", "held_by", b"held_by", "labels", b"labels", "last_completed_at", b"last_completed_at", "last_message", b"last_message", "last_phase", b"last_phase", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "node", b"node", "path", b"path", "policy", b"policy", "present", b"present", "project", b"project", "reason", b"reason", "source", b"source", "tracked_by", b"tracked_by", "tracking_reason", b"tracking_reason", "verdict", b"verdict", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "_held_by", b"_held_by", "_last_snapshot_id", b"_last_snapshot_id", "_policy", b"_policy", "age_seconds", b"age_seconds", "change_detection", b"change_detection", "containers", b"containers", "held_by", b"held_by", "labels", b"labels", "last_completed_at", b"last_completed_at", "last_message", b"last_message", "last_phase", b"last_phase", "last_proof_at", b"last_proof_at", "last_snapshot_id", b"last_snapshot_id", "node", b"node", "path", b"path", "policy", b"policy", "present", b"present", "project", b"project", "reason", b"reason", "repository", b"repository", "source", b"source", "tracked_by", b"tracked_by", "tracking_reason", b"tracking_reason", "verdict", b"verdict", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__age_seconds: _TypeAlias = _typing.Literal["age_seconds"]  # noqa: Y015
     _WhichOneofArgType__age_seconds: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds"]  # noqa: Y015
@@ -656,6 +804,54 @@ class ListVolumesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListVolumesResponse: _TypeAlias = ListVolumesResponse  # noqa: Y015
+
+@_typing.final
+class AssignVolumesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    repository: _builtins.str
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Selectors; or all that are protected."""
+
+    def __init__(
+        self,
+        *,
+        volumes: _abc.Iterable[_builtins.str] | None = ...,
+        all: _builtins.bool = ...,
+        repository: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "repository", b"repository", "volumes", b"volumes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignVolumesRequest: _TypeAlias = AssignVolumesRequest  # noqa: Y015
+
+@_typing.final
+class AssignVolumesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Volume]: ...
+    def __init__(
+        self,
+        *,
+        volumes: _abc.Iterable[Global___Volume] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volumes", b"volumes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignVolumesResponse: _TypeAlias = AssignVolumesResponse  # noqa: Y015
 
 @_typing.final
 class MoveVolumeRequest(_message.Message):
@@ -1221,6 +1417,7 @@ class Snapshot(_message.Message):
     LAST_PROOF_AT_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     LOCKED_UNTIL_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
     snapshot_id: _builtins.str
     volume: _builtins.str
     volume_id: _builtins.str
@@ -1233,6 +1430,8 @@ class Snapshot(_message.Message):
     data_added_packed: _builtins.int
     errors_total: _builtins.int
     pinned: _builtins.bool
+    repository: _builtins.str
+    """The name of the repository that it lies in."""
     @_builtins.property
     def committed_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1259,10 +1458,11 @@ class Snapshot(_message.Message):
         last_proof_at: _timestamp_pb2.Timestamp | None = ...,
         pinned: _builtins.bool = ...,
         locked_until: _timestamp_pb2.Timestamp | None = ...,
+        repository: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "last_proof_at", b"last_proof_at", "locked_until", b"locked_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_detection", b"change_detection", "committed_at", b"committed_at", "data_added_packed", b"data_added_packed", "errors_total", b"errors_total", "last_proof_at", b"last_proof_at", "locked_until", b"locked_until", "node", b"node", "phase", b"phase", "pinned", b"pinned", "sequence", b"sequence", "snapshot_id", b"snapshot_id", "total_bytes", b"total_bytes", "total_files", b"total_files", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_detection", b"change_detection", "committed_at", b"committed_at", "data_added_packed", b"data_added_packed", "errors_total", b"errors_total", "last_proof_at", b"last_proof_at", "locked_until", b"locked_until", "node", b"node", "phase", b"phase", "pinned", b"pinned", "repository", b"repository", "sequence", b"sequence", "snapshot_id", b"snapshot_id", "total_bytes", b"total_bytes", "total_files", b"total_files", "volume", b"volume", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

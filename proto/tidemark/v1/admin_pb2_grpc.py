@@ -44,6 +44,16 @@ class AdminServiceStub:
                 request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.GetRepositoryRequest.SerializeToString,
                 response_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.GetRepositoryResponse.FromString,
                 _registered_method=True)
+        self.ListRepositories = channel.unary_unary(
+                '/tidemark.v1.AdminService/ListRepositories',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.ListRepositoriesRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.ListRepositoriesResponse.FromString,
+                _registered_method=True)
+        self.InitRepository = channel.unary_unary(
+                '/tidemark.v1.AdminService/InitRepository',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.InitRepositoryRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.InitRepositoryResponse.FromString,
+                _registered_method=True)
         self.ExportRecoveryKit = channel.unary_unary(
                 '/tidemark.v1.AdminService/ExportRecoveryKit',
                 request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.ExportRecoveryKitRequest.SerializeToString,
@@ -78,6 +88,11 @@ class AdminServiceStub:
                 '/tidemark.v1.AdminService/MoveVolume',
                 request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeRequest.SerializeToString,
                 response_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeResponse.FromString,
+                _registered_method=True)
+        self.AssignVolumes = channel.unary_unary(
+                '/tidemark.v1.AdminService/AssignVolumes',
+                request_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.AssignVolumesRequest.SerializeToString,
+                response_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.AssignVolumesResponse.FromString,
                 _registered_method=True)
         self.CreateBackup = channel.unary_unary(
                 '/tidemark.v1.AdminService/CreateBackup',
@@ -176,6 +191,19 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRepositories(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InitRepository(self, request, context):
+        """Makes one more, where the coordinator's settings allow it; the same again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportRecoveryKit(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -214,6 +242,13 @@ class AdminServiceServicer:
 
     def MoveVolume(self, request, context):
         """Makes another node the holder of a volume, from this moment on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AssignVolumes(self, request, context):
+        """Says where the next snapshots of volumes go.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -330,6 +365,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.GetRepositoryRequest.FromString,
                     response_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.GetRepositoryResponse.SerializeToString,
             ),
+            'ListRepositories': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRepositories,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.ListRepositoriesRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.ListRepositoriesResponse.SerializeToString,
+            ),
+            'InitRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.InitRepository,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.InitRepositoryRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.InitRepositoryResponse.SerializeToString,
+            ),
             'ExportRecoveryKit': grpc.unary_unary_rpc_method_handler(
                     servicer.ExportRecoveryKit,
                     request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.ExportRecoveryKitRequest.FromString,
@@ -364,6 +409,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.MoveVolume,
                     request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeRequest.FromString,
                     response_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeResponse.SerializeToString,
+            ),
+            'AssignVolumes': grpc.unary_unary_rpc_method_handler(
+                    servicer.AssignVolumes,
+                    request_deserializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.AssignVolumesRequest.FromString,
+                    response_serializer=proto_dot_tidemark_dot_v1_dot_admin__pb2.AssignVolumesResponse.SerializeToString,
             ),
             'CreateBackup': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateBackup,
@@ -500,6 +550,60 @@ class AdminService:
             '/tidemark.v1.AdminService/GetRepository',
             proto_dot_tidemark_dot_v1_dot_admin__pb2.GetRepositoryRequest.SerializeToString,
             proto_dot_tidemark_dot_v1_dot_admin__pb2.GetRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRepositories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemark.v1.AdminService/ListRepositories',
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.ListRepositoriesRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.ListRepositoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InitRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemark.v1.AdminService/InitRepository',
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.InitRepositoryRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.InitRepositoryResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -689,6 +793,33 @@ class AdminService:
             '/tidemark.v1.AdminService/MoveVolume',
             proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeRequest.SerializeToString,
             proto_dot_tidemark_dot_v1_dot_admin__pb2.MoveVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AssignVolumes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemark.v1.AdminService/AssignVolumes',
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.AssignVolumesRequest.SerializeToString,
+            proto_dot_tidemark_dot_v1_dot_admin__pb2.AssignVolumesResponse.FromString,
             options,
             channel_credentials,
             insecure,

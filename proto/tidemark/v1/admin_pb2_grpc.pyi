@@ -36,6 +36,9 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]
     GetRepository: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRepositoryRequest, _admin_pb2.GetRepositoryResponse]
+    ListRepositories: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRepositoriesRequest, _admin_pb2.ListRepositoriesResponse]
+    InitRepository: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InitRepositoryRequest, _admin_pb2.InitRepositoryResponse]
+    """Makes one more, where the coordinator's settings allow it; the same again changes nothing."""
     ExportRecoveryKit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExportRecoveryKitRequest, _admin_pb2.ExportRecoveryKitResponse]
     RunDoctor: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RunDoctorRequest, _admin_pb2.RunDoctorResponse]
     ListNodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListNodesRequest, _admin_pb2.ListNodesResponse]
@@ -44,6 +47,8 @@ class AdminServiceStub:
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListVolumesRequest, _admin_pb2.ListVolumesResponse]
     MoveVolume: _grpc.UnaryUnaryMultiCallable[_admin_pb2.MoveVolumeRequest, _admin_pb2.MoveVolumeResponse]
     """Makes another node the holder of a volume, from this moment on."""
+    AssignVolumes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AssignVolumesRequest, _admin_pb2.AssignVolumesResponse]
+    """Says where the next snapshots of volumes go."""
     CreateBackup: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateBackupRequest, _admin_pb2.CreateBackupResponse]
     CreateRestore: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateRestoreRequest, _admin_pb2.CreateRestoreResponse]
     CreateVerify: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateVerifyRequest, _admin_pb2.CreateVerifyResponse]
@@ -68,6 +73,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
     GetRepository: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRepositoryRequest, _admin_pb2.GetRepositoryResponse]  # type: ignore[assignment]
+    ListRepositories: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRepositoriesRequest, _admin_pb2.ListRepositoriesResponse]  # type: ignore[assignment]
+    InitRepository: _aio.UnaryUnaryMultiCallable[_admin_pb2.InitRepositoryRequest, _admin_pb2.InitRepositoryResponse]  # type: ignore[assignment]
+    """Makes one more, where the coordinator's settings allow it; the same again changes nothing."""
     ExportRecoveryKit: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExportRecoveryKitRequest, _admin_pb2.ExportRecoveryKitResponse]  # type: ignore[assignment]
     RunDoctor: _aio.UnaryUnaryMultiCallable[_admin_pb2.RunDoctorRequest, _admin_pb2.RunDoctorResponse]  # type: ignore[assignment]
     ListNodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListNodesRequest, _admin_pb2.ListNodesResponse]  # type: ignore[assignment]
@@ -76,6 +84,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListVolumes: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListVolumesRequest, _admin_pb2.ListVolumesResponse]  # type: ignore[assignment]
     MoveVolume: _aio.UnaryUnaryMultiCallable[_admin_pb2.MoveVolumeRequest, _admin_pb2.MoveVolumeResponse]  # type: ignore[assignment]
     """Makes another node the holder of a volume, from this moment on."""
+    AssignVolumes: _aio.UnaryUnaryMultiCallable[_admin_pb2.AssignVolumesRequest, _admin_pb2.AssignVolumesResponse]  # type: ignore[assignment]
+    """Says where the next snapshots of volumes go."""
     CreateBackup: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateBackupRequest, _admin_pb2.CreateBackupResponse]  # type: ignore[assignment]
     CreateRestore: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateRestoreRequest, _admin_pb2.CreateRestoreResponse]  # type: ignore[assignment]
     CreateVerify: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateVerifyRequest, _admin_pb2.CreateVerifyResponse]  # type: ignore[assignment]
@@ -109,6 +119,21 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetRepositoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetRepositoryResponse, _abc.Awaitable[_admin_pb2.GetRepositoryResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListRepositories(
+        self,
+        request: _admin_pb2.ListRepositoriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListRepositoriesResponse, _abc.Awaitable[_admin_pb2.ListRepositoriesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def InitRepository(
+        self,
+        request: _admin_pb2.InitRepositoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.InitRepositoryResponse, _abc.Awaitable[_admin_pb2.InitRepositoryResponse]]:
+        """Makes one more, where the coordinator's settings allow it; the same again changes nothing."""
 
     @_abc_1.abstractmethod
     def ExportRecoveryKit(
@@ -159,6 +184,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.MoveVolumeResponse, _abc.Awaitable[_admin_pb2.MoveVolumeResponse]]:
         """Makes another node the holder of a volume, from this moment on."""
+
+    @_abc_1.abstractmethod
+    def AssignVolumes(
+        self,
+        request: _admin_pb2.AssignVolumesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AssignVolumesResponse, _abc.Awaitable[_admin_pb2.AssignVolumesResponse]]:
+        """Says where the next snapshots of volumes go."""
 
     @_abc_1.abstractmethod
     def CreateBackup(

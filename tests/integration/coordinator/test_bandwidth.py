@@ -242,6 +242,7 @@ async def test_a_window_opens_by_itself(tmp_path: Path) -> None:
         Metrics("1"),
         clock=lambda: int(clock[0] * 1e9),
         floor_bytes=1_000_000,
+        working_with=lambda _: set(),
     )
     link = AgentLink(Node(NodeId(b"n" * 16), "node", 0, 0, b"", b""))
     await budget.load()

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from typing_extensions import override
 
-from coordinator.config import Bucket, Config
+from coordinator.config import Bucket, Config, Where
 from coordinator.stores import Clock, Place, open_place
 from proto.tidemark.v1 import admin_pb2, common_pb2
 from repository.errors import StoreError, StoreUnavailableError, TidemarkError
@@ -229,8 +229,8 @@ async def test_a_snapshot_whose_packs_cannot_be_locked_is_none(site: Site) -> No
     }
 
     @asynccontextmanager
-    async def open_at(config: Config, clock: Clock) -> AsyncIterator[Place]:
-        async with open_place(config, clock) as place:
+    async def open_at(where: Where, clock: Clock) -> AsyncIterator[Place]:
+        async with open_place(where, clock) as place:
             assert place.locking is not None
             refusing.append(Refusing(place.locking))
             yield replace(place, locking=refusing[0])

@@ -234,11 +234,11 @@ async def test_metrics_tell_what_the_store_was_asked(
     after = await metrics()
 
     added = {name: after[name] - before[name] for name in after}
-    asked = 'tidemark_store_requests_total{operation="%s"}'
+    asked = 'tidemark_store_requests_total{operation="%s",repository="default"}'
     assert [added[asked % each] for each in ("put", "get", "list", "delete")] == [4, 3, 0, 0]
     assert added[asked % "head"] == 0
     grown = sum(map(len, memory.objects.values())) - stored
-    assert added['tidemark_store_bytes_total{direction="in"}'] == grown
-    assert added['tidemark_store_bytes_total{direction="out"}'] > 0
-    assert after["tidemark_store_circuit_open"] == 0
-    assert after["tidemark_store_circuit_openings_total"] == 0
+    assert added['tidemark_store_bytes_total{direction="in",repository="default"}'] == grown
+    assert added['tidemark_store_bytes_total{direction="out",repository="default"}'] > 0
+    assert after['tidemark_store_circuit_open{repository="default"}'] == 0
+    assert after['tidemark_store_circuit_openings_total{repository="default"}'] == 0

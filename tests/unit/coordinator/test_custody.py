@@ -24,6 +24,7 @@ from repository.layout import DATA_KEY_INFO, parse_kit
 
 NONCE = PackNonce(bytes(16))
 REPOSITORY = RepositoryId(bytes(range(16)))
+OTHER_REPOSITORY = RepositoryId(b"o" * 16)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def custody(file: Path) -> OpenCustody:
-    opened = open_custody(file, b"passphrase")
-    opened.serve(REPOSITORY)
-    return opened
+    return open_custody(file, b"passphrase")
 
 
 def test_the_file_is_for_its_owner_only_and_holds_no_secret_in_the_clear(
@@ -101,19 +100,21 @@ def test_a_sealed_session_key_gives_its_pack_keys(custody: OpenCustody) -> None:
     data_key = token_bytes(32)
     sealed = seal(custody.recovery_public(), data_key, DATA_KEY_INFO + REPOSITORY)
     for _ in range(2):
-        assert custody.pack_key(sealed, NONCE) == pack_key(data_key, NONCE)
+        with pytest.raises(WrongKeyError):
+            custody.pack_key(OTHER_REPOSITORY, sealed, NONCE)
+        assert custody.pack_key(REPOSITORY, sealed, NONCE) == pack_key(data_key, NONCE)
 
 
 def test_a_key_that_was_sealed_for_another_repository_does_not_open(custody: OpenCustody) -> None:
     sealed = seal(custody.recovery_public(), token_bytes(32), DATA_KEY_INFO + bytes(16))
     with pytest.raises(WrongKeyError):
-        custody.pack_key(sealed, NONCE)
+        custody.pack_key(REPOSITORY, sealed, NONCE)
 
 
 def test_a_session_key_of_the_wrong_length_is_refused(custody: OpenCustody) -> None:
     sealed = seal(custody.recovery_public(), b"short", DATA_KEY_INFO + REPOSITORY)
     with pytest.raises(WrongKeyError):
-        custody.pack_key(sealed, NONCE)
+        custody.pack_key(REPOSITORY, sealed, NONCE)
 
 
 def test_it_never_prints_what_it_holds(custody: OpenCustody) -> None:
@@ -122,12 +123,11 @@ def test_it_never_prints_what_it_holds(custody: OpenCustody) -> None:
 
 def test_locked_custody_refuses_everything_with_a_hint() -> None:
     locked = LockedCustody("the passphrase is wrong")
-    locked.serve(REPOSITORY)
     assert not locked.unlocked
     for ask in (
         locked.signing_key,
         locked.recovery_public,
-        lambda: locked.pack_key(b"", NONCE),
+        lambda: locked.pack_key(REPOSITORY, b"", NONCE),
         lambda: locked.recovery_kit(REPOSITORY, b""),
     ):
         with pytest.raises(LockedError) as caught:

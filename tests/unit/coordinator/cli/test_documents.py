@@ -25,7 +25,7 @@ BACKUP_VOLUME_KEYS = {
 SNAPSHOT_KEYS = {
     *("snapshot_id", "volume", "volume_id", "node", "sequence", "committed_at", "phase"),
     *("change_detection", "total_files", "total_bytes", "data_added_packed", "errors_total"),
-    *("last_proof_at", "locked_until", "pinned"),
+    *("last_proof_at", "locked_until", "pinned", "repository"),
 }
 RESTORE_KEYS = {
     *("job_id", "phase", "files_restored", "bytes_restored", "bytes_written", "bytes_fetched"),

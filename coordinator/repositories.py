@@ -1,0 +1,417 @@
+"""The repositories of this coordinator: the first, which its settings name, and those made later.
+
+What belongs to one of the later ones lies in a directory of its own below the coordinator's data:
+where it is, the key of its bucket, and what founding it has drawn. One that cannot be opened keeps
+nothing else from working: it is tried again, and whatever needs it is told why it is not there.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from typing_extensions import override
+
+from coordinator.catalog import Catalog
+from coordinator.config import Bucket, Where
+from coordinator.custody import Custody, Random
+from coordinator.errors import (
+    FormatError,
+    NotFoundError,
+    StoreError,
+    TidemarkError,
+    UsageError,
+)
+from coordinator.founding import Repository, founded_config, open_repository
+from coordinator.locking import Lock
+from coordinator.locks import Locks
+from coordinator.logs import get_logger
+from coordinator.metrics import Metrics
+from coordinator.model import NANOSECONDS
+from coordinator.siting import FIRST, check_apart, check_bucket, check_directory, check_name
+from coordinator.siting import directory_of as directory_of_url
+from coordinator.stores import Clock, OpenPlace
+from coordinator.vault import read_secret, sync_directory, write_secret
+from repository.ids import RepositoryId
+from repository.layout import RepositoryConfig
+from repository.store.s3.location import Addressing, parse_location
+
+log = get_logger()
+
+# One that could not be opened is tried again so often.
+_AGAIN_SECONDS: Final = 10.0
+# Shorter beginnings of an id are hardly meant.
+_PREFIX_MIN: Final = 4
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for: a URL, and what else a bucket needs, as the settings name it."""
+
+    url: str
+    endpoint: str | None = None
+    region: str | None = None
+    addressing: Addressing = "auto"
+    lock_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What a bucket needs besides, as files hold it; None for what the machine has for all."""
+
+    credentials: bytes | None = None
+    ca: bytes | None = None
+
+    @override
+    def __repr__(self) -> str:
+        return "Secrets(hidden)"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A repository that is there."""
+
+    name: str
+    repository: Repository
+    locks: Locks
+
+
+@dataclass(slots=True)
+class Standing:
+    """A repository that this coordinator has, whether it can be opened or not."""
+
+    name: str
+    config: RepositoryConfig
+    location: str
+    opened: Opened | None = None
+    problem: TidemarkError | None = None
+
+    @property
+    def repository_id(self) -> RepositoryId:
+        """Which one it is."""
+        return self.config.repository
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """The directory of a later repository."""
+
+    path: Path
+
+    @property
+    def wish(self) -> Path:
+        return self.path / "place"
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def credentials(self) -> Path:
+        return self.path / "credentials"
+
+    @property
+    def ca(self) -> Path:
+        return self.path / "ca.pem"
+
+    def where(self, wish: Wish) -> Where:
+        """UsageError for what cannot be."""
+        directory = directory_of_url(wish.url)
+        if directory is not None:
+            return directory
+        location = parse_location(
+            wish.url,
+            endpoint=wish.endpoint,
+            region=wish.region,
+            addressing=wish.addressing,
+            ca_file=self.ca if self.ca.exists() else None,
+        )
+        credentials = self.credentials if self.credentials.exists() else None
+        return Bucket(location, credentials, wish.lock_seconds)
+
+
+def lock_of(where: Where) -> Lock | None:
+    """The lock that is asked for."""
+    if isinstance(where, Path) or where.lock_seconds is None:
+        return None
+    return Lock(where.lock_seconds * NANOSECONDS)
+
+
+class Repositories:
+    """All of them. Used from one event loop only."""
+
+    def __init__(  # noqa: PLR0913 - the parts that it needs
+        self,
+        first: Opened,
+        data: Path,
+        catalog: Catalog,
+        custody: Custody,
+        metrics: Metrics,
+        *,
+        places: tuple[str, ...],
+        open_at: OpenPlace,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        """`places`: where further ones may be made, as siting.py reads it."""
+        self.first = first
+        self._directory = data / "repositories"
+        self._catalog = catalog
+        self._custody = custody
+        self._metrics = metrics
+        self._places = places
+        self._open_at = open_at
+        self._clock = clock
+        self._random = random
+        self._opening = asyncio.Lock()
+        self._stack = AsyncExitStack()
+        self._wishes: dict[str, Wish] = {}
+        repository = first.repository
+        self._standing = {
+            FIRST: Standing(FIRST, repository.config, repository.location, opened=first)
+        }
+        self._watch(first)
+
+    # ---- which one ------------------------------------------------------------------------------
+
+    def all(self) -> list[Standing]:
+        """The first one first, the others by name."""
+        first, *others = self._standing.values()
+        return [first, *sorted(others, key=lambda each: each.name)]
+
+    def opened(self) -> Iterator[Opened]:
+        """Those that are there."""
+        return (each.opened for each in self.all() if each.opened is not None)
+
+    def of(self, repository_id: RepositoryId | None) -> Opened:
+        """The one with that id, or the first; StoreError while it is not there."""
+        found = self.standing(repository_id)
+        if found.opened is not None:
+            return found.opened
+        # Nobody waits for it: a node would do nothing else meanwhile, and this may take days.
+        why = "it was not tried yet" if found.problem is None else found.problem.message
+        raise StoreError(
+            f"repository {found.name} cannot be opened: {why}",
+            hint="" if found.problem is None else found.problem.hint,
+        )
+
+    def standing(self, repository_id: RepositoryId | None) -> Standing:
+        """The one with that id, or the first; StoreError where there is none."""
+        if repository_id is None:
+            return self._standing[FIRST]
+        for each in self._standing.values():
+            if each.repository_id == repository_id:
+                return each
+        raise StoreError(
+            f"this coordinator has no repository {repository_id.hex()}",
+            hint=f"put {self._directory} back from a copy",
+        )
+
+    def name_of(self, repository_id: RepositoryId | None) -> str:
+        """What people call it."""
+        try:
+            return self.standing(repository_id).name
+        except StoreError:
+            return "" if repository_id is None else repository_id.hex()
+
+    def find(self, selector: str) -> Standing:
+        """The one of that name or id, or of an id that begins so; NotFoundError.
+
+        The first one, where nothing is said.
+        """
+        if (named := self._standing.get(selector or FIRST)) is not None:
+            return named
+        all_of_them = self._standing.values()
+        found = [each for each in all_of_them if each.repository_id.hex().startswith(selector)]
+        if len(selector) < _PREFIX_MIN or len(found) != 1:
+            raise NotFoundError(
+                f"there is no repository {selector!r}", hint="see tidemark repo list"
+            )
+        return found[0]
+
+    # ---- opening --------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open all that were made before; those that cannot be are tried again by `run`."""
+        for site in await asyncio.to_thread(self._sites):
+            await asyncio.to_thread(self._recall, site)
+        async with self._opening:
+            await self._open_all()
+
+    async def run(self) -> None:
+        """Never returns."""
+        while True:
+            await asyncio.sleep(_AGAIN_SECONDS)
+            async with self._opening:
+                await self._open_all()
+
+    async def close(self) -> None:
+        """Let go of all but the first."""
+        await self._stack.aclose()
+
+    def _sites(self) -> list[_Site]:
+        if not self._directory.exists():
+            return []
+        return [_Site(path) for path in sorted(self._directory.iterdir()) if path.is_dir()]
+
+    def _recall(self, site: _Site) -> None:
+        """Know of one, if its founding ever began."""
+        name, kept = site.path.name, read_secret(site.wish)
+        config = founded_config(site.keys)
+        if kept is None or config is None:
+            return
+        try:
+            wish = msgspec.json.decode(kept, type=Wish)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise FormatError(f"{site.wish} is damaged", hint="put it back from a copy") from error
+        self._wishes[name] = wish
+        self._standing[name] = Standing(name, config, wish.url)
+
+    async def _open_all(self) -> None:
+        """Try those that are not there, all at once."""
+        missing = [each for each in self._standing.values() if each.opened is None]
+        async with asyncio.TaskGroup() as group:
+            for each in missing:
+                group.create_task(self._try(each), name=f"open repository {each.name}")
+
+    async def _try(self, standing: Standing) -> None:
+        before = standing.problem
+        try:
+            await self._open(standing.name)
+        except TidemarkError as error:
+            standing.problem = error
+            if before is None or before.message != error.message:
+                log.warning(
+                    "repository not opened",
+                    repository=standing.name,
+                    reason=error.message,
+                    hint=error.hint,
+                )
+
+    async def _open(self, name: str) -> Opened:
+        """Found it, if that is not done, and serve it."""
+        wish, site = self._wishes[name], _Site(self._directory / name)
+        where = site.where(wish)
+        async with AsyncExitStack() as stack:
+            place = await stack.enter_async_context(self._open_at(where, self._clock))
+            repository = await open_repository(
+                place, site.keys, self._custody, random=self._random, now=self._clock()
+            )
+            locks = Locks(self._catalog, repository, lock_of(where), clock=self._clock)
+            await locks.begin()
+            self._stack.push_async_callback(stack.pop_all().aclose)
+        opened = Opened(name, repository, locks)
+        self._standing[name] = Standing(name, repository.config, repository.location, opened)
+        self._watch(opened)
+        log.info("repository opened", repository=name, location=repository.location)
+        return opened
+
+    def _watch(self, opened: Opened) -> None:
+        place = opened.repository.place
+        self._metrics.watch_store(opened.name, place.tally, place.breaker)
+
+    # ---- making more ----------------------------------------------------------------------------
+
+    async def make(self, name: str, wish: Wish, secrets: Secrets) -> Standing:
+        """Make a repository, or go on with making it; the same asked for again changes nothing.
+
+        Secrets that are given with it replace those of before. UsageError, ForbiddenError, and
+        whatever is wrong with the place.
+        """
+        check_name(name)
+        async with self._opening:
+            if name in self._standing:
+                return await self._once_more(name, wish, secrets)
+            await self._check_place(wish)
+            site = _Site(self._directory / name)
+            await asyncio.to_thread(_prepare, site, wish, secrets)
+            self._wishes[name] = wish
+            try:
+                await self._open(name)
+            except TidemarkError:
+                await asyncio.to_thread(self._give_up, site)
+                raise
+            return self._standing[name]
+
+    async def _once_more(self, name: str, wish: Wish, secrets: Secrets) -> Standing:
+        if self._wishes[name] != wish:
+            raise UsageError(
+                f"repository {name} lies at {self._standing[name].location}, and was made with "
+                "other settings than these",
+                hint="see tidemark repo list; choose another name for another place",
+            )
+        site = _Site(self._directory / name)
+        await asyncio.to_thread(_keep_secrets, site, secrets)
+        if self._standing[name].opened is None:
+            await self._open(name)
+        return self._standing[name]
+
+    def _give_up(self, site: _Site) -> None:
+        """Forget what never began; once its keys are drawn, founding goes on by itself."""
+        self._recall(site)
+        if site.path.name not in self._standing:
+            del self._wishes[site.path.name]
+            shutil.rmtree(site.path)
+
+    async def _check_place(self, wish: Wish) -> None:
+        directory = directory_of_url(wish.url)
+        if directory is None:
+            check_bucket(wish.url, wish.endpoint, self._places)
+            self._check_bucket_apart(wish)
+            return
+        if wish != Wish(url=wish.url):
+            raise UsageError("a directory has no endpoint, region, addressing or object lock")
+        real = await asyncio.to_thread(directory.resolve)
+        check_directory(real, self._places)
+        volumes = [each for each in await self._catalog.fleet.volumes() if each.present]
+        check_apart(
+            real,
+            [self._directory.parent.resolve(), *self.directories()],
+            [Path(os.fsdecode(each.path)) for each in volumes],
+        )
+
+    def directories(self) -> list[Path]:
+        """The directories that are repositories, all links resolved."""
+        first = self.first.repository.place.directory
+        later = (directory_of_url(wish.url) for wish in self._wishes.values())
+        return [each.resolve() for each in (first, *later) if each is not None]
+
+    def store_endpoints(self) -> list[str]:
+        """What signed URLs of stores begin with that this machine's agent can speak with.
+
+        That one trusts whom the first one's settings name, and whom the machine trusts; packs for a
+        store that others vouch for go through the coordinator.
+        """
+        found: dict[str, None] = {}
+        for each in self.opened():
+            signing = each.repository.signing_store
+            vouched = each is self.first or not _Site(self._directory / each.name).ca.exists()
+            if signing is not None and vouched:
+                found[signing.endpoint] = None
+        return list(found)
+
+    def _check_bucket_apart(self, wish: Wish) -> None:
+        """Founding finds out what else lies there; this says it in the coordinator's words."""
+        for name, other in self._wishes.items():
+            if (other.url, other.endpoint) == (wish.url, wish.endpoint):
+                raise UsageError(
+                    f"repository {name} lies at {wish.url} already",
+                    hint="choose another bucket, or another prefix in it",
+                )
+
+
+def _prepare(site: _Site, wish: Wish, secrets: Secrets) -> None:
+    site.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _keep_secrets(site, secrets)
+    write_secret(site.wish, msgspec.json.encode(wish))
+    sync_directory(site.path.parent)
+
+
+def _keep_secrets(site: _Site, secrets: Secrets) -> None:
+    for path, content in ((site.credentials, secrets.credentials), (site.ca, secrets.ca)):
+        if content is not None:
+            write_secret(path, content)
