@@ -70,7 +70,14 @@ class Browser:
                 "custody of the recovery secret is locked, and reading a snapshot needs it",
                 hint="start the coordinator with the right --passphrase-file",
             )
-        return snapshot_reader(self._catalog, self._repository, self._custody, self._workers)
+        # People wait for what is read here, and are told soon that the store is away.
+        return snapshot_reader(
+            self._catalog,
+            self._repository,
+            self._custody,
+            self._workers,
+            self._repository.place.impatient,
+        )
 
     async def entries(
         self, snapshot: Snapshot, path: bytes, *, recursive: bool
