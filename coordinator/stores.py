@@ -49,6 +49,11 @@ CAPABILITIES_NAME: Final = "capabilities"
 _PARKED_SECONDS: Final = 60.0
 # For a small object, from a store that answers within a second, and within some when it is busy.
 _FIRST_SECONDS: Final = 15.0
+# Of a start, for each small request: whoever starts us is told soon what is wrong, and one request
+# that fails is nothing that has to be known.
+_AT_START: Final = Patience(
+    wait_seconds_first=0.5, wait_seconds_max=2.0, total_seconds=5.0, begin_seconds=5.0
+)
 # Of somebody at a terminal: what passes by itself passes within this, as a gateway that has to slow
 # down does, and an answer that is longer in coming is not waited for. With the 64 KiB or so that a
 # look at a snapshot begins with, 15 s in all.
@@ -121,12 +126,13 @@ async def _open_bucket(bucket: Bucket, clock: Clock) -> AsyncIterator[Place]:
     if bucket.credentials_file is not None:
         credentials = await opening.read_credentials(bucket.credentials_file)
     async with opening.open_s3(bucket.location, now_ns=clock, credentials=credentials) as unprobed:
+        patient = unprobed.patient(_AT_START)
         if bucket.lock_seconds is not None:
             # Nobody takes back a lock that a wrong clock has set.
-            await importlib.import_module("repository.store.s3.check").check_access(unprobed.bucket)
-        recorded = await _recorded(unprobed)
+            await importlib.import_module("repository.store.s3.check").check_access(patient.bucket)
+        recorded = await _recorded(patient)
         if recorded is None:
-            store = await _probed(unprobed, bucket)
+            store = unprobed.able(await _probed(patient, unprobed, bucket))
         else:
             store = unprobed.able(recorded)
             _check_lock(bucket, able=recorded.object_lock, recorded=True)
@@ -223,23 +229,23 @@ async def _recorded(store: "S3Store") -> "Capabilities | None":
     return found
 
 
-async def _probed(store: "S3Store", bucket: Bucket) -> "S3Store":
-    """The store, with what it can do, found out and recorded now: before a repository is made.
+async def _probed(patient: "S3Store", store: "S3Store", bucket: Bucket) -> "Capabilities":
+    """What the store can do, found out and recorded now: before a repository is made.
 
     There whatever is wrong with bucket, key or clock shows. ConfigError where it is to lock, and
     cannot: nothing is recorded then, since the bucket may still be given what it lacks.
     """
     check = importlib.import_module("repository.store.s3.check")
     probe = importlib.import_module("repository.store.s3.probe")
-    for warning in await check.check(store):
+    for warning in await check.check(patient):
         log.warning(warning)
-    found = await probe.probe(store)
+    found: Capabilities = await probe.probe(patient)
     _check_lock(bucket, able=found.object_lock, recorded=False)
     try:
-        await store.put(CAPABILITIES_NAME, found.encode())
+        await RetryingStore(store, _AT_START).put(CAPABILITIES_NAME, found.encode())
     except ObjectExistsError:
-        found = await _recorded(store) or found
-    return store.able(found)
+        found = await _recorded(patient) or found
+    return found
 
 
 def _check_lock(bucket: Bucket, *, able: bool, recorded: bool) -> None:

@@ -109,6 +109,11 @@ class Persistence:
         await self._sleep(wait)
 
 
+def persistence(patience: Patience) -> Persistence:
+    """As much of it, by this machine's clock."""
+    return Persistence(patience, time.monotonic, asyncio.sleep, _random.random)
+
+
 class Course:
     """One operation from its first try to its deadline."""
 

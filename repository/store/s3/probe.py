@@ -13,8 +13,13 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from repository.errors import ObjectExistsError, StoreError, TidemarkError
-from repository.store.interface import SignedRequest
+from repository.errors import (
+    ObjectExistsError,
+    StoreError,
+    StoreUnavailableError,
+    TidemarkError,
+)
+from repository.store.interface import Operation, SignedRequest
 from repository.store.s3.capabilities import NONE_KNOWN, Capabilities
 from repository.store.s3.client import Bucket
 from repository.store.s3.errors import answer_of
@@ -31,6 +36,8 @@ _SIGNED_SECONDS: Final = 300
 # For a request of some bytes, to a store that has just answered others.
 _SEND_SECONDS: Final = 30.0
 _NO_VERSION: Final = "null"
+# Statuses that say nothing of a request; those for whoever cannot serve it are not among them.
+_TROUBLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 async def probe(store: S3Store) -> Capabilities:
@@ -138,11 +145,27 @@ async def _signs(store: S3Store, name: str) -> bool:
     for other, body in ((request, _OTHER), (elsewhere, _CONTENT)):
         if (await _send(store.bucket, other, body))[0] < 300:
             return False
-    if (await _send(store.bucket, request, _CONTENT))[0] >= 300:
+    if (await _answered(store.bucket, request, _CONTENT))[0] >= 300:
         return False
     reading = await store.signing.sign_get(signed, seconds=_SIGNED_SECONDS)
-    answer = await _send(store.bucket, reading, None)
-    return answer == (200, _CONTENT)
+    return await _answered(store.bucket, reading, None) == (200, _CONTENT)
+
+
+async def _answered(
+    bucket: Bucket, request: SignedRequest, body: bytes | None
+) -> tuple[int, bytes]:
+    """The answer to a request that is right; StoreUnavailableError for one that says nothing."""
+
+    async def ask() -> tuple[int, bytes]:
+        status, came = await _send(bucket, request, body)
+        if status in _TROUBLE:
+            raise StoreUnavailableError(
+                f"the store is in trouble at a signed request ({status})",
+                hint="if it lasts, ask who runs the store",
+            )
+        return status, came
+
+    return await bucket.persist(Operation.GET if body is None else Operation.PUT, ask)
 
 
 async def _send(bucket: Bucket, request: SignedRequest, body: bytes | None) -> tuple[int, bytes]:
