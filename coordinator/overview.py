@@ -91,6 +91,11 @@ class Overview:
         """Whether custody is open."""
         return self._custody.unlocked
 
+    @property
+    def lock_seconds(self) -> int:
+        """For how long snapshots are locked; 0 where none is."""
+        return 0 if self._locks.lock is None else self._locks.lock.length_ns // NANOSECONDS
+
     def repository_id(self, selector: str) -> RepositoryId:
         """The repository of that id, or of one that begins so; NotFoundError."""
         found = self.repository.config.repository

@@ -92,6 +92,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             recovery_kit_exported=await overview.kit_exported(),
             unlocked=overview.unlocked,
             features=config.features,
+            lock_seconds=overview.lock_seconds,
+            signs_requests=overview.repository.signing_store is not None,
         )
 
     @override

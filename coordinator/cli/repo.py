@@ -4,7 +4,7 @@ import sys
 
 from coordinator.cli.command import Invocation, noun, verb
 from coordinator.cli.documents import Document, document
-from coordinator.cli.durations import format_size
+from coordinator.cli.durations import format_duration, format_size
 from coordinator.cli.output import Table, fields_table
 from coordinator.cli.times import local_time
 from proto.tidemark.v1.admin_pb2 import ExportRecoveryKitRequest, GetRepositoryRequest
@@ -45,6 +45,10 @@ def _repository(cli: Invocation) -> Document:
     return document(cli.client.ask(cli.client.admin.GetRepository, GetRepositoryRequest()))
 
 
+def _lock(seconds: int) -> str:
+    return f"{format_duration(seconds)} from each commit on" if seconds else "none"
+
+
 def _table(made: Document) -> Table:
     return fields_table(
         [
@@ -57,6 +61,8 @@ def _table(made: Document) -> Table:
             ("stored", format_size(made["stored_bytes"])),
             ("recovery kit", "exported" if made["recovery_kit_exported"] else "never exported"),
             ("custody", "unlocked" if made["unlocked"] else "locked"),
+            ("object lock", _lock(made["lock_seconds"])),
+            ("packs go", "to the store" if made["signs_requests"] else "through the coordinator"),
             ("features", ", ".join(made["features"]) or "none"),
         ]
     )

@@ -127,6 +127,18 @@ async def unchanged_backup(coordinator: Coordinator, agent: FakeAgent, made: Mad
             await coordinator.ended(job.job_id)
 
 
+async def test_the_lock_that_is_in_force_is_told(site: Site) -> None:
+    asked = admin_pb2.GetRepositoryRequest()
+    async with serving(site.config) as coordinator:
+        locked = await coordinator.admin.GetRepository(asked)
+    async with serving(site.with_lock(None)) as coordinator:
+        unlocked = await coordinator.admin.GetRepository(asked)
+
+    assert (locked.lock_seconds, unlocked.lock_seconds) == (DAY, 0)
+    # As this server looks at no signature.
+    assert not locked.signs_requests
+
+
 async def test_nothing_that_a_snapshot_needs_can_be_deleted(site: Site) -> None:
     async with serving(site.config) as coordinator:
         await first_backup(coordinator, await agent_of(coordinator))
