@@ -154,7 +154,7 @@ def _place(store: "S3Store", bucket: Bucket) -> Place:
         breaker=breaker,
         tally=store.bucket.tally,
         impatient=impatient(store, bucket.location.url),
-        check=partial(importlib.import_module("repository.store.s3.check").check, store),
+        check=partial(importlib.import_module("repository.store.s3.check").check_recorded, store),
     )
 
 

@@ -25,7 +25,7 @@ from repository.store.s3.client import Bucket
 from repository.store.s3.errors import answer_of
 from repository.store.s3.signing import content
 from repository.store.s3.store import S3Store
-from repository.store.s3.versions import versions_of
+from repository.store.s3.versions import has_locks, has_versions, versions_of
 
 _CONTENT: Final = b"what was written"
 # As long as the other, so that only the bytes differ.
@@ -46,8 +46,8 @@ async def probe(store: S3Store) -> Capabilities:
     async with _cleaned(bucket, name):
         put = await _put(bucket, f"{name}/plain", _CONTENT)
         suffix = await _yes(_gives_suffixes(bucket, f"{name}/plain"))
-        locks = await _yes(_has_locks(bucket))
-        versions = _version(put) or locks or await _yes(_has_versions(bucket))
+        locks = await _yes(has_locks(bucket))
+        versions = _version(put) or locks or await _yes(has_versions(bucket))
         return Capabilities(
             conditional_put=await _has_conditions(bucket, f"{name}/plain"),
             checksum_sha256=await _compares_sums(bucket, name),
@@ -110,17 +110,6 @@ async def _takes(bucket: Bucket, name: str, checksum: str) -> bool:
 async def _gives_suffixes(bucket: Bucket, name: str) -> bool:
     _, data = await bucket.read(name, Key=bucket.key(name), Range="bytes=-7")
     return data == _CONTENT[-7:]
-
-
-async def _has_locks(bucket: Bucket) -> bool:
-    answer = await bucket.call("get_object_lock_configuration", bucket.location.url)
-    return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
-
-
-async def _has_versions(bucket: Bucket) -> bool:
-    """Whether there are versions, or were: those stay when new ones are no longer made."""
-    answer = await bucket.call("get_bucket_versioning", bucket.location.url)
-    return answer.get("Status") in {"Enabled", "Suspended"}
 
 
 async def _lists_at_once(store: S3Store, name: str) -> bool:
