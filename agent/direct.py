@@ -44,6 +44,8 @@ _SILENCE_SECONDS: Final = 60.0
 # The slowest line that a transfer is allowed to be on, beside a minute for the rest.
 _BYTES_PER_SECOND_MIN: Final = 64 * 1024
 _CALL_SECONDS: Final = 60.0
+# What Linux takes at most of a connection without having sent it: by default, net.ipv4.tcp_wmem.
+_KERNEL_BYTES: Final = 4 * 1024 * 1024
 # More packs than restores read at once.
 _READS_KEPT: Final = 64
 # A request that is sent so shortly before its end may come too late.
@@ -104,8 +106,10 @@ class DirectStore:
         ca_file: Path | None = None,
         *,
         throttles: Throttles,
+        silence_seconds: float = _SILENCE_SECONDS,
     ) -> None:
         """`ca_file` vouches for the store, beside whom the system trusts."""
+        self._silence_seconds = silence_seconds
         self._endpoints = endpoints
         self._ca_file = ca_file
         self._throttles = throttles
@@ -125,19 +129,23 @@ class DirectStore:
         StoreError; StoreUnavailableError where the same may succeed when signed anew.
         """
         charge(self.total, Operation.PUT, bytes_in=size_bytes)
-        async with self._deadline(size_bytes) as deadline:
-            body = self._pieces(buffers, deadline)
+        async with self._deadline(size_bytes) as deadline, self._silence() as silence:
+            body = self._pieces(buffers, deadline, silence)
             async with self._answer(request, {}, body) as answer:
                 if answer.status != _TAKEN:
                     await _check(answer, _CREATED)
 
     async def _pieces(
-        self, buffers: Sequence[Buffer], deadline: Deadline
+        self, buffers: Sequence[Buffer], deadline: Deadline, silence: asyncio.Timeout
     ) -> AsyncIterator[memoryview]:
-        """Cut buffers into what may go at a time, when it may."""
+        """Cut buffers into what may go at a time, when it may.
+
+        The next one is asked for once there is room for it: so much of the others has been sent.
+        """
         throttle = self._throttles.upload
         flow = throttle.begin_flow()
         self._sending.append(flow)
+        sent = 0
         try:
             for buffer in buffers:
                 rest = memoryview(buffer).cast("B")
@@ -146,10 +154,16 @@ class DirectStore:
                     if throttle.is_limited:
                         most = PIECE_BYTES >> (_YOUNGER_SHIFT * self._sending.index(flow))
                         most = max(most, _PIECE_BYTES_MIN)
+                        _end_after(silence, None)
                         with deadline.halted():
                             size = await throttle.take_some(min(most, len(rest)))
+                    _end_after(silence, self._silence_seconds)
                     yield rest[:size]
+                    sent += min(size, len(rest))
                     rest = rest[size:]
+            # The kernel may have most of it still.
+            rest_seconds = min(sent, _KERNEL_BYTES) / _BYTES_PER_SECOND_MIN
+            _end_after(silence, self._silence_seconds + rest_seconds)
         finally:
             self._sending.remove(flow)
             flow.end()
@@ -200,6 +214,18 @@ class DirectStore:
                 "the store takes too long", hint="see that this node reaches it: tidemark doctor"
             ) from error
 
+    @asynccontextmanager
+    async def _silence(self) -> AsyncIterator[asyncio.Timeout]:
+        """Until when something has to be taken of what is sent, or answered in the end."""
+        try:
+            async with asyncio.timeout(None) as timeout:
+                yield timeout
+        except TimeoutError as error:
+            raise StoreUnavailableError(
+                "the store takes nothing more of what is sent there",
+                hint="see that this node reaches it: tidemark doctor",
+            ) from error
+
     async def close(self) -> None:
         """End all connections."""
         if self._session is not None:
@@ -223,7 +249,7 @@ class DirectStore:
             self._session = _open_session(aiohttp, self._ca_file)
         url = importlib.import_module("yarl").URL(request.url, encoded=True)
         # While we send, the store has nothing to say.
-        silence = _SILENCE_SECONDS if body is None else None
+        silence = self._silence_seconds if body is None else None
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence
         )
@@ -242,6 +268,13 @@ class DirectStore:
                 f"the store at {url.host} does not answer: {str(error) or type(error).__name__}",
                 hint="see that this node reaches it: tidemark doctor",
             ) from error
+
+
+def _end_after(timeout: asyncio.Timeout, seconds: float | None) -> None:
+    """Let it come in so many seconds from now, or not at all."""
+    if not timeout.expired():
+        when = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        timeout.reschedule(when)
 
 
 def _open_session(aiohttp: Any, ca_file: Path | None) -> Any:

@@ -71,7 +71,14 @@ class Browser:
                 hint="start the coordinator with the right --passphrase-file",
             )
         repository = self._repositories.of(snapshot.repository_id).repository
-        return snapshot_reader(self._catalog, repository, self._custody, self._workers)
+        # People wait for what is read here, and are told soon that the store is away.
+        return snapshot_reader(
+            self._catalog,
+            repository,
+            self._custody,
+            self._workers,
+            repository.place.impatient,
+        )
 
     async def entries(
         self, snapshot: Snapshot, path: bytes, *, recursive: bool

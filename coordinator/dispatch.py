@@ -161,7 +161,7 @@ class Dispatcher:
             Task(TaskId(self._random(16).hex()), job_id, order, node) for order, node in orders
         )
         job = Job(job_id, kind, origin, self._clock(), subjects, tasks)
-        return await self._whole(self._begin_job(job), f"begin {job_id}")
+        return await self._whole(partial(self._begin_job, job), f"begin {job_id}")
 
     async def _begin_job(self, job: Job) -> Job:
         job_id, kind, subjects, tasks = job.job_id, job.kind, job.subjects, job.tasks
@@ -288,11 +288,11 @@ class Dispatcher:
 
     async def welcomed(self, link: AgentLink) -> None:
         """The agent was answered; it may be given work."""
-        await self._whole(self._pump(link.node.node_id), f"pump {link.node.name}")
+        await self._whole(partial(self._pump, link.node.node_id), f"pump {link.node.name}")
 
     async def disconnect(self, link: AgentLink) -> None:
         """An agent's connection has ended; nothing, if it has a newer one."""
-        await self._whole(self._disconnect(link), f"disconnect {link.node.name}")
+        await self._whole(partial(self._disconnect, link), f"disconnect {link.node.name}")
 
     async def _disconnect(self, link: AgentLink) -> None:
         node_id = link.node.node_id
@@ -310,7 +310,7 @@ class Dispatcher:
         """Cut a node off, since it was revoked: its stream ends, its tasks fail, at once."""
         if (link := self._links.pop(node_id, None)) is not None:
             link.close()
-        await self._whole(self._drop_tasks(node_id), f"drop {node_id.hex()}")
+        await self._whole(partial(self._drop_tasks, node_id), f"drop {node_id.hex()}")
 
     async def _drop_tasks(self, node_id: NodeId) -> None:
         for live in self._of_node(node_id):
@@ -327,7 +327,7 @@ class Dispatcher:
             for live in self._live.values()
             if isinstance(live.task.order, BackupOrder) and live.task.order.volume_id in moved
         ]
-        await self._whole(self._release_tasks(of_moved), "release")
+        await self._whole(partial(self._release_tasks, of_moved), "release")
 
     async def _release_tasks(self, of_moved: Sequence[LiveTask]) -> None:
         for live in of_moved:
@@ -453,22 +453,22 @@ class Dispatcher:
         snapshot: Snapshot | None = None,
     ) -> None:
         """One step of a task's life, done wholly even if whoever caused it goes away."""
-        transition = self._transition(
-            live, event, failure=failure, result=result, snapshot=snapshot
+        transition = partial(
+            self._transition, live, event, failure=failure, result=result, snapshot=snapshot
         )
         await self._whole(transition, f"{event} {live.task.task_id}")
 
-    async def _whole(self, work: Coroutine[None, None, T], name: str) -> T:
+    async def _whole(self, work: Callable[[], Coroutine[None, None, T]], name: str) -> T:
         """Run this in the server's task group: a caller that is canceled leaves no half step.
 
-        A failure is the caller's; it must not end the server, whose group this is.
+        A failure is the caller's; it must not end the server, whose group this is. When that group
+        ends, a step that has not begun never does, and its caller is canceled with it.
         """
-        assert self._group is not None
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         async def run() -> None:
             try:
-                result = await work
+                result = await work()
             except TidemarkError as error:
                 if done.done():
                     log.error("a step failed", step=name, reason=error.message)  # noqa: TRY400
@@ -478,8 +478,21 @@ class Dispatcher:
                 if not done.done():
                     done.set_result(result)
 
-        self._group.create_task(run(), name=name)
+        running = self._start(run(), name)
+        if running is None:
+            raise asyncio.CancelledError
+        # Canceled before its first step, it would say nothing.
+        running.add_done_callback(lambda _: done.cancel())
         return await done
+
+    def _start(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None] | None:
+        """A task of the server's group; None where that is ending, and takes none any more."""
+        assert self._group is not None
+        try:
+            return self._group.create_task(work, name=name)
+        except RuntimeError:
+            work.close()
+            return None
 
     async def _transition(
         self,
@@ -541,10 +554,7 @@ class Dispatcher:
 
     async def _send_task(self, live: LiveTask) -> None:
         if live.task.node_id is None:
-            assert self._group is not None
-            live.worker = self._group.create_task(
-                self._work(live), name=f"verify {live.task.task_id}"
-            )
+            live.worker = self._start(self._work(live), f"verify {live.task.task_id}")
             return
         await self._log(live, "info", "handed to the agent")
         if (link := self._links.get(live.task.node_id)) is not None:
@@ -630,8 +640,6 @@ class Dispatcher:
         self, live: LiveTask, seconds: float, then: Callable[[LiveTask], Awaitable[None]]
     ) -> None:
         live.stop_timer()
-        group = self._group
-        assert group is not None
         if self._ending:
             return
 
@@ -645,7 +653,7 @@ class Dispatcher:
             live.timer = None
             if self._ending:
                 return
-            group.create_task(run(), name=f"timer of {live.task.task_id}")
+            self._start(run(), f"timer of {live.task.task_id}")
 
         live.timer = asyncio.get_running_loop().call_later(seconds, fire)
 

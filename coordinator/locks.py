@@ -49,6 +49,11 @@ class Locks:
         return self._lock
 
     @property
+    def seconds(self) -> int:
+        """For how long what a snapshot needs is locked from its commit on; 0 where nothing is."""
+        return 0 if self._lock is None else self._lock.length_ns // NANOSECONDS
+
+    @property
     def _locking(self) -> Locking:
         assert self._repository.locking is not None
         return self._repository.locking

@@ -21,6 +21,7 @@ from repository.keys import FrameKey, frame_key
 from repository.layout import ReaderKeys
 from repository.pack import FrameTable
 from repository.reader import FrameSource, SealedFrame, SnapshotReader
+from repository.store.interface import Store
 
 T = TypeVar("T")
 
@@ -58,9 +59,16 @@ class Workers:
 class CatalogFrames(FrameSource):
     """Where frames lie according to the catalog. One for each walk: it caches places."""
 
-    def __init__(self, catalog: Catalog, repository: Repository, custody: Custody) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        repository: Repository,
+        custody: Custody,
+        store: Store | None = None,
+    ) -> None:
+        """`store` is another view of the repository's, where one is wanted."""
         self._catalog = catalog
-        self._store = repository.store
+        self._store = store or repository.store
         self._repository_id = repository.config.repository
         self._custody = custody
         self._places: dict[PackNonce, tuple[PackPlace, FrameTable]] = {}
@@ -116,11 +124,15 @@ class CatalogFrames(FrameSource):
 
 
 def snapshot_reader(
-    catalog: Catalog, repository: Repository, custody: Custody, workers: Workers
+    catalog: Catalog,
+    repository: Repository,
+    custody: Custody,
+    workers: Workers,
+    store: Store | None = None,
 ) -> SnapshotReader:
-    """A reader of any snapshot of the repository."""
+    """A reader of any snapshot of the repository, by another view of its store if one is given."""
     keys = ReaderKeys(repository.config.repository, repository.keys.ids)
-    return SnapshotReader(CatalogFrames(catalog, repository, custody), keys, workers.run)
+    return SnapshotReader(CatalogFrames(catalog, repository, custody, store), keys, workers.run)
 
 
 def _coalesced(wanted: Iterable[_Wanted]) -> list[list[_Wanted]]:

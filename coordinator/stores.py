@@ -7,12 +7,15 @@ it.
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from typing_extensions import override
 
 from coordinator.config import Bucket, Where
 from coordinator.errors import (
@@ -24,11 +27,13 @@ from coordinator.errors import (
     StoreUnavailableError,
 )
 from coordinator.logs import get_logger
+from repository.store.around import StoreAround
 from repository.store.breaking import Breaker, BreakingSigning, BreakingStore
 from repository.store.counting import CountingStore, Tally
-from repository.store.interface import Locking, Signing, Store
+from repository.store.interface import Locking, Operation, Signing, Store
 from repository.store.local import LocalStore
 from repository.store.locking import GuardedLocking
+from repository.store.patience import Patience
 from repository.store.retrying import RetryingSigning, RetryingStore
 
 if TYPE_CHECKING:
@@ -44,6 +49,21 @@ CAPABILITIES_NAME: Final = "capabilities"
 _PARKED_SECONDS: Final = 60.0
 # For a small object, from a store that answers within a second, and within some when it is busy.
 _FIRST_SECONDS: Final = 15.0
+# Of a start, for each small request: whoever starts us is told soon what is wrong, and one request
+# that fails is nothing that has to be known.
+_AT_START: Final = Patience(
+    wait_seconds_first=0.5, wait_seconds_max=2.0, total_seconds=5.0, begin_seconds=5.0
+)
+# Of somebody at a terminal: what passes by itself passes within this, as a gateway that has to slow
+# down does, and an answer that is longer in coming is not waited for. With the 64 KiB or so that a
+# look at a snapshot begins with, 15 s in all.
+_AT_TERMINAL: Final = Patience(
+    wait_seconds_first=0.5,
+    wait_seconds_max=2.0,
+    total_seconds=6.0,
+    begin_seconds=6.0,
+    answer_seconds=dict.fromkeys(Operation, 8.0),
+)
 
 Clock = Callable[[], int]
 
@@ -66,8 +86,8 @@ class Place:
     tally: Tally = field(default_factory=Tally)
     """What it was asked, by us."""
     impatient: Store | None = None
-    """The same for whoever waits for an answer: asked once, whatever came before; None where that
-    makes no difference."""
+    """The same for somebody at a terminal: asked a few times within seconds, whatever came before.
+    None where that makes no difference."""
     check: Callable[[], Awaitable[list[str]]] | None = None
     """What is wrong with a bucket, its key or this machine's clock: warnings, or an error."""
 
@@ -106,12 +126,13 @@ async def _open_bucket(bucket: Bucket, clock: Clock) -> AsyncIterator[Place]:
     if bucket.credentials_file is not None:
         credentials = await opening.read_credentials(bucket.credentials_file)
     async with opening.open_s3(bucket.location, now_ns=clock, credentials=credentials) as unprobed:
+        patient = unprobed.patient(_AT_START)
         if bucket.lock_seconds is not None:
             # Nobody takes back a lock that a wrong clock has set.
-            await importlib.import_module("repository.store.s3.check").check_access(unprobed.bucket)
-        recorded = await _recorded(unprobed)
+            await importlib.import_module("repository.store.s3.check").check_access(patient.bucket)
+        recorded = await _recorded(patient)
         if recorded is None:
-            store = await _probed(unprobed, bucket)
+            store = unprobed.able(await _probed(patient, unprobed, bucket))
         else:
             store = unprobed.able(recorded)
             _check_lock(bucket, able=recorded.object_lock, recorded=True)
@@ -132,9 +153,48 @@ def _place(store: "S3Store", bucket: Bucket) -> Place:
         else GuardedLocking(store, breaker, wait_seconds=_PARKED_SECONDS),
         breaker=breaker,
         tally=store.bucket.tally,
-        impatient=store,
-        check=partial(importlib.import_module("repository.store.s3.check").check, store),
+        impatient=impatient(store, bucket.location.url),
+        check=partial(importlib.import_module("repository.store.s3.check").check_recorded, store),
     )
+
+
+def impatient(
+    store: Store,
+    where: str,
+    patience: Patience = _AT_TERMINAL,
+    *,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Store:
+    """A store for somebody who waits for its answer, and is told soon that there is none."""
+    return _Impatient(RetryingStore(store, patience, clock=monotonic), where)
+
+
+class _Impatient(StoreAround):
+    """Says of which store it is that nothing came. It is for reading."""
+
+    def __init__(self, inner: Store, where: str) -> None:
+        super().__init__(inner)
+        self._where = where
+
+    @override
+    async def get(self, name: str) -> bytes:
+        with self._told():
+            return await self._inner.get(name)
+
+    @override
+    async def get_range(self, name: str, offset: int, length: int) -> bytes:
+        with self._told():
+            return await self._inner.get_range(name, offset, length)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreUnavailableError as error:
+            raise StoreUnavailableError(
+                f"{self._where} cannot be read just now: {error.message}",
+                hint="see tidemark doctor; backups and restores wait for the store by themselves",
+            ) from error
 
 
 async def _recorded(store: "S3Store") -> "Capabilities | None":
@@ -169,23 +229,23 @@ async def _recorded(store: "S3Store") -> "Capabilities | None":
     return found
 
 
-async def _probed(store: "S3Store", bucket: Bucket) -> "S3Store":
-    """The store, with what it can do, found out and recorded now: before a repository is made.
+async def _probed(patient: "S3Store", store: "S3Store", bucket: Bucket) -> "Capabilities":
+    """What the store can do, found out and recorded now: before a repository is made.
 
     There whatever is wrong with bucket, key or clock shows. ConfigError where it is to lock, and
     cannot: nothing is recorded then, since the bucket may still be given what it lacks.
     """
     check = importlib.import_module("repository.store.s3.check")
     probe = importlib.import_module("repository.store.s3.probe")
-    for warning in await check.check(store):
+    for warning in await check.check(patient):
         log.warning(warning)
-    found = await probe.probe(store)
+    found: Capabilities = await probe.probe(patient)
     _check_lock(bucket, able=found.object_lock, recorded=False)
     try:
-        await store.put(CAPABILITIES_NAME, found.encode())
+        await RetryingStore(store, _AT_START).put(CAPABILITIES_NAME, found.encode())
     except ObjectExistsError:
-        found = await _recorded(store) or found
-    return store.able(found)
+        found = await _recorded(patient) or found
+    return found
 
 
 def _check_lock(bucket: Bucket, *, able: bool, recorded: bool) -> None:

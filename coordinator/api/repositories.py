@@ -15,7 +15,7 @@ def repository(
     standing: Standing, totals: Totals, *, kit_exported: bool, unlocked: bool
 ) -> admin_pb2.GetRepositoryResponse:
     """A repository, and what it holds."""
-    config, problem = standing.config, standing.problem
+    config, problem, opened = standing.config, standing.problem, standing.opened
     return admin_pb2.GetRepositoryResponse(
         repository_id=config.repository.hex(),
         format=config.format,
@@ -28,8 +28,10 @@ def repository(
         unlocked=unlocked,
         features=config.features,
         name=standing.name,
-        opened=standing.opened is not None,
+        opened=opened is not None,
         problem="" if problem is None else problem.message,
+        lock_seconds=0 if opened is None else opened.locks.seconds,
+        signs_requests=opened is not None and opened.repository.signing_store is not None,
     )
 
 

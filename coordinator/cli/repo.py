@@ -9,7 +9,7 @@ import click
 
 from coordinator.cli.command import Invocation, noun, verb
 from coordinator.cli.documents import Document, document, documents
-from coordinator.cli.durations import format_size
+from coordinator.cli.durations import format_duration, format_size
 from coordinator.cli.failure import UsageError
 from coordinator.cli.output import Table, fields_table
 from coordinator.cli.times import local_time
@@ -142,6 +142,10 @@ def _list_table(repositories: Sequence[Document]) -> Table:
     )
 
 
+def _lock(seconds: int) -> str:
+    return f"{format_duration(seconds)} from each commit on" if seconds else "none"
+
+
 def _table(made: Document) -> Table:
     return fields_table(
         [
@@ -156,6 +160,8 @@ def _table(made: Document) -> Table:
             ("stored", format_size(made["stored_bytes"])),
             ("recovery kit", "exported" if made["recovery_kit_exported"] else "never exported"),
             ("custody", "unlocked" if made["unlocked"] else "locked"),
+            ("object lock", _lock(made["lock_seconds"])),
+            ("packs go", "to the store" if made["signs_requests"] else "through the coordinator"),
             ("features", ", ".join(made["features"]) or "none"),
         ]
     )

@@ -40,6 +40,9 @@ class Patience:
     total_seconds: float = 120.0
     """For all tries and waits of an operation, beside what one good try may take. Less than a
     session's lease: whoever waits for a store still may write afterwards."""
+    begin_seconds: float | None = None
+    """No further try begins after so long, whatever time is left; None where that is all of it.
+    For whoever waits for large objects, too: the time for many bytes is not for many tries."""
     answer_seconds: Mapping[Operation, float] = field(default_factory=lambda: _ANSWER_SECONDS)
     bytes_per_second_min: float = 64 * 1024
     """The slowest line that counts as one; as agents hold it with the coordinator."""
@@ -57,6 +60,13 @@ class Patience:
         """How long an operation may take, all tries and waits together."""
         return self.total_seconds + self.limit_seconds(operation, size_bytes, 0)
 
+    def spare_seconds(self, operation: Operation, size_bytes: int | None, passed: float) -> float:
+        """Within how long the next try has to begin, when so much time has passed."""
+        end = self.deadline_seconds(operation, size_bytes)
+        if self.begin_seconds is not None:
+            end = min(end, self.begin_seconds)
+        return end - passed
+
     def wait_ceiling_seconds(self, tries: int) -> float:
         """The longest wait after so many tries, at least one."""
         doubled = self.wait_seconds_first * (1 << min(tries - 1, _DOUBLINGS_MAX))
@@ -67,7 +77,7 @@ class Patience:
 
         Args:
             tries: That were made, at least one.
-            left_seconds: Until the operation's deadline.
+            left_seconds: Within which the next try has to begin.
             draw: From 0 to 1, evenly.
         """
         wait = draw * self.wait_ceiling_seconds(tries)

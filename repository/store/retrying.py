@@ -102,10 +102,16 @@ class Persistence:
             course.refusals += 1
             if course.refusals > _REFUSALS_DOUBTED:
                 raise error
-        wait = self._patience.next_wait_seconds(course.tries, course.left_seconds(), self._draw())
+        spare = course.spare_seconds()
+        wait = self._patience.next_wait_seconds(course.tries, spare, self._draw())
         if wait is None:
             course.give_up(error)
         await self._sleep(wait)
+
+
+def persistence(patience: Patience) -> Persistence:
+    """As much of it, by this machine's clock."""
+    return Persistence(patience, time.monotonic, asyncio.sleep, _random.random)
 
 
 class Course:
@@ -136,6 +142,11 @@ class Course:
     def left_seconds(self) -> float:
         """Until the deadline."""
         return self._deadline - self._clock()
+
+    def spare_seconds(self) -> float:
+        """Within how long the next try has to begin."""
+        passed = self._clock() - self._began
+        return self._patience.spare_seconds(self._operation, self._size_bytes, passed)
 
     async def within(self, work: Awaitable[_T]) -> _T:
         """One try, in the time that it may take; StoreUnavailableError when that is over."""

@@ -23,8 +23,8 @@ from repository.errors import (
 )
 from repository.keys import Secret
 from repository.store.interface import SignedRequest
-from repository.store.s3.capabilities import NONE_KNOWN
-from repository.store.s3.check import check
+from repository.store.s3.capabilities import NONE_KNOWN, Capabilities
+from repository.store.s3.check import check, check_recorded
 from repository.store.s3.location import Credentials, parse_location
 from repository.store.s3.opening import open_s3, read_credentials
 from repository.store.s3.probe import probe
@@ -265,6 +265,37 @@ async def test_a_check_finds_a_good_bucket_good(running: Server, store: S3Store)
     assert len(warnings) == (running.kind == "rclone")
     assert all("does not tell the lifecycle rules" in warning for warning in warnings)
     assert await names(store) == []
+
+
+@every
+async def test_a_bucket_that_is_as_it_was_recorded_is_not_warned_of(
+    running: Server, store: S3Store
+) -> None:
+    recorded = beside(store, capabilities=CAPABILITIES[running.kind])
+
+    assert await check_recorded(recorded) == await check(recorded)
+
+
+@keeps
+async def test_a_bucket_that_is_not_as_it_was_recorded_is_warned_of(
+    running: Server, store: S3Store, keeping: S3Store
+) -> None:
+    plain = await make_bucket(store)
+    url = plain.bucket.location.url
+    assert await check_recorded(keeping) == []
+
+    (lost,) = await check_recorded(beside(plain, capabilities=LOCKING[running.kind]))
+    await plain.bucket.call(
+        "put_bucket_versioning", url, VersioningConfiguration={"Status": "Enabled"}
+    )
+    (versions,) = await check_recorded(beside(plain, capabilities=CAPABILITIES[running.kind]))
+    able = Capabilities(versioning=True)
+    (locks,) = await check_recorded(beside(keeping, capabilities=able))
+
+    assert "can lock objects no more, and could when its repository was made" in lost
+    assert "keeps versions now, and did not when its repository was made" in versions
+    assert "suspend versioning, or remove the object called capabilities" in versions
+    assert "can lock objects now, and could not when its repository was made" in locks
 
 
 @every

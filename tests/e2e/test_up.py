@@ -53,6 +53,45 @@ def test_a_home_context_of_another_coordinator_is_left_alone(
     assert "x:1" in other.read_text()
 
 
+def test_a_port_that_is_taken_while_it_starts_is_given_up_for_another(
+    machine: Machine, tree: Path, tmp_path: Path
+) -> None:
+    with machine.up(tmp_path / "data", tree) as up:
+        former = up.coordinator
+    endpoints = tmp_path / "data/coordinator/endpoints.json"
+    assert endpoints.exists()
+
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Free for others until it listens, which it does once it was found so.
+        other.bind(("127.0.0.1", int(former.rpartition(":")[2])))
+        up = machine.start(tmp_path / "data", "--every", "off")
+        try:
+            eventually(lambda: not endpoints.exists())
+            other.listen()
+            up.wait_ready()
+            context = json.loads(up.context.read_bytes())
+            backup = up.backup()
+        finally:
+            up.stop()
+            _, said = up.process.communicate()
+
+    assert context["address"] == up.coordinator != former
+    assert backup["phase"] == "Completed"
+    assert f"another program has taken {former}" in said.decode()
+
+
+def test_a_port_that_was_asked_for_and_is_taken_ends_the_start(
+    machine: Machine, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        refused = machine.run("up", "--data", tmp_path / "data", "--listen", address)
+
+    assert refused.code == 1
+    assert f"cannot listen on {address}" in refused.error["message"]
+
+
 def test_a_revoked_node_stops_the_start_at_once_and_can_join_anew(
     machine: Machine, tree: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from coordinator.cli.up.protection import write_private
 # An address to listen on is not always one to call.
 _CALLABLE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - to be replaced
 _LOOPBACK = "127.0.0.1"
+ANY_PORT = f"{_LOOPBACK}:0"
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,30 @@ def read_endpoints(directory: Directory, pid: int) -> Endpoints | None:
 def former_listen(directory: Directory) -> str:
     """The loopback port of the last time if it is free, so that contexts stay good."""
     try:
-        host, _, port = json.loads(directory.endpoints.read_bytes())["grpc"].rpartition(":")
+        former = str(json.loads(directory.endpoints.read_bytes())["grpc"])
+        is_ours = former.startswith(f"{_LOOPBACK}:") and is_free(former)
+    except (OSError, ValueError, KeyError):
+        return ANY_PORT
+    return former if is_ours else ANY_PORT
+
+
+def is_free(address: str) -> bool:
+    """Whether one could listen there just now; of loopback."""
+    try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((_LOOPBACK, int(port)))
-    except (OSError, ValueError, KeyError, OverflowError):
-        return f"{_LOOPBACK}:0"
-    return f"{_LOOPBACK}:{port}" if host == _LOOPBACK else f"{_LOOPBACK}:0"
+            probe.bind((_LOOPBACK, int(address.rpartition(":")[2])))
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def former_address(directory: Directory) -> str | None:
+    """Where the coordinator answered the last time; None where there was none."""
+    try:
+        return parse_context(directory.context.read_bytes(), directory.context).address
+    except (OSError, CommandError):
+        return None
 
 
 def write_contexts(directory: Directory, endpoints: Endpoints) -> Context:

@@ -20,8 +20,11 @@ from coordinator.cli.up.directory import (
     processes_gone,
 )
 from coordinator.cli.up.endpoints import (
+    ANY_PORT,
     Endpoints,
+    former_address,
     former_listen,
+    is_free,
     read_endpoints,
     write_contexts,
 )
@@ -89,22 +92,22 @@ async def supervise(settings: Settings) -> None:
 async def _run(settings: Settings, children: list[Child], group: asyncio.TaskGroup) -> None:
     lock = await _locked_processes(settings.directory)
 
-    def adopt(child: Child) -> Child:
-        children.append(child)
+    def adopt(child: Child) -> None:
         group.create_task(_watch(child), name=f"watch the {child.name}")
-        return child
 
     directory = settings.directory
     try:
         async with asyncio.timeout(_START_SECONDS):
             _say("starting the coordinator")
-            coordinator = adopt(await _start_coordinator(settings, lock))
-            endpoints = await _serving(directory, coordinator)
+            endpoints = await _start_serving(settings, children, lock)
+            adopt(children[0])
+            former = former_address(directory)
             context = write_contexts(directory, endpoints)
             with contextlib.closing(Client(context)) as client:
                 await _make_token(directory, client)
                 _say("starting the agent")
-                adopt(await _start_agent(settings, endpoints, lock))
+                children.append(await _start_agent(settings, endpoints, lock))
+                adopt(children[-1])
                 status = await _all_announced(settings, client)
     except TimeoutError as error:
         raise CommandError(
@@ -112,6 +115,8 @@ async def _run(settings: Settings, children: list[Child], group: asyncio.TaskGro
             hint=f"see the logs {directory.log('coordinator')} and {directory.log('agent')}",
         ) from error
     directory.token.unlink(missing_ok=True)
+    if (warning := left_behind(status, directory, former, endpoints.grpc)) is not None:
+        _say(warning)
     _announce(settings, endpoints, context, status)
     while True:
         await asyncio.sleep(_LOG_CHECK_SECONDS)
@@ -139,9 +144,26 @@ async def _locked_processes(directory: Directory) -> int:
     return lock
 
 
-async def _start_coordinator(settings: Settings, lock: int) -> Child:
+async def _start_serving(settings: Settings, children: list[Child], lock: int) -> Endpoints:
+    """Start the coordinator, and return where it answers; CommandError where it ends before.
+
+    Another program may take the port of the last time after it was found free.
+    """
     directory = settings.directory
     listen = settings.listen or former_listen(directory)
+    children.append(await _start_coordinator(settings, listen, lock))
+    endpoints = await _serving(directory, children[0])
+    if endpoints is None and settings.listen is None and not is_free(listen):
+        _say(f"another program has taken {listen}: taking another port")
+        children[0] = await _start_coordinator(settings, ANY_PORT, lock)
+        endpoints = await _serving(directory, children[0])
+    if endpoints is None:
+        raise children[0].death()
+    return endpoints
+
+
+async def _start_coordinator(settings: Settings, listen: str, lock: int) -> Child:
+    directory = settings.directory
     directory.endpoints.unlink(missing_ok=True)
     every = "off" if settings.every_seconds is None else f"{settings.every_seconds}s"
     where = settings.bucket or {"repository": str(directory.repository)}
@@ -184,9 +206,12 @@ async def _start_agent(settings: Settings, endpoints: Endpoints, lock: int) -> C
     return await start_child("agent", arguments, log=directory.log("agent"), inherited=lock)
 
 
-async def _serving(directory: Directory, coordinator: Child) -> Endpoints:
+async def _serving(directory: Directory, coordinator: Child) -> Endpoints | None:
+    """Where it answers, once it does; None if it ends before."""
     # Another process writes the file, so there is nothing but to look.
-    while (endpoints := read_endpoints(directory, coordinator.pid)) is None:  # noqa: ASYNC110
+    while (endpoints := read_endpoints(directory, coordinator.pid)) is None:
+        if coordinator.ended:
+            return None
         await asyncio.sleep(_POLL_SECONDS)
     return endpoints
 
@@ -254,6 +279,20 @@ def why_never(status: GetStatusResponse, directory: Directory) -> CommandError |
             "snapshots stay, and the first backup of each volume reads everything",
         )
     return None
+
+
+def left_behind(
+    status: GetStatusResponse, directory: Directory, former: str | None, address: str
+) -> str | None:
+    """What to say of nodes that were told another address; None where there are none."""
+    own = own_node(directory)
+    others = [node.name for node in status.nodes if node.node_id != own and node.state != "revoked"]
+    if former in {None, address} or not others:
+        return None
+    return (
+        f"WARNING: the coordinator was at {former} and is at {address} now; nodes that look for it "
+        f"there need --coordinator {address}, or `up` its former --listen: {', '.join(others)}"
+    )
 
 
 async def _raise_on(stop: asyncio.Event) -> None:

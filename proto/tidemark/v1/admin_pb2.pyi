@@ -178,6 +178,8 @@ class GetRepositoryResponse(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     OPENED_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    LOCK_SECONDS_FIELD_NUMBER: _builtins.int
+    SIGNS_REQUESTS_FIELD_NUMBER: _builtins.int
     repository_id: _builtins.str
     format: _builtins.str
     location: _builtins.str
@@ -190,6 +192,10 @@ class GetRepositoryResponse(_message.Message):
     opened: _builtins.bool
     """Whether it can be read and written now; if not, why."""
     problem: _builtins.str
+    lock_seconds: _builtins.int
+    """For how long what a snapshot needs is locked from its commit on; 0 where nothing is locked."""
+    signs_requests: _builtins.bool
+    """Agents send packs to the store themselves, by requests that the coordinator signs."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -210,10 +216,12 @@ class GetRepositoryResponse(_message.Message):
         name: _builtins.str = ...,
         opened: _builtins.bool = ...,
         problem: _builtins.str = ...,
+        lock_seconds: _builtins.int = ...,
+        signs_requests: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "features", b"features", "format", b"format", "location", b"location", "name", b"name", "opened", b"opened", "packs", b"packs", "problem", b"problem", "recovery_kit_exported", b"recovery_kit_exported", "repository_id", b"repository_id", "snapshots", b"snapshots", "stored_bytes", b"stored_bytes", "unlocked", b"unlocked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "features", b"features", "format", b"format", "location", b"location", "lock_seconds", b"lock_seconds", "name", b"name", "opened", b"opened", "packs", b"packs", "problem", b"problem", "recovery_kit_exported", b"recovery_kit_exported", "repository_id", b"repository_id", "signs_requests", b"signs_requests", "snapshots", b"snapshots", "stored_bytes", b"stored_bytes", "unlocked", b"unlocked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,9 +5,11 @@ What is wrong with a key, a clock or a rule shows here, and not when a restore n
 
 import hashlib
 import secrets
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from repository.errors import DamagedError, ObjectMissingError, StoreError
+from repository.store.s3.capabilities import Capabilities
 from repository.store.s3.client import Bucket
 from repository.store.s3.errors import (
     Answer,
@@ -20,12 +22,19 @@ from repository.store.s3.errors import (
 from repository.store.s3.lifecycle import judge
 from repository.store.s3.signing import content
 from repository.store.s3.store import S3Store
+from repository.store.s3.versions import has_locks, has_versions
 
 # Stores refuse a signature that is 15 minutes off; a clock that is 5 off will be.
 CLOCK_SECONDS_MAX: Final = 300
 _CONTENT: Final = b"written, read and removed"
 _NO_RULES: Final = "NoSuchLifecycleConfiguration"
+_NO_LOCKS: Final = "ObjectLockConfigurationNotFoundError"
 _AWS: Final = ".amazonaws.com"
+# A start that finds no record looks and makes one.
+_ANEW: Final = (
+    "remove the object called capabilities below the prefix, and start the coordinator anew: it "
+    "finds out what the bucket can do"
+)
 
 
 async def check(store: S3Store) -> list[str]:
@@ -39,6 +48,54 @@ async def check(store: S3Store) -> list[str]:
     await _check_region(bucket)
     await _check_writing(store)
     return await _check_rules(bucket)
+
+
+async def check_recorded(store: S3Store) -> list[str]:
+    """The same of a bucket with a repository: warnings, too, where it is not as it was recorded."""
+    warnings = await check(store)
+    bucket, url = store.bucket, store.bucket.location.url
+    locks = await _told(has_locks(bucket))
+    versions = locks or await _told(has_versions(bucket))
+    return [*warnings, *changes(store.capabilities, url, versions=versions, locks=locks)]
+
+
+def changes(
+    recorded: Capabilities, url: str, *, versions: bool | None, locks: bool | None
+) -> list[str]:
+    """What is to be said where a bucket is another than it was; None for what nobody tells."""
+    found = []
+    if versions and not recorded.versioning:
+        found.append(
+            f"{url} keeps versions now, and did not when its repository was made: what is deleted "
+            f"stays, and is charged for; suspend versioning, or {_ANEW}"
+        )
+    elif locks and not recorded.object_lock:
+        found.append(
+            f"{url} can lock objects now, and could not when its repository was made; to lock what "
+            f"backups need, {_ANEW}"
+        )
+    if locks is False and recorded.object_lock:
+        found.append(
+            f"{url} can lock objects no more, and could when its repository was made: nothing new "
+            "is kept from deletion; see whether it is the same bucket, and have it lock again"
+        )
+    elif versions is False and recorded.versioning:
+        found.append(
+            f"{url} keeps no versions, and did when its repository was made: what is deleted by "
+            "mistake is gone; see whether it is the same bucket, and have it keep them"
+        )
+    return found
+
+
+async def _told(question: Awaitable[bool]) -> bool | None:
+    """The answer; None where the store refuses the question."""
+    try:
+        return await question
+    except StoreError as error:
+        if error.retryable:
+            raise
+        answer = answer_of(error)
+        return False if answer is not None and answer.code == _NO_LOCKS else None
 
 
 async def check_access(bucket: Bucket) -> None:

@@ -10,17 +10,22 @@ import importlib
 import io
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from repository.errors import UsageError
+from typing_extensions import override
+
+from repository.errors import StoreUnavailableError, UsageError
 from repository.store.counting import Tally, charge
 from repository.store.interface import Operation, check_name
-from repository.store.s3.errors import failures, translate
+from repository.store.patience import Patience
+from repository.store.retrying import persistence
+from repository.store.s3.errors import answer_of, failures, translate
 from repository.store.s3.location import Credentials, S3Location
 
+_T = TypeVar("_T")
 # A host that is there answers a handshake within a second from anywhere.
 _CONNECT_SECONDS: Final = 10.0
 # Between two pieces of an answer. Stores take some seconds to answer when they are busy.
@@ -34,6 +39,8 @@ _KINDS: Final = {
     "list": Operation.LIST,
     "delete": Operation.DELETE,
 }
+# Of answers: the request took too long to come, or there were too many.
+_TOO_BUSY: Final = frozenset({408, 429})
 # What the library says before each request, and where it then notes that it was sent elsewhere.
 _ASKING: Final = "before-parameter-build.s3"
 _REDIRECT: Final = "s3_redirect"
@@ -61,17 +68,35 @@ class Bucket:
 
     async def call(self, operation: str, about: str, **parameters: Any) -> dict[str, Any]:
         """Ask once; the answer without its body. Raises errors of ours about that object."""
-        with self.translated(about):
-            return await self._send(operation, parameters)
+
+        async def ask() -> dict[str, Any]:
+            with self.translated(about):
+                return await self._send(operation, parameters)
+
+        return await self.persist(_kind(operation), ask)
 
     async def read(self, about: str, **parameters: Any) -> tuple[dict[str, Any], bytes]:
         """Get an object; the answer, and what came of its body."""
-        with self.translated(about):
-            answer = await self._send("get_object", parameters)
-            async with answer["Body"] as body:
-                data = bytes(await body.read())
-            charge(self.tally, Operation.GET, 0, bytes_out=len(data))
-            return answer, data
+
+        async def ask() -> tuple[dict[str, Any], bytes]:
+            with self.translated(about):
+                answer = await self._send("get_object", parameters)
+                async with answer["Body"] as body:
+                    data = bytes(await body.read())
+                charge(self.tally, Operation.GET, 0, bytes_out=len(data))
+                return answer, data
+
+        return await self.persist(Operation.GET, ask)
+
+    async def persist(self, _: Operation, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask, once here: whoever calls tries again."""
+        return await ask()
+
+    def patient(self, patience: Patience) -> "PatientBucket":
+        """The same bucket, for small requests that nobody else makes again."""
+        same = PatientBucket(self._client, self.location, self._now_ns, patience)
+        same.requests, same.tally = self.requests, self.tally
+        return same
 
     async def sign(self, operation: str, about: str, seconds: int, **parameters: Any) -> str:
         """The URL of a request that works for so long. Asks nobody, unless for a newer key."""
@@ -92,13 +117,46 @@ class Bucket:
 
     async def _send(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         self.requests[operation] += 1
-        kind = _KINDS.get(operation.partition("_")[0], Operation.PUT)
-        charge(self.tally, kind, bytes_in=_size(parameters.get("Body", b"")))
+        charge(self.tally, _kind(operation), bytes_in=_size(parameters.get("Body", b"")))
         answer = await getattr(self._client, operation)(**self._with_bucket(parameters))
         return dict(answer)
 
     def _with_bucket(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return {"Bucket": self.location.bucket, **parameters}
+
+
+class PatientBucket(Bucket):
+    """Asks again while the store is in trouble: what comes to the same when it is done twice.
+
+    What it says of a request is taken for its answer, though another one may fare better.
+    """
+
+    def __init__(
+        self, client: Any, location: S3Location, now_ns: Callable[[], int], patience: Patience
+    ) -> None:
+        super().__init__(client, location, now_ns)
+        self._persistence = persistence(patience)
+
+    @override
+    async def persist(self, operation: Operation, ask: Callable[[], Awaitable[_T]]) -> _T:
+        course = self._persistence.begin(operation)
+        while True:
+            try:
+                return await course.within(ask())
+            except StoreUnavailableError as error:
+                if not _is_trouble(error):
+                    raise
+                await self._persistence.pause(course, error)
+
+
+def _is_trouble(error: StoreUnavailableError) -> bool:
+    """Whether it says nothing of what was asked."""
+    answer = answer_of(error)
+    return answer is None or answer.status >= 500 or answer.status in _TOO_BUSY
+
+
+def _kind(operation: str) -> Operation:
+    return _KINDS.get(operation.partition("_")[0], Operation.PUT)
 
 
 def _size(body: bytes | io.BytesIO) -> int:

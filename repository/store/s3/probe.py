@@ -13,14 +13,19 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from repository.errors import ObjectExistsError, StoreError, TidemarkError
-from repository.store.interface import SignedRequest
+from repository.errors import (
+    ObjectExistsError,
+    StoreError,
+    StoreUnavailableError,
+    TidemarkError,
+)
+from repository.store.interface import Operation, SignedRequest
 from repository.store.s3.capabilities import NONE_KNOWN, Capabilities
 from repository.store.s3.client import Bucket
 from repository.store.s3.errors import answer_of
 from repository.store.s3.signing import content
 from repository.store.s3.store import S3Store
-from repository.store.s3.versions import versions_of
+from repository.store.s3.versions import has_locks, has_versions, versions_of
 
 _CONTENT: Final = b"what was written"
 # As long as the other, so that only the bytes differ.
@@ -31,6 +36,8 @@ _SIGNED_SECONDS: Final = 300
 # For a request of some bytes, to a store that has just answered others.
 _SEND_SECONDS: Final = 30.0
 _NO_VERSION: Final = "null"
+# Statuses that say nothing of a request; those for whoever cannot serve it are not among them.
+_TROUBLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 async def probe(store: S3Store) -> Capabilities:
@@ -39,8 +46,8 @@ async def probe(store: S3Store) -> Capabilities:
     async with _cleaned(bucket, name):
         put = await _put(bucket, f"{name}/plain", _CONTENT)
         suffix = await _yes(_gives_suffixes(bucket, f"{name}/plain"))
-        locks = await _yes(_has_locks(bucket))
-        versions = _version(put) or locks or await _yes(_has_versions(bucket))
+        locks = await _yes(has_locks(bucket))
+        versions = _version(put) or locks or await _yes(has_versions(bucket))
         return Capabilities(
             conditional_put=await _has_conditions(bucket, f"{name}/plain"),
             checksum_sha256=await _compares_sums(bucket, name),
@@ -105,17 +112,6 @@ async def _gives_suffixes(bucket: Bucket, name: str) -> bool:
     return data == _CONTENT[-7:]
 
 
-async def _has_locks(bucket: Bucket) -> bool:
-    answer = await bucket.call("get_object_lock_configuration", bucket.location.url)
-    return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
-
-
-async def _has_versions(bucket: Bucket) -> bool:
-    """Whether there are versions, or were: those stay when new ones are no longer made."""
-    answer = await bucket.call("get_bucket_versioning", bucket.location.url)
-    return answer.get("Status") in {"Enabled", "Suspended"}
-
-
 async def _lists_at_once(store: S3Store, name: str) -> bool:
     listed = f"{name}/listed"
     await _put(store.bucket, listed, _CONTENT)
@@ -138,11 +134,27 @@ async def _signs(store: S3Store, name: str) -> bool:
     for other, body in ((request, _OTHER), (elsewhere, _CONTENT)):
         if (await _send(store.bucket, other, body))[0] < 300:
             return False
-    if (await _send(store.bucket, request, _CONTENT))[0] >= 300:
+    if (await _answered(store.bucket, request, _CONTENT))[0] >= 300:
         return False
     reading = await store.signing.sign_get(signed, seconds=_SIGNED_SECONDS)
-    answer = await _send(store.bucket, reading, None)
-    return answer == (200, _CONTENT)
+    return await _answered(store.bucket, reading, None) == (200, _CONTENT)
+
+
+async def _answered(
+    bucket: Bucket, request: SignedRequest, body: bytes | None
+) -> tuple[int, bytes]:
+    """The answer to a request that is right; StoreUnavailableError for one that says nothing."""
+
+    async def ask() -> tuple[int, bytes]:
+        status, came = await _send(bucket, request, body)
+        if status in _TROUBLE:
+            raise StoreUnavailableError(
+                f"the store is in trouble at a signed request ({status})",
+                hint="if it lasts, ask who runs the store",
+            )
+        return status, came
+
+    return await bucket.persist(Operation.GET if body is None else Operation.PUT, ask)
 
 
 async def _send(bucket: Bucket, request: SignedRequest, body: bytes | None) -> tuple[int, bytes]:

@@ -28,6 +28,7 @@ from repository.errors import (
 )
 from repository.pack import PACK_BYTES_MAX
 from repository.store.interface import ObjectInfo, ObjectWriter, Store, check_prefix
+from repository.store.patience import Patience
 from repository.store.s3.capabilities import NONE_KNOWN, Capabilities
 from repository.store.s3.client import Bucket
 from repository.store.s3.errors import answer_of, no_bucket, shorter
@@ -83,6 +84,11 @@ class S3Store(Store):
     def able(self, capabilities: Capabilities) -> "S3Store":
         """The same store, for what a probe of it has found."""
         return S3Store(self.bucket, self.signing.endpoint, capabilities, page_keys=self._page_keys)
+
+    def patient(self, patience: Patience) -> "S3Store":
+        """The same store, whose small requests are made again by itself; nothing is written."""
+        bucket = self.bucket.patient(patience)
+        return S3Store(bucket, self.signing.endpoint, self.capabilities, page_keys=self._page_keys)
 
     @property
     def requests(self) -> Counter[str]:

@@ -17,6 +17,18 @@ class Version(NamedTuple):
     is_latest: bool
 
 
+async def has_locks(bucket: Bucket) -> bool:
+    """Whether versions can be locked."""
+    answer = await bucket.call("get_object_lock_configuration", bucket.location.url)
+    return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
+
+
+async def has_versions(bucket: Bucket) -> bool:
+    """Whether there are versions, or were: those stay when new ones are no longer made."""
+    answer = await bucket.call("get_bucket_versioning", bucket.location.url)
+    return answer.get("Status") in {"Enabled", "Suspended"}
+
+
 async def versions_of(bucket: Bucket, name: str, page_keys: int = PAGE_KEYS) -> list[Version]:
     """Every version of a name, the latest one last: so removing them shows no older one."""
     key = bucket.key(name)

@@ -17,16 +17,20 @@ from coordinator import stores
 from coordinator.config import Config, load
 from coordinator.errors import TidemarkError
 from coordinator.server import serve
+from repository.store.patience import Patience
+from repository.store.s3.capabilities import Capabilities
 from repository.store.s3.store import S3Store
 from tests.fakes.answers import NOTHING, Reply, answering
-from tests.servers.buckets import make_bucket, new_name, opened
+from tests.fakes.misbehaving import Fault, Plan
+from tests.faults.misbehaving import Proxy
+from tests.servers.buckets import CAPABILITIES, make_bucket, new_name, opened
 from tests.servers.keys import ACCESS_KEY, GUEST, GUEST_ACCESS_KEY, GUEST_SECRET_KEY, SECRET_KEY
 from tests.servers.shared import Server, server
 from tests.servers.tls import tls_context
 
 pytestmark = pytest.mark.asyncio
 
-# Of a start that fails: nothing is asked again and again.
+# Of a start that fails, with what is asked again for a while.
 SECONDS_MAX = 10.0
 SKEWED = b"<Error><Code>RequestTimeTooSkewed</Code><Message>Too far off.</Message></Error>"
 ELSEWHERE = (
@@ -46,6 +50,14 @@ class Said(NamedTuple):
 @pytest.fixture
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Server:
     return server("radosgw", tmp_path_factory)
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start in a hurry, so that what cannot be is told at once."""
+    assert stores._AT_START.begin_seconds == 5
+    quick = Patience(wait_seconds_first=0.05, total_seconds=0.5, begin_seconds=0.5)
+    monkeypatch.setattr(stores, "_AT_START", quick)
 
 
 @asynccontextmanager
@@ -265,10 +277,35 @@ async def test_an_endpoint_where_nobody_listens(tmp_path: Path) -> None:
     nowhere = await refused(tmp_path / "b", "https://store.invalid")
 
     assert (closed.code, nowhere.code) == (1, 1)
-    assert closed.message == f"{endpoint} does not answer: connection refused"
+    assert closed.message.startswith(f"{endpoint} does not answer: connection refused (tried ")
     assert nowhere.message.startswith("https://store.invalid does not answer: ")
     assert "check the network and the endpoint" in closed.hint
     assert "check the network and the endpoint" in nowhere.hint
+
+
+async def test_a_start_asks_again_while_the_store_is_in_trouble(tmp_path: Path) -> None:
+    busy = Reply(503, b"<Error><Code>SlowDown</Code></Error>")
+    async with answering(busy, NOTHING, Reply(400, ELSEWHERE)) as store:
+        said = await refused(tmp_path / "a", store.url)
+        asked = list(store.asked)
+
+    assert "another region" in said.message
+    assert asked[:3] == ["GET /backups/some/prefix/capabilities"] * 3
+
+
+async def test_a_repository_is_made_though_requests_fail_now_and_then(
+    gateway: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = Patience(wait_seconds_first=0.02, total_seconds=5, begin_seconds=5)
+    monkeypatch.setattr(stores, "_AT_START", patience)
+    plan = Plan(seed=5, rate=0.2, kinds=frozenset({Fault.SLOW_DOWN, Fault.ERROR, Fault.RESET}))
+    async with a_bucket(gateway) as bucket, Proxy(gateway.url, plan).serving() as proxy:
+        name = bucket.bucket.location.bucket
+        await started(tmp_path / "a", proxy.address, name)
+        _, recorded = await bucket.bucket.read("what was found", Key="some/prefix/capabilities")
+
+    assert len(plan.drawn) > 3
+    assert Capabilities.decode(recorded) == CAPABILITIES["radosgw"]
 
 
 async def test_an_endpoint_that_says_nothing(

@@ -127,6 +127,41 @@ async def unchanged_backup(coordinator: Coordinator, agent: FakeAgent, made: Mad
             await coordinator.ended(job.job_id)
 
 
+async def test_a_bucket_that_was_given_versions_later_is_told_of_by_doctor(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    site = await make_site(server("moto", tmp_path_factory), tmp_path, locks=False)
+    async with serving(site.with_lock(None)) as coordinator:
+        before = await coordinator.admin.RunDoctor(admin_pb2.RunDoctorRequest())
+        async with site.store() as store:
+            await store.bucket.call(
+                "put_bucket_versioning", "", VersioningConfiguration={"Status": "Enabled"}
+            )
+            after = await coordinator.admin.RunDoctor(admin_pb2.RunDoctorRequest())
+            await store.bucket.call("delete_object", "", Key=store.bucket.key("capabilities"))
+    async with serving(site.with_lock(None)) as coordinator:
+        anew = await coordinator.admin.RunDoctor(admin_pb2.RunDoctorRequest())
+
+    was, now, then = (
+        next(check for check in each.checks if check.name == "repository")
+        for each in (before, after, anew)
+    )
+    assert (was.ok, now.ok, then.ok) == (True, False, True)
+    assert "keeps versions now, and did not when its repository was made" in now.message
+
+
+async def test_the_lock_that_is_in_force_is_told(site: Site) -> None:
+    asked = admin_pb2.GetRepositoryRequest()
+    async with serving(site.config) as coordinator:
+        locked = await coordinator.admin.GetRepository(asked)
+    async with serving(site.with_lock(None)) as coordinator:
+        unlocked = await coordinator.admin.GetRepository(asked)
+
+    assert (locked.lock_seconds, unlocked.lock_seconds) == (DAY, 0)
+    # As this server looks at no signature.
+    assert not locked.signs_requests
+
+
 async def test_nothing_that_a_snapshot_needs_can_be_deleted(site: Site) -> None:
     async with serving(site.config) as coordinator:
         await first_backup(coordinator, await agent_of(coordinator))

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -115,6 +116,53 @@ async def test_under_a_limit_packs_end_one_after_the_other_and_not_all_at_once()
     assert last == pytest.approx(3 * len(CONTENT) / 4_000_000, rel=0.3)
     assert first < 0.6 * last
     assert second < 0.85 * last
+
+
+@asynccontextmanager
+async def swallowing(silence_seconds: float, throttles: Throttles) -> AsyncIterator[Site]:
+    """A server that takes connections, and reads nothing of what comes."""
+    site = Site()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        site.url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        site.store = DirectStore([site.url], throttles=throttles, silence_seconds=silence_seconds)
+        try:
+            yield site
+        finally:
+            await site.store.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("size", [1024, 64 * 1024 * 1024], ids=["buffered", "more than buffers"])
+async def test_a_store_that_takes_no_more_is_given_up_before_the_packs_time_is_over(
+    size: int,
+) -> None:
+    async with swallowing(0.3, unlimited()) as site, asyncio.timeout(5):
+        request = site.request("PUT", **{"content-length": str(size)})
+        with pytest.raises(StoreUnavailableError, match="takes nothing more of what is sent"):
+            await site.store.put(request, [bytes(size)], size)
+
+
+@pytest.mark.asyncio
+async def test_a_store_that_never_answers_is_given_up() -> None:
+    async with swallowing(0.3, unlimited()) as site, asyncio.timeout(5):
+        with pytest.raises(StoreUnavailableError, match="does not answer"):
+            await site.store.get(site.request("GET"), 0, 100)
+
+
+@pytest.mark.asyncio
+async def test_what_a_limit_holds_back_is_no_silence() -> None:
+    throttles = unlimited()
+    throttles.on_grant(Grant(1, upload=4_000, restore=1, floor=1, lease_seconds=60.0))
+    loop = asyncio.get_running_loop()
+    async with answering(Reply(200)) as server:
+        store = DirectStore([server.url + "/"], throttles=throttles, silence_seconds=0.1)
+        request = SignedRequest("PUT", f"{server.url}/packs/a", {"content-length": "2000"})
+        began = loop.time()
+
+        await store.put(request, [bytes(2000)], 2000)
+
+        await store.close()
+    assert loop.time() - began > 0.3
 
 
 @pytest.mark.asyncio

@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.cli.up.directory import Directory
 from coordinator.cli.up.protection import Protected
-from coordinator.cli.up.supervisor import is_ready, why_never
+from coordinator.cli.up.supervisor import is_ready, left_behind, why_never
 from proto.tidemark.v1.admin_pb2 import GetStatusResponse, Node, Volume
 
 VOLUMES = [Protected("web", b"/srv/www"), Protected("odd", b"/srv/\xff")]
@@ -85,6 +85,23 @@ def test_a_node_that_is_shut_out_is_not_waited_for(
     assert reason is not None
     assert reason.message == message.format(tmp_path)
     assert reason.hint
+
+
+def test_nodes_that_were_told_a_former_address_are_named(tmp_path: Path) -> None:
+    directory = joined(tmp_path)
+    own = Node(name="n", node_id=OWN.hex(), state="connected")
+    lost = Node(name="lost", node_id="ff", state="disconnected")
+    gone = Node(name="gone", node_id="fe", state="revoked")
+    alone, fleet = (GetStatusResponse(nodes=nodes) for nodes in ([own, gone], [own, gone, lost]))
+
+    said = left_behind(fleet, directory, "127.0.0.1:7", "127.0.0.1:8")
+
+    assert said is not None
+    assert said.startswith("WARNING: the coordinator was at 127.0.0.1:7 and is at 127.0.0.1:8 now")
+    assert said.endswith("or `up` its former --listen: lost")
+    assert left_behind(fleet, directory, "127.0.0.1:8", "127.0.0.1:8") is None
+    assert left_behind(fleet, directory, None, "127.0.0.1:8") is None
+    assert left_behind(alone, directory, "127.0.0.1:7", "127.0.0.1:8") is None
 
 
 def test_a_node_of_another_directory_or_one_that_may_yet_come_is_waited_for(tmp_path: Path) -> None:
