@@ -208,3 +208,23 @@ def test_a_lock_that_is_too_short_or_too_long_is_refused(text: str) -> None:
 def test_a_directory_has_no_lock() -> None:
     with pytest.raises(ConfigError, match="repository_lock is of a bucket"):
         load([*NEEDED, "--repository-lock", "30d"], {})
+
+
+def test_places_of_more_repositories_are_a_list_in_the_file_and_words_elsewhere(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("repository_places: ['file:///srv/a%20b', 's3://bucket']\n")
+    places = ("file:///srv/a%20b", "s3://bucket")
+    text = " ".join(places)
+
+    assert load(NEEDED, {}).config.repository_places == ()
+    for arguments, environment in (
+        (["--config", str(file)], {}),
+        (["--repository-places", text], {}),
+        ([], {"TIDEMARK_COORDINATOR_REPOSITORY_PLACES": text}),
+    ):
+        config = load([*NEEDED, *arguments], environment).config
+        assert config.repository_places == places
+    with pytest.raises(ConfigError, match="file:///DIR"):
+        load([*NEEDED, "--repository-places", "/srv"], {})
