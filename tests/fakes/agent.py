@@ -65,7 +65,7 @@ class Writing:
     sealed_data_key: bytes
     head_root: bytes
     head_sequence: int
-    packs_since_head: list[bytes]
+    packs_since_head: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
