@@ -29,6 +29,7 @@ from agent.making import PROBLEMS_MAX, Beside, Made, Maker
 from agent.manifest import MetadataWriter
 from agent.packing import BUFFERS_FAR, FinishedPack, PackIdentity, Packs
 from agent.reading import Scanned
+from agent.recalling import recall
 from agent.rehashing import Rehash, begun, next_share
 from agent.services import (
     BY_HAND,
@@ -49,7 +50,7 @@ from agent.tracking.tracker import Done, Taken, proof_of
 from agent.turn import Turn
 from agent.watching import watched_path
 from repository.entries import path_of
-from repository.errors import CanceledError, DamagedError, FencedError, TidemarkError
+from repository.errors import CanceledError, DamagedError, TidemarkError
 from repository.failpoints import failpoint
 from repository.ids import NodeId, SessionId, VolumeId
 from repository.keys import KEY_BYTES, seal
@@ -140,7 +141,7 @@ class _Backup:
                 metadata_public=keys.metadata_public,
                 signing=self._services.signing_key,
             )
-            await self._recall(session)
+            await recall(session, self._task.volume.volume_id, self._services, self._report)
             self._report("looking for changes")
             self._taken = await asyncio.to_thread(self._begin, tree, session)
             failpoint("agent.changes.taken", StateError)
@@ -157,30 +158,6 @@ class _Backup:
             self._clones = self._services.clones.of_volume(local_id, tree)
         path, audit = watched_path(volume), self._task.audit
         return self._services.tracking.begin(local_id, path, tree, session.head_root, audit=audit)
-
-    async def _recall(self, session: Session) -> None:
-        """Learn what the last snapshot holds, if it is not the one in our state.
-
-        Without it everything is read again anyhow; with it, nothing of that is sent again.
-        """
-        services = self._services
-        head = services.state.head(self._task.volume.volume_id)
-        if not session.head_root or (head is not None and head.root == session.head_root):
-            return
-        self._report("recalling")
-        chunks = 0
-        try:
-            async for stored in services.coordinator.read_base(session):
-                failpoint("agent.base.told", UnreachableError)
-                borrower = self._task.volume.volume_id if stored.borrowed else None
-                await services.state.remember_chunks(stored.chunks, borrower=borrower)
-                failpoint("agent.base.kept", StateError)
-                chunks += len(stored.chunks)
-        except TidemarkError as error:
-            if isinstance(error, CanceledError | FencedError):
-                raise
-            services.log("warning", f"some of what is stored is sent again: {error.message}")
-        services.log("info", f"the last manifest is not here; knows {chunks} chunks of it again")
 
     async def _save(
         self, tree: Tree, session: Session, keys: WriterKeys, identity: PackIdentity

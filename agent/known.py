@@ -1,9 +1,10 @@
 """Which chunks need not be stored again, and where they lie.
 
-A chunk is known when this node has stored it before (the state's word, given only once a pack was
-acknowledged), when the volume held it on another node, or when it was placed in this session. The
-latter are held in memory until the state has them. Whoever is about to store unknown chunks claims
-them, so that two workers with the same content, as from two names of one file, don't both store it.
+A chunk is known when this node has stored it before (the state's word, given only once the
+coordinator has said that it has the pack), when the volume held it on another node, or when it was
+placed in this session. The latter are held in memory until the state has them. Whoever is about to
+store unknown chunks claims them, so that two workers with the same content, as from two names of
+one file, don't both store it.
 """
 
 import threading

@@ -256,6 +256,8 @@ class Session:
     lease_seconds: int
     signed_uploads: SignedUploads | None = None
     """None where packs go through the coordinator."""
+    packs_since_head: Sequence[bytes] = ()
+    """Nonces of packs that earlier sessions have stored, whether that was heard of here or not."""
 
 
 class StoredChunks(NamedTuple):
@@ -385,8 +387,13 @@ class CoordinatorClient(Protocol):
         """Begin the right to write. Asked twice for a task, the first session is fenced."""
         ...
 
-    def read_base(self, session: Session) -> AsyncIterator[StoredChunks]:
-        """Yield the chunks of the volume's last snapshot."""
+    def read_base(
+        self, session: Session, since_head: Sequence[bytes] = ()
+    ) -> AsyncIterator[StoredChunks]:
+        """Yield the chunks of the volume's last snapshot; or those of these packs since, if any.
+
+        Pack by pack, in pieces.
+        """
         ...
 
     async def upload_pack(

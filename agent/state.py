@@ -256,6 +256,16 @@ class State:
         )
         return {row[0]: Location(PackNonce(row[1]), *row[2:]) for row in rows}
 
+    def unheard_of(self, pack_nonces: Sequence[bytes]) -> list[bytes]:
+        """Return those of the packs of which nothing was ever recorded here."""
+        if not pack_nonces:
+            return []
+        rows = self._rows(
+            "SELECT nonce FROM packs WHERE nonce IN carray(?)", (apsw.carray(tuple(pack_nonces)),)
+        )
+        heard_of = {row[0] for row in cast("Iterable[tuple[bytes]]", rows)}
+        return [nonce for nonce in pack_nonces if nonce not in heard_of]
+
     def borrows(self, volume_id: bytes) -> bool:
         """Return whether the volume held any chunk that another node has stored."""
         query = (

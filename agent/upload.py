@@ -263,12 +263,17 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             head_sequence=answer.head_sequence,
             lease_seconds=answer.lease_seconds,
             signed_uploads=_signed_uploads(answer),
+            packs_since_head=list(answer.packs_since_head),
         )
 
     @override
-    async def read_base(self, session: Session) -> AsyncIterator[StoredChunks]:
+    async def read_base(
+        self, session: Session, since_head: Sequence[bytes] = ()
+    ) -> AsyncIterator[StoredChunks]:
         request = agent_pb2.ReadBaseRequest(
-            session_id=session.session_id, fencing_token=session.fencing_token
+            session_id=session.session_id,
+            fencing_token=session.fencing_token,
+            pack_nonces=since_head,
         )
         # Not asked again from the start if it breaks: what was not heard of is sent again.
         async with self._line.use() as line:

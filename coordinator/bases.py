@@ -1,4 +1,7 @@
-"""What a volume's last snapshot holds, for an agent that has lost its own copy of that.
+"""What is stored of a volume, for an agent that does not know it.
+
+That is what the last snapshot holds, where the agent has lost its own copy of that; and packs that
+its attempts since have stored, where it died, or was cut off, before it heard that they were taken.
 
 Ids and places of chunks, and no keys: enough to know what need not be sent again, and nothing that
 opens it. They stand in the footers of packs, which the coordinator reads with its metadata key.
@@ -20,13 +23,13 @@ from coordinator.errors import (
 )
 from coordinator.founding import Repository
 from coordinator.logs import get_logger
-from coordinator.model import Node
+from coordinator.model import Node, Session
 from coordinator.sessions import Sessions
 from repository.failpoints import failpoint
 from repository.footers import read_signed_index
 from repository.frames import FrameIdentity
 from repository.ids import ChunkId, PackNonce, SessionId
-from repository.pack import Signer, Signers, identities
+from repository.pack import FrameTable, Signer, Signers, identities
 from repository.store.counting import charged
 
 log = get_logger()
@@ -53,19 +56,27 @@ class Bases:
         self._sessions = sessions
 
     async def read(
-        self, session_id: SessionId, fencing_token: int, node: Node
+        self,
+        session_id: SessionId,
+        fencing_token: int,
+        node: Node,
+        since_head: Collection[PackNonce] = (),
     ) -> AsyncIterator[list[StoredFrame]]:
         """The frames of the newest snapshot of a session's volume, pack by pack; FencedError.
 
-        A pack that cannot be read is left out: what it held is then stored anew.
+        With `since_head` those of these packs instead, as far as the session was told of them. A
+        pack that cannot be read is left out: what it held is then stored anew.
         """
         session = await self._sessions.writing(session_id, fencing_token, node)
         failpoint("coordinator.base.begun", CatalogError)
         repository = self._sessions.of(session).repository
-        head = await self._catalog.ledger.head(
-            session.volume_id, repository_id=session.repository_id
-        )
-        needed = {} if head is None else await self._catalog.ledger.references(head)
+        if since_head:
+            needed = await self._since_head(session, since_head)
+        else:
+            head = await self._catalog.ledger.head(
+                session.volume_id, repository_id=session.repository_id
+            )
+            needed = {} if head is None else await self._catalog.ledger.references(head)
         nonces = list(needed)
         signers = await self._signers(repository)
         for start in range(0, len(nonces), _NONCES):
@@ -83,6 +94,19 @@ class Bases:
                 if found:
                     failpoint("coordinator.base.read", StoreUnavailableError)
                     yield found
+
+    async def _since_head(
+        self, session: Session, asked: Collection[PackNonce]
+    ) -> dict[PackNonce, list[int]]:
+        """All frames of those packs that the session was told of; others are nobody's to name."""
+        told = set(await self._sessions.packs_since_head(session))
+        nonces = [nonce for nonce in asked if nonce in told]
+        needed = {}
+        for start in range(0, len(nonces), _NONCES):
+            places = await self._catalog.ledger.places(nonces[start : start + _NONCES])
+            for nonce, place in places.items():
+                needed[nonce] = list(FrameTable.decode(place.frame_table).places.get(nonce, {}))
+        return needed
 
     async def _signers(self, repository: Repository) -> Signers:
         """Everybody whose packs were ever taken in, and this coordinator."""

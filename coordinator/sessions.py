@@ -49,7 +49,7 @@ from coordinator.model import (
 )
 from coordinator.repositories import Opened, Repositories
 from repository.failpoints import failpoint
-from repository.ids import ID_BYTES, NodeId, RepositoryId, SessionId, VolumeId
+from repository.ids import ID_BYTES, NodeId, PackNonce, RepositoryId, SessionId, VolumeId
 from repository.keys import seal
 from repository.layout import REFS_INFO, refs_name, root_name
 from repository.refs import REFS_BYTES_MAX, Refs, decode_refs, refs_hash
@@ -71,6 +71,8 @@ from repository.store.interface import Signing
 log = get_logger()
 
 _AGAIN: Final = "the next backup of this volume begins anew"
+# An agent takes messages of 1 MiB, and each of these is 18 bytes of one: a TiB of packs.
+PACKS_SINCE_HEAD_MAX: Final = 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class OpenedSession:
     lease_seconds: int
     signed_uploads: Signing | None
     """The store, where the agent may send packs to it by signed requests."""
+    packs_since_head: list[PackNonce]
+    """What earlier sessions have stored, of which the agent may not have heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,12 @@ class Sessions:
             head_sequence=0 if head is None else head.sequence,
             lease_seconds=max(1, round(self._dispatcher.limits.grace_seconds)),
             signed_uploads=repository.signing_store,
+            packs_since_head=await self.packs_since_head(session),
         )
+
+    async def packs_since_head(self, session: Session) -> list[PackNonce]:
+        """What a session's agent is told of its earlier ones. Nothing comes to these any more."""
+        return await self._catalog.ledger.packs_since_head(session, PACKS_SINCE_HEAD_MAX)
 
     async def _head(self, session: Session) -> Snapshot | None:
         """What the session's snapshot follows on: the volume's newest in the same repository."""

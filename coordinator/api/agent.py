@@ -40,7 +40,7 @@ from coordinator.sessions import CommitRequest, Sessions
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
 from proto.versions import told
 from repository.failpoints import failpoint
-from repository.ids import SessionId
+from repository.ids import PackNonce, SessionId
 from repository.refs import REFS_BYTES_MAX
 from repository.store.interface import Checksum, SignedRequest, Signing
 
@@ -269,6 +269,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             head_sequence=opened.head_sequence,
             lease_seconds=opened.lease_seconds,
             signed_uploads=_signed_uploads(opened.signed_uploads),
+            packs_since_head=opened.packs_since_head,
         )
 
     @override
@@ -277,7 +278,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> AsyncIterator[agent_pb2.ReadBaseResponse]:
         node = await self._node(context)
         session_id = SessionId(request.session_id)
-        packs = self._parts.bases.read(session_id, request.fencing_token, node)
+        since_head = [PackNonce(nonce) for nonce in request.pack_nonces]
+        packs = self._parts.bases.read(session_id, request.fencing_token, node, since_head)
         async for frames in packs:
             for start in range(0, len(frames), _BASE_FRAMES):
                 some = [_stored_frame(each) for each in frames[start : start + _BASE_FRAMES]]

@@ -296,6 +296,13 @@ class Ledger(Protocol):
         """The frames that a snapshot needs, by origin."""
         ...
 
+    async def packs_since_head(self, session: Session, limit: int) -> list[PackNonce]:
+        """Origins in live packs that earlier sessions of its node and volume have recorded.
+
+        Those after the volume's last commit alone, and so many of the newest.
+        """
+        ...
+
     async def places(self, nonces: Iterable[PackNonce]) -> dict[PackNonce, PackPlace]:
         """Where the frames of these origins lie; origins in no known pack are left out."""
         ...

@@ -603,6 +603,63 @@ async def test_who_needs_a_pack_is_found_with_where_it_lies(catalog: Catalog) ->
     assert {nonce: place.name for nonce, place in places.items()} == {NONCE: "packs/a"}
 
 
+async def test_packs_since_the_head_are_those_of_attempts_that_came_to_nothing(
+    catalog: Catalog,
+) -> None:
+    nonces = [PackNonce(bytes([number]) * 16) for number in range(6)]
+
+    async def record(session: Session, number: int) -> None:
+        made = replace(pack(session, f"packs/{number}", nonces[number]), stored_at=number)
+        await catalog.ledger.record_pack(made, session.fencing_token)
+
+    async def told(session: Session, limit: int = 10) -> list[int]:
+        found = await catalog.ledger.packs_since_head(session, limit)
+        return [nonces.index(nonce) for nonce in found]
+
+    before = await open_session(catalog, 1)
+    await record(before, 0)
+    committed = await open_session(catalog, 2)
+    await record(committed, 1)
+    await commit(catalog, committed, frame(0, nonce=nonces[1]), head=0)
+    for number in (3, 4):
+        await record(await open_session(catalog, number), number)
+    others = await open_session(catalog, 5, volume_id=OTHER_VOLUME, node_id=OTHER_NODE)
+    await record(others, 5)
+    own = await open_session(catalog, 6)
+    await record(own, 2)
+
+    assert (await told(before), await told(committed)) == ([], [])
+    assert (await told(others), await told(own), await told(own, 1)) == ([], [4, 3], [4])
+    await commit(catalog, own, frame(0, nonce=nonces[3]), head=1)
+    assert await told(await open_session(catalog, 7)) == []
+
+
+async def test_packs_that_another_node_has_stored_are_not_told_to_the_next_holder(
+    catalog: Catalog,
+) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    await join(catalog, node(OTHER_NODE, "m"))
+    await catalog.fleet.move_volume(VOLUME, OTHER_NODE, "v", replacing=False)
+
+    assert (
+        await catalog.ledger.packs_since_head(
+            await open_session(catalog, 2, node_id=OTHER_NODE), 10
+        )
+        == []
+    )
+
+
+async def test_packs_in_another_repository_are_not_told(catalog: Catalog) -> None:
+    session = await open_session(catalog, 1)
+    await catalog.ledger.record_pack(pack(session), session.fencing_token)
+    there = await open_session(catalog, 2, repository_id=OTHER_REPOSITORY)
+    back = await open_session(catalog, 3)
+
+    assert await catalog.ledger.packs_since_head(there, 10) == []
+    assert await catalog.ledger.packs_since_head(back, 10) == [NONCE]
+
+
 async def test_heads_tell_the_newest_the_last_whole_and_the_last_proof(catalog: Catalog) -> None:
     first = await commit(catalog, await open_session(catalog, 1), head=0)
     session = await open_session(catalog, 2)

@@ -65,6 +65,7 @@ class Writing:
     sealed_data_key: bytes
     head_root: bytes
     head_sequence: int
+    packs_since_head: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -333,6 +334,7 @@ class Connection:
             sealed,
             opened.head_root,
             opened.head_sequence,
+            list(opened.packs_since_head),
         )
 
     async def upload(

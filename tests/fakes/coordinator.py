@@ -7,6 +7,7 @@ from typing import Final
 
 from typing_extensions import Buffer, override
 
+from agent.errors import UnreachableError
 from agent.services import (
     BackupStatistics,
     Committed,
@@ -60,7 +61,8 @@ class Packs(FrameSource):
         self._tables: dict[PackNonce, tuple[str, FrameTable, PackKey]] = {}
         self.chunks: dict[FrameIdentity, list[tuple[int, ChunkId]]] = {}
 
-    def add(self, name: str, pack: bytes) -> None:
+    def add(self, name: str, pack: bytes) -> list[PackNonce]:
+        """Take a pack in; its nonces."""
         _, index = read_index(pack, self._metadata)
         self.packs[name] = pack
         self.chunks.update((index.identity(entry), entry.chunks) for entry in index.frames)
@@ -69,6 +71,7 @@ class Packs(FrameSource):
             data_key = self._recovery.unseal(origin.sealed_data_key, info)
             key = pack_key(data_key, origin.nonce)
             self._tables[origin.nonce] = (name, index.table(), key)
+        return [origin.nonce for origin in index.origins]
 
     @override
     async def read(self, identities: Sequence[FrameIdentity]) -> list[SealedFrame]:
@@ -99,6 +102,9 @@ class MemoryCoordinator(CoordinatorClient):
         """How many more packs fit, None for any number."""
         self.commit_error: TidemarkError | None = None
         self.base_error: TidemarkError | None = None
+        self.answers_left: int | None = None
+        """After how many packs one is stored and not answered; None for never."""
+        self.since_head: list[PackNonce] = []
         self.borrowed = False
         """Whether what is stored counts as stored by another node."""
 
@@ -113,13 +119,19 @@ class MemoryCoordinator(CoordinatorClient):
         self.recovery.unseal(sealed_data_key, DATA_KEY_INFO + REPOSITORY)
         head = self.roots[-1] if self.roots else b""
         keys = self.writer_keys.encode()
-        return Session(secrets.token_bytes(16), 1, keys, head, len(self.roots), 60)
+        session_id = secrets.token_bytes(16)
+        told = list(self.since_head)
+        return Session(session_id, 1, keys, head, len(self.roots), 60, packs_since_head=told)
 
     @override
-    async def read_base(self, session: Session) -> AsyncIterator[StoredChunks]:
+    async def read_base(
+        self, session: Session, since_head: Sequence[bytes] = ()
+    ) -> AsyncIterator[StoredChunks]:
         if self.base_error is not None:
             raise self.base_error
-        for identity in self.live:
+        assert set(since_head) <= set(self.since_head)
+        since = [identity for identity in self.store.chunks if identity.nonce in since_head]
+        for identity in since if since_head else self.live:
             chunks = [
                 (chunk_id, Location(*identity, number, length))
                 for number, (length, chunk_id) in enumerate(self.store.chunks[identity])
@@ -141,7 +153,11 @@ class MemoryCoordinator(CoordinatorClient):
             self.uploads_left -= 1
         pack = b"".join(bytes(buffer) for buffer in buffers)
         assert len(pack) == size_bytes
-        self.store.add(name, pack)
+        self.since_head += self.store.add(name, pack)
+        if self.answers_left is not None:
+            if self.answers_left == 0:
+                raise UnreachableError("the connection was cut")
+            self.answers_left -= 1
 
     @override
     async def commit(
@@ -169,6 +185,7 @@ class MemoryCoordinator(CoordinatorClient):
         addition = Countersigning(len(self.roots) + 1, 0, 1, verdict)
         root = countersign(signed_root, addition, self._signing)
         self.roots.append(root)
+        self.since_head.clear()
         phase = Phase.PARTIALLY_FAILED if body.errors_total else Phase.COMPLETED
         return Committed(snapshot_id(signed_root).hex(), len(self.roots), phase, root)
 

@@ -857,6 +857,7 @@ class OpenSessionResponse(_message.Message):
     HEAD_SEQUENCE_FIELD_NUMBER: _builtins.int
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     SIGNED_UPLOADS_FIELD_NUMBER: _builtins.int
+    PACKS_SINCE_HEAD_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes, and the fencing token that every write of the session carries."""
     fencing_token: _builtins.int
@@ -871,6 +872,12 @@ class OpenSessionResponse(_message.Message):
     def signed_uploads(self) -> Global___SignedUploads:
         """How packs may be sent to the store itself. Without it they go through UploadPack."""
 
+    @_builtins.property
+    def packs_since_head(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Nonces, 16 bytes each, of packs that earlier sessions of this node have stored of this volume
+        since that snapshot; the newest 32,768. An agent that has not heard of some asks by ReadBase.
+        """
+
     def __init__(
         self,
         *,
@@ -881,10 +888,11 @@ class OpenSessionResponse(_message.Message):
         head_sequence: _builtins.int = ...,
         lease_seconds: _builtins.int = ...,
         signed_uploads: Global___SignedUploads | None = ...,
+        packs_since_head: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_signed_uploads", b"_signed_uploads", "signed_uploads", b"signed_uploads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_signed_uploads", b"_signed_uploads", "fencing_token", b"fencing_token", "head_root", b"head_root", "head_sequence", b"head_sequence", "lease_seconds", b"lease_seconds", "session_id", b"session_id", "signed_uploads", b"signed_uploads", "writer_keys", b"writer_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_signed_uploads", b"_signed_uploads", "fencing_token", b"fencing_token", "head_root", b"head_root", "head_sequence", b"head_sequence", "lease_seconds", b"lease_seconds", "packs_since_head", b"packs_since_head", "session_id", b"session_id", "signed_uploads", b"signed_uploads", "writer_keys", b"writer_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__signed_uploads: _TypeAlias = _typing.Literal["signed_uploads"]  # noqa: Y015
     _WhichOneofArgType__signed_uploads: _TypeAlias = _typing.Literal["_signed_uploads", b"_signed_uploads"]  # noqa: Y015
@@ -923,17 +931,23 @@ class ReadBaseRequest(_message.Message):
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    PACK_NONCES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     fencing_token: _builtins.int
+    @_builtins.property
+    def pack_nonces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of those that the session's opening has named: all that these hold, and not the last snapshot."""
+
     def __init__(
         self,
         *,
         session_id: _builtins.bytes = ...,
         fencing_token: _builtins.int = ...,
+        pack_nonces: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "pack_nonces", b"pack_nonces", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -128,7 +128,8 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadBase(self, request, context):
-        """What the volume's last snapshot holds, for an agent that has lost its own copy: no keys.
+        """What the volume's last snapshot holds, for an agent that has lost its own copy, or packs of
+        attempts since that it never heard the end of: no keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class AgentServiceStub:
     OpenSession: _grpc.UnaryUnaryMultiCallable[_agent_pb2.OpenSessionRequest, _agent_pb2.OpenSessionResponse]
     """Begins the right to write one snapshot of one volume, for a backup task handed to this node."""
     ReadBase: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadBaseRequest, _agent_pb2.ReadBaseResponse]
-    """What the volume's last snapshot holds, for an agent that has lost its own copy: no keys."""
+    """What the volume's last snapshot holds, for an agent that has lost its own copy, or packs of
+    attempts since that it never heard the end of: no keys.
+    """
     UploadPack: _grpc.StreamUnaryMultiCallable[_agent_pb2.UploadPackRequest, _agent_pb2.UploadPackResponse]
     """Stores one pack. Acknowledged only when durable, of the right length, hash and signature."""
     SignUpload: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SignUploadRequest, _agent_pb2.SignUploadResponse]
@@ -70,7 +72,9 @@ class AgentServiceAsyncStub(AgentServiceStub):
     OpenSession: _aio.UnaryUnaryMultiCallable[_agent_pb2.OpenSessionRequest, _agent_pb2.OpenSessionResponse]  # type: ignore[assignment]
     """Begins the right to write one snapshot of one volume, for a backup task handed to this node."""
     ReadBase: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadBaseRequest, _agent_pb2.ReadBaseResponse]  # type: ignore[assignment]
-    """What the volume's last snapshot holds, for an agent that has lost its own copy: no keys."""
+    """What the volume's last snapshot holds, for an agent that has lost its own copy, or packs of
+    attempts since that it never heard the end of: no keys.
+    """
     UploadPack: _aio.StreamUnaryMultiCallable[_agent_pb2.UploadPackRequest, _agent_pb2.UploadPackResponse]  # type: ignore[assignment]
     """Stores one pack. Acknowledged only when durable, of the right length, hash and signature."""
     SignUpload: _aio.UnaryUnaryMultiCallable[_agent_pb2.SignUploadRequest, _agent_pb2.SignUploadResponse]  # type: ignore[assignment]
@@ -125,7 +129,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.ReadBaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.ReadBaseResponse], _abc.AsyncIterator[_agent_pb2.ReadBaseResponse]]:
-        """What the volume's last snapshot holds, for an agent that has lost its own copy: no keys."""
+        """What the volume's last snapshot holds, for an agent that has lost its own copy, or packs of
+        attempts since that it never heard the end of: no keys.
+        """
 
     @_abc_1.abstractmethod
     def UploadPack(

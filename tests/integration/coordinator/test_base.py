@@ -2,6 +2,7 @@
 
 import os
 import struct
+from collections.abc import Sequence
 
 import grpc
 import grpc.aio
@@ -10,7 +11,7 @@ import pytest
 from blake3 import blake3
 
 from coordinator.config import Config
-from proto.tidemark.v1 import agent_pb2
+from proto.tidemark.v1 import agent_pb2, common_pb2
 from repository.frames import Location
 from repository.ids import ChunkId, ObjectType, PackNonce
 from repository.keys import seal, wrap
@@ -23,10 +24,14 @@ pytestmark = pytest.mark.asyncio
 FILES = {"a": b"alpha" * 100, "b": b"beta" * 1000}
 
 
-async def read_base(connection: Connection, writing: Writing) -> dict[bytes, Location]:
+async def read_base(
+    connection: Connection, writing: Writing, since_head: Sequence[bytes] = ()
+) -> dict[bytes, Location]:
     """Chunk ids and places."""
     request = agent_pb2.ReadBaseRequest(
-        session_id=writing.session_id, fencing_token=writing.fencing_token
+        session_id=writing.session_id,
+        fencing_token=writing.fencing_token,
+        pack_nonces=since_head,
     )
     found = {}
     async for answer in connection.stub.ReadBase(request):
@@ -176,3 +181,68 @@ async def test_only_a_session_that_may_write_is_told(config: Config, case: str) 
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await read_base(connection, writing)
     assert caught.value.code() is grpc.StatusCode.ABORTED
+
+
+# ---- packs of attempts that came to nothing -----------------------------------------------------
+
+
+async def attempt(
+    coordinator: Coordinator, connection: Connection, volume: str, files: dict[str, bytes]
+) -> MadeSnapshot:
+    """A backup that stores everything, and then fails."""
+    job = await coordinator.order_backup(volume)
+    task = (await connection.next_message()).run_backup
+    writing = await connection.open_session(task)
+    made = connection.agent.make(writing, files)
+    for pack in made.packs:
+        await connection.upload(writing, pack)
+    await connection.finish_backup(task.task_id, message="cut off")
+    await coordinator.ended(job.job_id)
+    return made
+
+
+def nonces_of(*made: MadeSnapshot) -> set[bytes]:
+    return {place.nonce for each in made for pack in each.packs for place in pack.locations}
+
+
+async def test_packs_of_a_failed_attempt_are_told_and_make_a_snapshot(config: Config) -> None:
+    async with serving(config) as coordinator:
+        agent = await coordinator.agent()
+        volume = agent.volume("data")
+        async with agent.connected() as connection:
+            old = await backed_up(coordinator, connection, {"old": b"of yesterday"})
+            made = await attempt(coordinator, connection, "data", FILES)
+            stored = coordinator.packs()
+            job = await coordinator.order_backup("data")
+            task = (await connection.next_message()).run_backup
+            writing = await connection.open_session(task)
+            found = await read_base(connection, writing, writing.packs_since_head)
+            base = await read_base(connection, writing)
+            signed = agent.sign(writing, volume, made)
+            await connection.commit(writing, signed, made.refs)
+            await connection.finish_backup(task.task_id)
+            ended = await coordinator.ended(job.job_id)
+            after = await begin(coordinator, connection)
+    assert set(writing.packs_since_head) == nonces_of(made)
+    assert (found, base) == (chunks_of(made), chunks_of(old))
+    assert (ended.phase, coordinator.packs()) == (common_pb2.PHASE_COMPLETED, stored)
+    assert after.packs_since_head == []
+
+
+async def test_of_packs_of_other_volumes_and_other_nodes_nothing_is_told(config: Config) -> None:
+    async with serving(config) as coordinator:
+        agent, thief = await coordinator.agent("mine"), await coordinator.agent("thief")
+        for name in ("data", "else"):
+            agent.volume(name)
+        thief.volume("loot")
+        async with agent.connected() as connection, thief.connected() as stolen:
+            made = await attempt(coordinator, connection, "data", FILES)
+            elsewhere = await attempt(coordinator, connection, "else", {"z": b"omega"})
+            asked = sorted(nonces_of(made, elsewhere))
+            writing = await begin(coordinator, connection)
+            found = await read_base(connection, writing, [*asked, os.urandom(16), b""])
+            await coordinator.order_backup("loot")
+            theirs = await stolen.open_session((await stolen.next_message()).run_backup)
+            looted = await read_base(stolen, theirs, asked)
+    assert (set(writing.packs_since_head), found) == (nonces_of(made), chunks_of(made))
+    assert (theirs.packs_since_head, looted) == ([], {})

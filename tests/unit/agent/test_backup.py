@@ -16,7 +16,7 @@ import pytest
 
 from agent import attributes
 from agent.backup import run_backup
-from agent.errors import VolumeError
+from agent.errors import UnreachableError, VolumeError
 from agent.services import BackupOutcome, BackupTask, Progress, Services, Tracking, Volume
 from agent.state import State
 from agent.tracking.dirty import Dirty
@@ -438,6 +438,51 @@ async def test_packs_of_a_backup_that_failed_are_not_sent_again(agent: Agent) ->
     assert outcome.error is None
     assert outcome.statistics.data_added == 0
     await agent.check()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("answered", [0, 1])
+async def test_packs_that_were_stored_and_never_answered_are_not_sent_again(
+    agent: Agent, answered: int
+) -> None:
+    fill(agent.volume)
+    (agent.volume / "huge").write_bytes(random.Random(9).randbytes(40_000_000))
+    agent.coordinator.answers_left = answered
+    failed = await agent.backup()
+    assert isinstance(failed.error, UnreachableError)
+    agent.coordinator.answers_left = None
+    stored = list(agent.coordinator.since_head)
+    assert len(stored) > answered
+
+    outcome = await agent.backup()
+
+    assert outcome.error is None
+    await agent.check()
+    frames = agent.coordinator.store.chunks
+    before = {id_ for at in frames if at.nonce in stored for _, id_ in frames[at]}
+    after = {id_ for at in frames if at.nonce not in stored for _, id_ in frames[at]}
+    assert before
+    assert not before & after
+
+
+@pytest.mark.asyncio
+async def test_a_state_that_is_lost_amid_a_first_backup_learns_what_that_has_stored(
+    agent: Agent, tmp_path: Path
+) -> None:
+    fill(agent.volume)
+    agent.coordinator.commit_error = FencedError("the lease has lapsed")
+    await agent.backup()
+    agent.coordinator.commit_error = None
+    packs = set(agent.coordinator.store.packs)
+    with State(tmp_path / "another.db") as empty:
+        agent.state = empty
+
+        outcome = await agent.backup()
+
+        assert outcome.error is None
+        assert outcome.statistics.data_added == 0
+        assert set(agent.coordinator.store.packs) == packs
+        await agent.check()
 
 
 @pytest.mark.asyncio
