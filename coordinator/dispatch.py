@@ -554,7 +554,7 @@ class Dispatcher:
 
     async def _send_task(self, live: LiveTask) -> None:
         if live.task.node_id is None:
-            live.worker = self._start(self._work(live), f"verify {live.task.task_id}")
+            await self._begin_work(live)
             return
         await self._log(live, "info", "handed to the agent")
         if (link := self._links.get(live.task.node_id)) is not None:
@@ -689,6 +689,20 @@ class Dispatcher:
         return await self._catalog.ledger.snapshot_of_task(task.task_id)
 
     # ---- verifications, which run here ----------------------------------------------------------
+
+    async def _begin_work(self, live: LiveTask) -> None:
+        if live.state is State.STOPPING:  # it was canceled while its beginning was being kept
+            await self._happen(live, Event.STOPPED, failure=_CANCELED)
+            return
+        live.worker = self._start(self._work(live), f"verify {live.task.task_id}")
+        if live.worker is not None:
+            live.worker.add_done_callback(partial(self._never_began, live))
+
+    def _never_began(self, live: LiveTask, worker: asyncio.Task[None]) -> None:
+        """A worker that is canceled before its first step tells nobody; others end by a step."""
+        if worker.cancelled() and live.state is State.STOPPING and not self._ending:
+            stopped = self._happen(live, Event.STOPPED, failure=_CANCELED)
+            self._start(stopped, f"stopped {live.task.task_id}")
 
     async def _work(self, live: LiveTask) -> None:
         order = live.task.order

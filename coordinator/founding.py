@@ -26,7 +26,7 @@ from coordinator.errors import (
     UnsupportedFormatError,
 )
 from coordinator.logs import get_logger
-from coordinator.stores import CAPABILITIES_NAME, Place
+from coordinator.stores import CAPABILITIES_NAME, PROBE_PREFIX, Place
 from coordinator.vault import read_secret, write_secret
 from repository.failpoints import failpoint
 from repository.ids import ID_BYTES, IdKeys, NodeId, RepositoryId
@@ -254,7 +254,8 @@ async def _check_empty(place: Place) -> None:
             hint=_BUCKET_HINT,
         )
     async for info in place.store.list_objects(""):
-        if info.name != CAPABILITIES_NAME:
+        # Whoever may not delete leaves there what the probe has written.
+        if info.name != CAPABILITIES_NAME and not info.name.startswith(PROBE_PREFIX):
             raise NoRepositoryError(
                 f"{place.location} is not empty and holds no repository",
                 hint="choose an empty bucket, or another prefix in it",

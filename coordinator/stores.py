@@ -44,6 +44,8 @@ log = get_logger()
 
 # What a probe of the store found, kept for ever: it decides what is signed and what is trusted.
 CAPABILITIES_NAME: Final = "capabilities"
+# What it wrote to find that out, where the key may not delete it again.
+PROBE_PREFIX: Final = "probe/"
 # A call that finds the store left alone waits so long before it fails: less than the agents' own
 # patience with the coordinator.
 _PARKED_SECONDS: Final = 60.0

@@ -2,18 +2,23 @@
 
 import asyncio
 import gc
+import os
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from typing_extensions import override
 
 from coordinator.catalog import open_catalog
+from coordinator.catalog.connections import Connections
+from coordinator.catalog.jobs import SqlJobs
+from coordinator.catalog.sql import SqlCatalog
 from coordinator.dispatch import Dispatcher
 from coordinator.metrics import Metrics
-from coordinator.model import Progress, VerifyOrder, VerifyResult
+from coordinator.model import Job, Phase, Progress, Task, VerifyDepth, VerifyOrder, VerifyResult
 from repository.ids import NodeId
 
 NODE = NodeId(b"n" * 16)
@@ -34,7 +39,7 @@ async def _verify(_: VerifyOrder, __: Callable[[Progress], None]) -> VerifyResul
 @asynccontextmanager
 async def made(path: Path) -> AsyncIterator[Dispatcher]:
     catalog = await open_catalog(path / "catalog.db", 0)
-    yield Dispatcher(catalog, Metrics("0"), clock=lambda: 0, random=bytes)
+    yield Dispatcher(catalog, Metrics("0"), clock=lambda: 0, random=os.urandom)
     await catalog.close()
 
 
@@ -109,3 +114,72 @@ def test_a_caller_outside_the_group_does_not_wait_for_a_step_that_never_begins(
             )
 
     asyncio.run(scene())
+
+
+class Gated(SqlJobs):
+    """Keeps a job's later states only when it is let."""
+
+    def __init__(self, connections: Connections) -> None:
+        super().__init__(connections)
+        self.gates = [asyncio.Event(), asyncio.Event()]
+        self.arrived = 0
+
+    @override
+    async def save_job(self, job: Job, changed: Sequence[Task]) -> None:
+        number, self.arrived = self.arrived, self.arrived + 1
+        if number < len(self.gates):
+            await self.gates[number].wait()
+        else:
+            await super().save_job(job, changed)
+
+
+async def arrived(jobs: Gated, number: int) -> None:
+    for _ in range(1_000_000):
+        if jobs.arrived >= number:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_a_verification_that_is_canceled_while_its_beginning_is_kept_ends(
+    order: Sequence[int], tmp_path: Path
+) -> None:
+    """Its worker has not begun, or there is none yet."""
+
+    async def verify(_: VerifyOrder, __: Callable[[Progress], None]) -> VerifyResult:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def canceled(dispatcher: Dispatcher, group: asyncio.TaskGroup, jobs: Gated) -> Phase:
+        wanted = VerifyOrder(VerifyDepth.DATA, ())
+        group.create_task(dispatcher.create_verify(wanted, ()), name="ask")
+        await arrived(jobs, 1)
+        [job] = dispatcher.running()
+        group.create_task(dispatcher.cancel(job.job_id), name="cancel")
+        await arrived(jobs, 2)
+        for each in order:
+            jobs.gates[each].set()
+            await asyncio.sleep(0 if order[0] == 0 else 0.05)
+        async for seen in dispatcher.watch(job.job_id, pause_seconds=0, silence_seconds=0.01):
+            job = seen
+        return job.phase
+
+    async def scene() -> Phase | None:
+        catalog = await open_catalog(tmp_path / "catalog.db", 0)
+        assert isinstance(catalog, SqlCatalog)
+        assert isinstance(catalog.jobs, SqlJobs)
+        jobs = catalog.jobs = Gated(catalog.jobs.connections)
+        dispatcher = Dispatcher(catalog, Metrics("0"), clock=lambda: 0, random=os.urandom)
+        phase: Phase | None = None
+        try:
+            async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+                dispatcher.begin(group, verify)
+                phase = await canceled(dispatcher, group, jobs)
+                _stop()
+        except* _StopError:
+            pass
+        await catalog.close()
+        return phase
+
+    assert asyncio.run(scene()) is Phase.CANCELED
