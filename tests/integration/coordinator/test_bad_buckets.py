@@ -159,6 +159,15 @@ async def test_a_bucket_that_holds_something_else(gateway: Server, tmp_path: Pat
     assert "another prefix" in said.hint
 
 
+async def test_what_a_probe_could_not_delete_is_in_nobodys_way(
+    gateway: Server, tmp_path: Path
+) -> None:
+    async with a_bucket(gateway) as bucket:
+        name = bucket.bucket.location.bucket
+        await bucket.bucket.call("put_object", "left", Key="some/prefix/probe/ab", Body=b"left")
+        await started(tmp_path / "a", gateway.url, name)
+
+
 async def test_a_bucket_of_another_coordinator(gateway: Server, tmp_path: Path) -> None:
     async with a_bucket(gateway) as one, a_bucket(gateway) as other:
         mine, theirs = (each.bucket.location.bucket for each in (one, other))
