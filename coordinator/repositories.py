@@ -238,7 +238,12 @@ class Repositories:
     async def open(self) -> None:
         """Open all that were made before; those that cannot be are tried again by `run`."""
         for site in await asyncio.to_thread(self._sites):
-            await asyncio.to_thread(self._recall, site)
+            try:
+                await asyncio.to_thread(self._recall, site)
+            except TidemarkError as error:
+                log.error(  # noqa: TRY400 - what lies in the others is none the worse for it
+                    "repository not known", reason=error.message, hint=error.hint
+                )
         async with self._opening:
             await self._open_all()
 
@@ -332,9 +337,9 @@ class Repositories:
             self._wishes[name] = wish
             try:
                 await self._open(name)
-            except TidemarkError:
-                await asyncio.to_thread(self._give_up, site)
-                raise
+            finally:  # whoever asked may have gone away, too
+                if name not in self._standing:
+                    self._give_up(site)
             return self._standing[name]
 
     async def _once_more(self, name: str, wish: Wish, secrets: Secrets) -> Standing:

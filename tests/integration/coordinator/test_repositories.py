@@ -1,13 +1,18 @@
 """Several repositories in one coordinator: made, chosen, apart from each other, and away."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import msgspec
 import pytest
+from typing_extensions import override
 
-from coordinator.config import Config
+from coordinator.config import Config, Where
+from coordinator.stores import Clock, Place, in_directory
 from proto.tidemark.v1 import admin_pb2, common_pb2
 from repository.failpoints import VARIABLE, arm
 from repository.layout import parse_kit
@@ -218,6 +223,47 @@ async def test_what_broke_off_while_it_was_made_goes_on(
     assert not before["second"].opened
     assert found["second"].opened
     assert found["second"].repository_id == before["second"].repository_id
+
+
+async def test_who_asked_for_one_and_went_away_may_ask_again(
+    allowed: Config, tmp_path: Path
+) -> None:
+    reached = asyncio.Event()
+
+    class Slow(LocalStore):
+        @override
+        async def put(self, name: str, data: bytes) -> None:
+            reached.set()
+            await asyncio.sleep(0.2)
+            await super().put(name, data)
+
+    @asynccontextmanager
+    async def opened(where: Where, clock: Clock) -> AsyncIterator[Place]:
+        make = LocalStore if where == allowed.repository else Slow
+        async with in_directory(make)(where, clock) as place:
+            yield place
+
+    async with serving(allowed, open_at=opened) as coordinator:
+        request = admin_pb2.InitRepositoryRequest(name="second", url=f"file://{tmp_path}/second")
+        asking = coordinator.admin.InitRepository(request)
+        await reached.wait()
+        asking.cancel()
+        made = await init(coordinator, "second", tmp_path / "second")
+
+    assert made.opened
+
+
+async def test_one_whose_papers_are_damaged_keeps_nothing_from_starting(
+    allowed: Config, tmp_path: Path
+) -> None:
+    async with serving(allowed) as coordinator:
+        await init(coordinator, "second", tmp_path / "second")
+        await init(coordinator, "third", tmp_path / "third")
+    (allowed.data / "repositories/second/place").write_bytes(b"{")
+    async with serving(allowed) as coordinator:
+        stood = await standing(coordinator)
+
+    assert list(stood) == ["default", "third"]
 
 
 async def test_one_that_is_away_keeps_nothing_else_from_working(
