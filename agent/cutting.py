@@ -19,8 +19,11 @@ from repository.chunking import (
 )
 from repository.entries import ChunkClass, Extent
 
-# Twice the largest chunk: every window but the last yields at least one.
-_WINDOW_BYTES: Final = 2 * CHUNK_BYTES_MAX
+# More than the largest chunk: every window but the last yields at least one. There are three, and
+# their size is part of what an agent needs at most.
+_WINDOW_BYTES: Final = CHUNK_BYTES_MAX + 1024 * 1024
+# One is read into while the chunks that wait or are worked on lie in the other.
+_LENT: Final = 2
 # A shorter hole is read as the zeros it is: an extent of its own would cost more.
 _HOLE_BYTES_MIN: Final = BLOCK_BYTES
 _PAGED: Final = Lengths(BLOCK_BYTES, BLOCK_BYTES, beyond=0)
@@ -41,6 +44,33 @@ class Kept(NamedTuple):
     end: int
 
 
+class _Lent:
+    """Windows that chunks may stay in. None is read into as long as somebody looks into it."""
+
+    def __init__(self) -> None:
+        self._all: list[bytearray] = []
+
+    def take(self) -> memoryview | None:
+        """One that nobody looks into, if there is one."""
+        for buffer in self._all:
+            if _is_unseen(buffer):
+                return memoryview(buffer)
+        if len(self._all) == _LENT:
+            return None
+        self._all.append(bytearray(_WINDOW_BYTES))
+        return memoryview(self._all[-1])
+
+
+def _is_unseen(buffer: bytearray) -> bool:
+    """Whether there is no view of it: only then it may change its length."""
+    try:
+        buffer.append(0)
+    except BufferError:
+        return False
+    buffer.pop()
+    return True
+
+
 class FileCutter:
     """Cuts one file after another. Not for two threads at once."""
 
@@ -48,13 +78,15 @@ class FileCutter:
         """`chunker`: the repository's chunker key."""
         self._cutter = ContentCutter(chunker)
         self.parameters = self._cutter.parameters
-        self._window = memoryview(bytearray(_WINDOW_BYTES))
+        self._lent = _Lent()
+        # What chunks are copied out of, where none is to be had: memory is bounded.
+        self._own = memoryview(bytearray(_WINDOW_BYTES))
 
     def beginning(self, file: LargeFile, length: int) -> bytes:
         """The file's first bytes, which are not counted as read: they are read again."""
-        filled = file.read_into(self._window[:length], 0)
+        filled = file.read_into(self._own[:length], 0)
         file.bytes_read -= filled
-        return bytes(self._window[:filled])
+        return bytes(self._own[:filled])
 
     def pieces(
         self,
@@ -62,8 +94,10 @@ class FileCutter:
         chunking: ChunkClass,
         old: Iterable[Extent] = (),
         changed: Iterable[Range] = (),
-    ) -> Iterator[bytes | Hole | Kept]:
+    ) -> Iterator[memoryview | Hole | Kept]:
         """The chunks and holes of a file whose pass has begun. Sets the size that was found.
+
+        A chunk is a view of what was read, which stays as it is as long as there is the view.
 
         `old`: into what it was cut last, in the same class and by the same key; `changed`: where it
         may differ from that, in order.
@@ -84,7 +118,7 @@ class FileCutter:
 
     def _cut(
         self, file: LargeFile, chunking: ChunkClass, begin: int, end: int, reuse: Reuse
-    ) -> Generator[bytes | Kept, None, int]:
+    ) -> Generator[memoryview | Kept, None, int]:
         """What stands between two offsets; where the file ends if that is before."""
         position, is_over = begin, False
         while position < end and not is_over:
@@ -98,28 +132,32 @@ class FileCutter:
 
     def _cut_anew(
         self, file: LargeFile, chunking: ChunkClass, begin: int, end: int, reuse: Reuse
-    ) -> Generator[bytes, None, tuple[int, bool]]:
+    ) -> Generator[memoryview, None, tuple[int, bool]]:
         """The chunks from `begin` on, to where an old one stands, or there is nothing more.
 
         What a window's end cut short goes with the next one.
         """
-        window, position, offset = self._window, begin, begin
+        position = offset = begin
+        rest = b""
         while True:
-            carried = offset - position
+            lent, carried = self._lent.take(), len(rest)
+            window = self._own if lent is None else lent
+            window[:carried] = rest
             wanted = min(len(window) - carried, reuse.readable_until(offset, end) - offset)
             filled = file.read_into(window[carried : carried + wanted], offset)
             offset += filled
             last = offset >= end or filled < wanted
             held, used = window[: carried + filled], 0
             for length in self._lengths(held, chunking, last=last):
-                yield bytes(held[used : used + length])
+                chunk = held[used : used + length]
+                yield memoryview(bytes(chunk)) if lent is None else chunk
                 used += length
                 if reuse.stands_at(position + used, end):
                     return position + used, False
             position += used
             if last:
                 return position, True
-            window[: offset - position] = bytes(held[used:])
+            rest = bytes(held[used:])
 
     def _lengths(self, held: memoryview, chunking: ChunkClass, *, last: bool) -> Iterator[int]:
         if chunking is not ChunkClass.PAGED:

@@ -187,6 +187,7 @@ class _Agent(Handler):
         self._store = DirectStore(
             parts.config.store_endpoint, parts.config.store_ca, throttles=self._throttles
         )
+        self._welcomed = asyncio.Event()
         self._calls = CoordinatorCalls(parts.line, clock, self._throttles, self._store)
         self._control = ControlStream(parts.line, self, clock)
         self._throttles.tell_with(self._control.send_demand)
@@ -231,6 +232,7 @@ class _Agent(Handler):
                     group.create_task(self._watching.run(), name="watching"),
                     group.create_task(self._throttles.run(), name="throttles"),
                     group.create_task(self._watch_pressure(), name="pressure"),
+                    group.create_task(self._load_store(), name="store"),
                 ]
                 if self._discovery is not None:
                     eternal.append(group.create_task(self._discovery.run(), name="docker"))
@@ -263,6 +265,11 @@ class _Agent(Handler):
     async def _certificate_renewed(self, identity: Identity) -> None:
         await self._line.replace(open_node_channel(self._config.coordinator, identity))
         self._control.reconnect()
+
+    async def _load_store(self) -> None:
+        """Be ready for the store, once whoever waits for the agent has it."""
+        await self._welcomed.wait()
+        await asyncio.to_thread(self._store.load)
 
     async def _serve(self, endpoint: Endpoint) -> None:
         try:
@@ -361,6 +368,7 @@ class _Agent(Handler):
 
     @override
     def on_welcome(self, unknown_task_ids: Sequence[str]) -> None:
+        self._welcomed.set()
         for task_id in unknown_task_ids:
             self._tasks.cancel(task_id)
 

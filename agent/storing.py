@@ -329,15 +329,15 @@ class Storer:
     def _store_pieces(
         self,
         file: LargeFile,
-        pieces: Iterable[bytes | Hole | Kept],
+        pieces: Iterable[memoryview | Hole | Kept],
         frame_bytes: int,
         on_progress: Callable[[], None],
     ) -> "list[_Extents]":
         groups: list[_Extents] = []
-        group: list[bytes] = []
+        group: list[memoryview] = []
         group_bytes, uncounted = 0, -file.bytes_read
         for piece in itertools.chain(pieces, (None,)):
-            if isinstance(piece, bytes):
+            if isinstance(piece, memoryview):
                 if self._disk is not None:
                     self._disk.take(len(piece))
                 group.append(piece)
@@ -358,7 +358,7 @@ class Storer:
         self.counters.add(read=uncounted + file.bytes_read)
         return groups
 
-    def _submit(self, group: list[bytes], frame_bytes: int) -> "Future[list[Extent]]":
+    def _submit(self, group: list[memoryview], frame_bytes: int) -> "Future[list[Extent]]":
         self._groups.enter()
         try:
             future = self._workers.submit(self._store_group, group, frame_bytes)
@@ -368,7 +368,7 @@ class Storer:
         future.add_done_callback(lambda _: self._groups.leave())
         return future
 
-    def _store_group(self, group: Sequence[bytes], frame_bytes: int) -> list[Extent]:
+    def _store_group(self, group: Sequence[memoryview], frame_bytes: int) -> list[Extent]:
         chunks = [PlainChunk(self._ids.chunk_id(ObjectType.DATA, data), data) for data in group]
         places = self._known.find([chunk.id for chunk in chunks])
         self._store({chunk.id: chunk for chunk in chunks}, places, frame_bytes)

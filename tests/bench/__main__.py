@@ -18,7 +18,18 @@ from typing import NamedTuple, NoReturn
 
 from tests.bench import bucket
 from tests.bench.data import CASES, Case, differences, size_of, small_path
-from tests.bench.results import BUCKET, MIB, OURS, PLAIN, STEPS, ZSTD, Sample, Step, figures
+from tests.bench.results import (
+    BUCKET,
+    MIB,
+    OURS,
+    PLAIN,
+    STEPS,
+    SUMMED,
+    ZSTD,
+    Sample,
+    Step,
+    figures,
+)
 from tests.bench.table import failures, render
 from tests.bench.tools import INSTALL_HINT, TIDEMARK, TOOLS, BenchError, Outcome, Tool, run
 from tests.faults.disks import loop_disk
@@ -28,7 +39,8 @@ SETTINGS = {
     OURS: "up --every off, fresh in each round",
     "restic": "repository version 2, --compression auto, fresh cache in each round",
     "borg": "repokey-blake2, --compression zstd,3, fresh cache in each round",
-    PLAIN: "the same bytes in objects of 32 MiB, two at a time, by one process of Python",
+    PLAIN: "the same bytes in objects of 32 MiB, three at a time, by one process of Python",
+    SUMMED: "the same with Content-MD5, which the server compares as it does for a pack",
     ZSTD: "-3 -T2 of a large file, without a sync",
 }
 # Source, a repository and a restore for each tool, with room to spare.
@@ -274,8 +286,10 @@ def _report(
     found = figures(samples)
     print(f"\nMedians of {options.rounds} rounds at scale {options.scale:g}.")
     print("`vs` is a peer's time over ours; for stored, added and read bytes ours over the peer's.")
-    print("Memory is the highest of all rounds: agent+coordinator+command, or the peer's one.\n")
-    shown = [*tools, *({PLAIN} & {sample.tool for sample in samples})]
+    print("Memory is the highest of all rounds: agent+coordinator+command, or the peer's one.")
+    print("CPU is seconds of all cores per GiB: the same, then radosgw+ceph-osd.\n")
+    measured = {sample.tool for sample in samples}
+    shown = [*tools, *[each for each in (PLAIN, SUMMED) if each in measured]]
     print(render(found, shown))
     for failure in failures(samples):
         print(f"failed: {failure}", file=sys.stderr)
@@ -283,12 +297,16 @@ def _report(
         "machine": machine._asdict() | {"load_after": _load()},
         "rounds": options.rounds,
         "scale": options.scale,
-        "settings": {tool: SETTINGS[tool] for tool in tools},
+        "settings": {tool: SETTINGS[tool] for tool in shown},
         "figures": [figure._asdict() | {"failed": sorted(figure.failed)} for figure in found],
-        "samples": [sample._asdict() for sample in samples],
+        "samples": [_as_json(sample) for sample in samples],
     }
     options.json.write_text(json.dumps(document, indent=1) + "\n")
     print(f"\nEvery sample is in {options.json}.")
+
+
+def _as_json(sample: Sample) -> dict[str, object]:
+    return sample._asdict() | {"cpu_seconds_per_gib": dict(sample.cpu_seconds_per_gib)}
 
 
 if __name__ == "__main__":

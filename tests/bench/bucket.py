@@ -1,7 +1,8 @@
 """Backups into a bucket of a gateway on this machine, beside restic and a plain upload.
 
 The server is the same for all, with a new bucket for each of them in each round. What it can take
-is what the plain upload shows; it shares the processors with whoever sends.
+is what the plain uploads show, without a checksum and with the one that a pack has; it shares the
+processors with whoever sends, so that what each process uses of them is told, too.
 """
 
 import asyncio
@@ -9,15 +10,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import psutil
 from typing_extensions import override
 
 from repository.store.s3.store import S3Store
-from tests.bench.data import make_random, make_small
+from tests.bench.data import GIB, make_random, make_small, size_of
 from tests.bench.results import (
     BUCKET,
     GETS_PER_8_MIB,
@@ -27,16 +29,19 @@ from tests.bench.results import (
     OURS,
     PLAIN,
     RESTIC,
+    SUMMED,
     Sample,
     Step,
 )
-from tests.bench.tools import BenchError, Outcome, Restic, Tidemark, run
+from tests.bench.tools import BenchError, Outcome, Restic, Tidemark, cpu_seconds, run
 from tests.e2e.wire import Wire, per_second, wires
 from tests.servers import radosgw
 from tests.servers.buckets import make_bucket, new_name, opened
 from tests.servers.keys import ACCESS_KEY, SECRET_KEY
 from tests.servers.shared import Server
 
+# What stores objects; the monitor has next to nothing to do.
+_SERVERS: Final = ("radosgw", "ceph-osd")
 _ROOT: Final = Path(__file__).parents[2]
 _START_SECONDS: Final = 120.0
 _SIGNED_SECONDS: Final = 3600
@@ -54,6 +59,8 @@ class Gateway(NamedTuple):
 
     server: Server
     configuration: Path
+    processes: Mapping[str, int]
+    """Of those that store objects, by name."""
 
     def new_bucket(self) -> str:
         """Make one, and say what it is called."""
@@ -88,7 +95,9 @@ def running_gateway(directory: Path) -> Iterator[Gateway]:
             raise BenchError(f"the gateway did not start: {(directory / 'log').read_text()[-500:]}")
         # The second attempt, if the first one's port was taken.
         [*_, configuration] = sorted(directory.glob("*/ceph.conf"))
-        yield Gateway(Server("radosgw", url), configuration)
+        started = {each.name(): each.pid for each in psutil.Process(process.pid).children()}
+        processes = {name: started[name] for name in _SERVERS}
+        yield Gateway(Server("radosgw", url), configuration, processes)
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -141,7 +150,7 @@ def measure(scratch: Path, tools: Sequence[str], rounds: int, scale: float) -> l
     make_random(place / "source", scale)
     samples: list[Sample] = []
     with running_gateway(place / "gateway") as gateway:
-        names = [each for each in (OURS, RESTIC) if each in tools] + [PLAIN]
+        names = [each for each in (OURS, RESTIC) if each in tools] + [PLAIN, SUMMED]
         for number in range(1, rounds + 1):
             shift = number % len(names)
             for name in [*names[shift:], *names[:shift]]:
@@ -164,9 +173,10 @@ def _timed(name: str, gateway: Gateway, place: Path, number: int) -> Sample:
     source, bucket = place / "source", gateway.new_bucket()
     directory = place / f"{name}-{number}"
     os.sync()
+    served = cpu_seconds(gateway.processes)
     try:
-        if name == PLAIN:
-            outcome = _plain(gateway, bucket, source, directory)
+        if name in (PLAIN, SUMMED):
+            outcome = _plain(gateway, bucket, source, directory, summed=name == SUMMED)
         else:
             kind = _InBucket if name == OURS else _ResticToBucket
             with kind(directory, source, gateway.server.url, bucket) as tool:
@@ -174,13 +184,19 @@ def _timed(name: str, gateway: Gateway, place: Path, number: int) -> Sample:
         error = ""
     except BenchError as failed:
         outcome, error = Outcome(0, {}, {}), str(failed)
+    serving = cpu_seconds(gateway.processes)
     gateway.remove(bucket)
     seconds = None if error else outcome.seconds
     memory, details = outcome.memory_bytes, outcome.details
-    return Sample(BUCKET, name, Step.FULL, number, seconds, 0, memory, details, error)
+    used = {**outcome.cpu_seconds, **{each: serving[each] - served[each] for each in serving}}
+    gibs = size_of(source) / GIB
+    cpu = {} if error else {process: each / gibs for process, each in used.items()}
+    return Sample(BUCKET, name, Step.FULL, number, seconds, 0, memory, details, error, cpu)
 
 
-def _plain(gateway: Gateway, bucket: str, source: Path, directory: Path) -> Outcome:
+def _plain(
+    gateway: Gateway, bucket: str, source: Path, directory: Path, *, summed: bool
+) -> Outcome:
     directory.mkdir()
     [file] = source.iterdir()
     objects = -(-file.stat().st_size // (32 * MIB))
@@ -196,9 +212,10 @@ def _plain(gateway: Gateway, bucket: str, source: Path, directory: Path) -> Outc
             return await signed(store)
 
     urls = asyncio.run(opened_and_signed())
-    command = [sys.executable, "-m", "tests.bench.plain", str(file), *urls]
+    checksum = "md5" if summed else "none"
+    command = [sys.executable, "-m", "tests.bench.plain", checksum, str(file), *urls]
     done = run(command, {}, _ROOT)
-    return Outcome(done.seconds, {"": done.memory_bytes}, {})
+    return Outcome(done.seconds, {"": done.memory_bytes}, {}, {"": done.cpu_seconds})
 
 
 def _described(

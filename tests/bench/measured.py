@@ -1,4 +1,4 @@
-"""Run a command; write its time, highest memory and reads, as JSON, to the file named first.
+"""Run a command; write its times, highest memory and reads, as JSON, to the file named first.
 
 A small process of its own: the kernel counts what its parent held before a program replaced it, so
 that whoever starts a program sees at least his own memory. Nothing but the standard library here.
@@ -20,6 +20,7 @@ def main(report: str, command: list[str]) -> int:
     seconds = time.monotonic() - before
     measured = {
         "seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "memory_bytes": usage.ru_maxrss * 1024,
         "bytes_read": bytes_read() - own,
     }

@@ -1,9 +1,11 @@
 """The table that fits a terminal. Pure."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from tests.bench.results import (
     ADDED,
+    CPU,
     MEMORY,
     MIB,
     OURS,
@@ -14,6 +16,9 @@ from tests.bench.results import (
     Sample,
     verdict,
 )
+
+# In this order; a peer's only one has no name, and the last ones are servers of the bucket.
+_PROCESSES: Final = ("", "agent", "coordinator", "command", "radosgw", "ceph-osd")
 
 
 def render(figures: Sequence[Figure], tools: Sequence[str]) -> str:
@@ -27,14 +32,14 @@ def render(figures: Sequence[Figure], tools: Sequence[str]) -> str:
     for figure in figures:
         case = "" if figure.case == previous else figure.case
         previous = figure.case
-        if figure.row == MEMORY:
-            rows.append([case, MEMORY, *[_memory(figure, tool) for tool in shown]])
+        if not figure.medians and not figure.failed and figure.row != MEMORY:
+            continue
+        if figure.row in (MEMORY, CPU):
+            rows.append([case, str(figure.row), *[_by_process(figure, tool) for tool in shown]])
             rows[-1] += [""] * len(peers) + [verdict(figure)]
             continue
         ratios = [f"{figure.ratios[peer]:.2f}" if peer in figure.ratios else "" for peer in peers]
         values = [_value(figure, tool) for tool in shown]
-        if not figure.medians and not figure.failed:
-            continue
         rows.append(
             [case, TOLD.get(figure.row, str(figure.row)), *values, *ratios, verdict(figure)]
         )
@@ -52,15 +57,19 @@ def _value(figure: Figure, tool: str) -> str:
     return f"{value / MIB:.1f} MiB" if figure.row in (STORED, ADDED, READ) else f"{value:.2f} s"
 
 
-def _memory(figure: Figure, tool: str) -> str:
-    """Peaks of a tool's processes, the agent's before the coordinator's."""
-    peaks = {
-        process: peak
-        for process, peak in figure.medians.items()
+def _by_process(figure: Figure, tool: str) -> str:
+    """What a tool's processes had, the agent's before the coordinator's."""
+    had = {
+        process.removeprefix(tool).strip(): value
+        for process, value in figure.medians.items()
         if process == tool or process.startswith(f"{tool} ")
     }
-    order = sorted(peaks, key=lambda process: (process.endswith("command"), process))
-    return "+".join(f"{peaks[process] / MIB:.0f}" for process in order) + " MiB" if peaks else "-"
+    if not had:
+        return "-"
+    ordered = [had[process] for process in sorted(had, key=_PROCESSES.index)]
+    if figure.row == CPU:
+        return "+".join(f"{seconds:.1f}" for seconds in ordered) + " s"
+    return "+".join(f"{peak / MIB:.0f}" for peak in ordered) + " MiB"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

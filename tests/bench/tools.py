@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 import psutil
@@ -33,6 +33,7 @@ class Done(NamedTuple):
     """A command that ended well."""
 
     seconds: float
+    cpu_seconds: float
     output: str
     memory_bytes: int
     bytes_read: int
@@ -44,6 +45,8 @@ class Outcome(NamedTuple):
     seconds: float
     memory_bytes: dict[str, int]
     details: dict[str, object]
+    cpu_seconds: Mapping[str, float] = MappingProxyType({})
+    """By process, as its memory is."""
 
 
 class Tool(Protocol):
@@ -96,7 +99,13 @@ def run(command: Sequence[str], environment: Mapping[str, str], directory: Path)
             said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
             raise BenchError(f"{Path(command[0]).name} exited {done.returncode}: {said}")
         measured = json.loads(report.read())
-    return Done(measured["seconds"], done.stdout, measured["memory_bytes"], measured["bytes_read"])
+    return Done(
+        measured["seconds"],
+        measured["cpu_seconds"],
+        done.stdout,
+        measured["memory_bytes"],
+        measured["bytes_read"],
+    )
 
 
 class _Peer(Tool):
@@ -129,7 +138,7 @@ class _Peer(Tool):
     ) -> Outcome:
         done = run(command, environment, directory)
         details: dict[str, object] = {"bytes_read": done.bytes_read}
-        return Outcome(done.seconds, {"": done.memory_bytes}, details)
+        return Outcome(done.seconds, {"": done.memory_bytes}, details, {"": done.cpu_seconds})
 
 
 class Restic(_Peer):
@@ -315,10 +324,13 @@ class Tidemark(Tool):
             Path(f"/proc/{process}/clear_refs").write_text("5")  # forget the highest until now
         context = str(self._data / "context")
         command = [TIDEMARK, "--context", context, *words, "-o", "json"]
+        before = cpu_seconds(daemons)
         done = run(command, self._environment, self._directory)
+        used = {name: after - before[name] for name, after in cpu_seconds(daemons).items()}
         peaks = {name: _peak_bytes(process) for name, process in daemons.items()}
         peaks["command"] = done.memory_bytes
-        return Outcome(done.seconds, peaks, _details(json.loads(done.output)))
+        used["command"] = done.cpu_seconds
+        return Outcome(done.seconds, peaks, _details(json.loads(done.output)), used)
 
     def daemons(self) -> dict[str, int]:
         """Process ids of agent and coordinator."""
@@ -332,6 +344,12 @@ class Tidemark(Tool):
         if len(found) != 2:
             raise BenchError("agent and coordinator do not both run")
         return found
+
+
+def cpu_seconds(processes: Mapping[str, int]) -> dict[str, float]:
+    """What each of some processes has used of the processors since it began."""
+    used = {name: psutil.Process(process).cpu_times() for name, process in processes.items()}
+    return {name: times.user + times.system for name, times in used.items()}
 
 
 def _peak_bytes(process: int) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,9 +78,9 @@ def counted(url: str, metric: str) -> dict[str, int]:
     """A metric by its operation."""
     with urllib.request.urlopen(url) as answer:  # noqa: S310 - of a process that we started
         lines = answer.read().decode().splitlines()
-    begin = f'{metric}{{operation="'
-    found = [line.removeprefix(begin).split('"} ') for line in lines if line.startswith(begin)]
-    return {operation: int(float(value)) for operation, value in found}
+    wanted = re.compile(metric + r'{operation="(\w+)"[^}]*} (\S+)')
+    found = [match for line in lines if (match := wanted.fullmatch(line))]
+    return {match[1]: int(float(match[2])) for match in found}
 
 
 def agent_metrics(up: Up) -> str:

@@ -30,6 +30,23 @@ def test_a_start_does_not_load_what_it_may_never_need(program: str) -> None:
     assert not loaded & DEAR
 
 
+@pytest.mark.parametrize(("endpoints", "is_loaded"), [([], False), (["http://store/"], True)])
+def test_an_agent_loads_what_speaks_to_a_store_where_it_has_one(
+    endpoints: list[str], is_loaded: bool
+) -> None:
+    code = (
+        "import sys; from agent.direct import DirectStore; from agent.throttle import Throttles;"
+        " from agent.daemon import SystemClock;"
+        f" DirectStore({endpoints}, throttles=Throttles(SystemClock())).load();"
+        " print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert ("aiohttp" in done.stdout.split()) is is_loaded
+
+
 def test_a_bucket_is_known_without_what_speaks_to_it() -> None:
     modules = "location, opening, probe, check"
     code = f"from repository.store.s3 import {modules}; import sys; print(*sys.modules)"

@@ -109,8 +109,8 @@ def cut(
         elif isinstance(piece, Hole):
             extents.append(Extent.hole(piece.length))
         else:
-            extents.append(extent(piece))
-            anew.append(extent(piece))
+            extents.append(extent(bytes(piece)))
+            anew.append(extent(bytes(piece)))
     assert memory.size == len(file.data)
     return Cut(extents, memory.bytes_read, anew)
 

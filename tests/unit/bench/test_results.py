@@ -23,6 +23,7 @@ from tests.bench.data import (
 from tests.bench.results import (
     ADDED,
     BUCKET,
+    CPU,
     GETS_PER_8_MIB,
     HIGHEST,
     LOWEST,
@@ -69,6 +70,20 @@ SAMPLES = [
 def found(row: str, samples: list[Sample] = SAMPLES) -> Figure:
     (figure,) = [each for each in figures(samples) if each.row == row]
     return figure
+
+
+def test_the_processors_are_told_for_each_process_and_by_the_gib() -> None:
+    cpu = {"radosgw": 3.0, "command": 0.2, "agent": 4.0, "coordinator": 1.0}
+    ours = sample("tidemark", Step.FULL, 2.0)._replace(cpu_seconds_per_gib=cpu)
+    peer = sample("plain", Step.FULL, 1.0)._replace(cpu_seconds_per_gib={"": 1.5, "radosgw": 3.0})
+
+    figure = found(CPU, [ours, ours._replace(cpu_seconds_per_gib={"agent": 5.0}), peer])
+
+    assert figure.medians["tidemark agent"] == 4.5
+    assert not figure.ratios
+    shown = render([figure], ["tidemark", "plain"])
+    assert "4.5+1.0+0.2+3.0 s" in shown
+    assert "1.5+3.0 s" in shown
 
 
 def test_a_figure_is_the_median_of_the_rounds() -> None:

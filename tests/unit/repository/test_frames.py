@@ -81,6 +81,16 @@ def test_large_chunks_come_back_however_well_they_compress(kind: str) -> None:
     assert plaintext[0] == (ZSTD if kind == "text" else RAW)
 
 
+@pytest.mark.parametrize("content", [b"well " * 60_000, random.Random(3).randbytes(300_000)])
+def test_a_view_makes_the_frame_that_its_bytes_make(content: bytes) -> None:
+    (chunk,) = chunks_of([content])
+    within = memoryview(b"before" + content + b"behind")[6:-6]
+
+    found = FrameEncoder().encode([PlainChunk(chunk.id, within)])
+
+    assert found == FrameEncoder().encode([chunk])
+
+
 def test_what_shrinks_at_its_start_and_not_as_a_whole_is_stored_as_it_is() -> None:
     class Growing:
         def compress(self, data: bytes) -> bytes:
