@@ -63,15 +63,8 @@ class Doctor:
         """The checks of one repository, named after it if it is not the first."""
         opened = standing.opened
         if opened is None:
-            problem = standing.problem
-            return [
-                Check(
-                    f"repository {standing.name}",
-                    ok=False,
-                    message="it was not opened yet" if problem is None else problem.message,
-                    hint="wait some seconds" if problem is None else problem.hint,
-                )
-            ]
+            why, name = standing.why_absent, f"repository {standing.name}"
+            return [Check(name, ok=False, message=why.message, hint=why.hint)]
         checks = [
             await _check_repository(opened),
             await _check_space(opened),

@@ -100,12 +100,22 @@ class Metrics:
             "process_start_time_seconds", "When this process began.", registry=registry
         )
         self._started.set(self._process.create_time())
+        self._opened = Gauge(
+            "tidemark_repository_open",
+            "1 while a repository can be read and written.",
+            ["repository"],
+            registry=registry,
+        )
         self._stores = _Stores()
         registry.register(self._stores)
 
     def watch_store(self, repository: str, tally: Tally, breaker: Breaker | None) -> None:
         """Let every scrape show what a repository's store was asked, and if it is left alone."""
         self._stores.watch(repository, tally, breaker)
+
+    def repository_opened(self, repository: str, *, opened: bool) -> None:
+        """Whether a repository is there."""
+        self._opened.labels(repository).set(opened)
 
     def job_ended(self, kind: JobKind, phase: Phase, seconds: float) -> None:
         """A job has ended."""

@@ -95,6 +95,11 @@ class Standing:
         """Which one it is."""
         return self.config.repository
 
+    @property
+    def why_absent(self) -> TidemarkError:
+        """Why it is not opened, where it is not."""
+        return self.problem or StoreError("it was not tried yet", hint="wait some seconds")
+
 
 @dataclass(frozen=True, slots=True)
 class _Site:
@@ -187,17 +192,18 @@ class Repositories:
         """Those that are there."""
         return (each.opened for each in self.all() if each.opened is not None)
 
+    def absent(self) -> list[Standing]:
+        """Those that are not there."""
+        return [each for each in self.all() if each.opened is None]
+
     def of(self, repository_id: RepositoryId | None) -> Opened:
         """The one with that id, or the first; StoreError while it is not there."""
         found = self.standing(repository_id)
         if found.opened is not None:
             return found.opened
         # Nobody waits for it: a node would do nothing else meanwhile, and this may take days.
-        why = "it was not tried yet" if found.problem is None else found.problem.message
-        raise StoreError(
-            f"repository {found.name} cannot be opened: {why}",
-            hint="" if found.problem is None else found.problem.hint,
-        )
+        why = found.why_absent
+        raise StoreError(f"repository {found.name} cannot be opened: {why.message}", hint=why.hint)
 
     def standing(self, repository_id: RepositoryId | None) -> Standing:
         """The one with that id, or the first; StoreError where there is none."""
@@ -278,9 +284,8 @@ class Repositories:
 
     async def _open_all(self) -> None:
         """Try those that are not there, all at once."""
-        missing = [each for each in self._standing.values() if each.opened is None]
         async with asyncio.TaskGroup() as group:
-            for each in missing:
+            for each in self.absent():
                 group.create_task(self._try(each), name=f"open repository {each.name}")
 
     async def _try(self, standing: Standing) -> None:
@@ -289,6 +294,7 @@ class Repositories:
             await self._open(standing.name)
         except TidemarkError as error:
             standing.problem = error
+            self._metrics.repository_opened(standing.name, opened=False)
             if before is None or before.message != error.message:
                 log.warning(
                     "repository not opened",
@@ -318,6 +324,7 @@ class Repositories:
     def _watch(self, opened: Opened) -> None:
         place = opened.repository.place
         self._metrics.watch_store(opened.name, place.tally, place.breaker)
+        self._metrics.repository_opened(opened.name, opened=True)
 
     # ---- making more ----------------------------------------------------------------------------
 

@@ -81,6 +81,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             ],
             running_jobs=[translate.job(job, names) for job in self._parts.dispatcher.running()],
             schedule_seconds=self._parts.schedule_seconds or 0,
+            absent_repositories=map(repositories.absent, overview.repositories.absent()),
         )
 
     @override

@@ -15,7 +15,7 @@ def repository(
     standing: Standing, totals: Totals, *, kit_exported: bool, unlocked: bool
 ) -> admin_pb2.GetRepositoryResponse:
     """A repository, and what it holds."""
-    config, problem, opened = standing.config, standing.problem, standing.opened
+    config, opened = standing.config, standing.opened
     return admin_pb2.GetRepositoryResponse(
         repository_id=config.repository.hex(),
         format=config.format,
@@ -29,10 +29,16 @@ def repository(
         features=config.features,
         name=standing.name,
         opened=opened is not None,
-        problem="" if problem is None else problem.message,
+        problem="" if opened is not None else standing.why_absent.message,
         lock_seconds=0 if opened is None else opened.locks.seconds,
         signs_requests=opened is not None and opened.repository.signing_store is not None,
     )
+
+
+def absent(standing: Standing) -> admin_pb2.AbsentRepository:
+    """One that cannot be opened, and why."""
+    why = standing.why_absent
+    return admin_pb2.AbsentRepository(name=standing.name, message=why.message, hint=why.hint)
 
 
 def _lock_back(text: str) -> int | None:

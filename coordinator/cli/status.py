@@ -35,6 +35,10 @@ def _summary(made: Document) -> list[tuple[str, str]]:
         ("schedule", f"every {format_duration(every)}" if every else "off"),
     ]
     fields += [
+        ("warning", f"repository {one['name']}: {one['message']}: {one['hint']}")
+        for one in made["absent_repositories"]
+    ]
+    fields += [
         ("warning", f"{node['name']}: {node['message']}: {node['hint']}")
         for node in made["nodes"]
         if node["message"]

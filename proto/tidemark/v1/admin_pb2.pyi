@@ -98,6 +98,33 @@ class GetStatusRequest(_message.Message):
 Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
 
 @_typing.final
+class AbsentRepository(_message.Message):
+    """A repository that cannot be opened now, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    HINT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    message: _builtins.str
+    hint: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        message: _builtins.str = ...,
+        hint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hint", b"hint", "message", b"message", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbsentRepository: _TypeAlias = AbsentRepository  # noqa: Y015
+
+@_typing.final
 class GetStatusResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -109,6 +136,7 @@ class GetStatusResponse(_message.Message):
     VOLUMES_FIELD_NUMBER: _builtins.int
     RUNNING_JOBS_FIELD_NUMBER: _builtins.int
     SCHEDULE_SECONDS_FIELD_NUMBER: _builtins.int
+    ABSENT_REPOSITORIES_FIELD_NUMBER: _builtins.int
     coordinator_version: _builtins.str
     repository_id: _builtins.str
     unlocked: _builtins.bool
@@ -121,6 +149,8 @@ class GetStatusResponse(_message.Message):
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Volume]: ...
     @_builtins.property
     def running_jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]: ...
+    @_builtins.property
+    def absent_repositories(self) -> _containers.RepeatedCompositeFieldContainer[Global___AbsentRepository]: ...
     def __init__(
         self,
         *,
@@ -132,10 +162,11 @@ class GetStatusResponse(_message.Message):
         volumes: _abc.Iterable[Global___Volume] | None = ...,
         running_jobs: _abc.Iterable[Global___Job] | None = ...,
         schedule_seconds: _builtins.int = ...,
+        absent_repositories: _abc.Iterable[Global___AbsentRepository] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_version", b"coordinator_version", "nodes", b"nodes", "recovery_kit_exported", b"recovery_kit_exported", "repository_id", b"repository_id", "running_jobs", b"running_jobs", "schedule_seconds", b"schedule_seconds", "unlocked", b"unlocked", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_repositories", b"absent_repositories", "coordinator_version", b"coordinator_version", "nodes", b"nodes", "recovery_kit_exported", b"recovery_kit_exported", "repository_id", b"repository_id", "running_jobs", b"running_jobs", "schedule_seconds", b"schedule_seconds", "unlocked", b"unlocked", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

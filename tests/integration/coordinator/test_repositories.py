@@ -281,6 +281,7 @@ async def test_one_that_is_away_keeps_nothing_else_from_working(
     async with serving(allowed) as coordinator:
         agent.address = coordinator.grpc
         stood = await standing(coordinator)
+        status = await coordinator.admin.GetStatus(admin_pb2.GetStatusRequest())
         await coordinator.back_up(agent, "other", OTHERS)
         assert await content(coordinator, here, "a") == FILES["a"]
         for ask in (
@@ -298,6 +299,8 @@ async def test_one_that_is_away_keeps_nothing_else_from_working(
 
     assert (stood["default"].opened, stood["second"].opened) == (True, False)
     assert "is gone" in stood["second"].problem
+    assert [each.name for each in status.absent_repositories] == ["second"]
+    assert status.absent_repositories[0].message == stood["second"].problem
     assert verified.phase == common_pb2.PHASE_FAILED
     assert back.opened
 
