@@ -179,10 +179,6 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def _speak(self, link: AgentLink, context: Context) -> None:
         while (message := await link.outbox.get()) is not None:
             if isinstance(message, RunTask):
-                # What the store that it will work with may be sent, it hears first.
-                grant = self._parts.bandwidth.begin_task(link)
-                if grant is not None:
-                    await context.write(bandwidth.grant(grant))
                 await context.write(self._run_task(message.task))
             elif isinstance(message, GrantBandwidth):
                 await context.write(bandwidth.grant(message.grant))
