@@ -229,7 +229,7 @@ def test_hundreds_that_change_over_hold_each_cap_and_use_it() -> None:
         tasks = [
             fleet.start(fleet.join(f"first {number}"), names[number % 3]) for number in range(100)
         ]
-        for number in range(150):
+        for number in range(100):
             await asyncio.sleep(fleet.random.uniform(0, 0.12))
             ended = tasks.pop(fleet.random.randrange(len(tasks)))
             ended.finish()
