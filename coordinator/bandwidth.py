@@ -132,23 +132,26 @@ class Bandwidth:
         self._look_at_clock()  # it may just have been set otherwise
         node_id = link.node.node_id
         self._links[node_id] = link
+        link.before_task = self._begin_task
         under = self._under(node_id)
         grant = self._grants.join(node_id, under, self._caps, _monotonic())
         if grant is not None or is_at_work:
             link.send(GrantBandwidth(grant))
         self._changed.set()
 
-    def begin_task(self, link: AgentLink) -> Grant | None:
-        """A node is about to be given a task; what it must hear before that.
+    def _begin_task(self, link: AgentLink) -> None:
+        """A node is about to be sent a task: it hears first of what limits it with that.
 
         It works with another repository then, perhaps, whose limit it has not been under.
         """
         node_id = link.node.node_id
         if self._links.get(node_id) is not link:
-            return None
+            return
         self._look_at_clock()
+        grant = self._grants.put_under(node_id, self._under(node_id), self._caps, _monotonic())
+        if grant is not None:
+            link.send(GrantBandwidth(grant))
         self._changed.set()
-        return self._grants.put_under(node_id, self._under(node_id), self._caps, _monotonic())
 
     def _under(self, node_id: NodeId) -> tuple[Hashable, ...]:
         """The limits that a node's traffic counts against: of all repositories that it works with.
@@ -183,7 +186,7 @@ class Bandwidth:
 
     def _share(self) -> None:
         for node_id in self._links if self._caps else ():
-            self._grants.leave_under(node_id, self._under(node_id))
+            self._grants.leave_under(node_id, self._under(node_id), self._caps)
         told: list[tuple[NodeId, Grant | None]] = self._grants.share(self._caps, _monotonic())
         for node_id, grant in told:
             self._links[node_id].send(GrantBandwidth(grant))

@@ -5,6 +5,10 @@ what it was granted before, until it says that it has heard of less; only what i
 granted to others. Thus the rates in use never add up to more than a cap. A grant is good for a
 lease: a node that hears nothing more falls to a floor by itself, which is counted, too.
 
+Which caps a node is under changes with what it works for. What it may be using was never free under
+one that is new to it: it begins there with nothing. One that it has left counts until the node
+has heard of a grant since, and so of all that it was told before, such as to stop.
+
 Times are seconds of a clock that never goes back.
 """
 
@@ -145,7 +149,12 @@ class _Flow:
 class _Node:
     """A connected node, or one that was lost a moment ago."""
 
-    caps: tuple[Hashable, ...]
+    under: tuple[Hashable, ...]
+    """What it works under now."""
+    left: dict[Hashable, int] = field(default_factory=dict)
+    """What it worked under before: it counts until the node has heard of that grant."""
+    is_moved: bool = False
+    """Some of its caps are new: until it goes by its newest grant, it was given nothing there."""
     flows: dict[Way, _Flow] = field(default_factory=lambda: {way: _Flow() for way in Way})
     number: int = 0
     """Of the newest grant, and of the newest that it has heard of."""
@@ -157,9 +166,35 @@ class _Node:
     """It was told of a limit on this connection."""
 
     @property
+    def caps(self) -> tuple[Hashable, ...]:
+        """All that its traffic counts against."""
+        return (*self.under, *self.left)
+
+    def move(self, under: tuple[Hashable, ...], caps: Mapping[Hashable, float]) -> bool:
+        """Let it work under these from now on; whether one of the caps is new to it."""
+        new = set(under) - set(self.caps)
+        for cap in caps.keys() & (set(self.under) - set(under)):
+            self.left[cap] = self.number + 1
+        self.left = {cap: number for cap, number in self.left.items() if cap not in under}
+        self.under = under
+        is_new = not caps.keys().isdisjoint(new)
+        self.is_moved |= is_new
+        return is_new
+
+    @property
     def wants(self) -> bool:
         """Whether anything flows, or waits to."""
         return any(flow.wanted for flow in self.flows.values())
+
+    @property
+    def holds(self) -> bool:
+        """Whether it may be using anything."""
+        return any(flow.held for flow in self.flows.values())
+
+    def counted(self) -> tuple[object, ...]:
+        """What is shared by."""
+        flows = [(flow.wanted, flow.held) for flow in self.flows.values()]
+        return (*flows, self.caps, self.is_moved)
 
     def expire(self, now: float) -> None:
         """Count the floor of a node whose lease is over, and that may not know of another."""
@@ -171,6 +206,8 @@ class _Node:
     def is_due(self, rates: Mapping[Way, int], now: float) -> bool:
         """Whether it must be told of these rates."""
         if not self.is_limited or any(_differs(self.flows[way].granted, rates[way]) for way in Way):
+            return True
+        if any(number > self.number for number in self.left.values()):
             return True
         if now < self.granted_at + RENEWAL_SECONDS:
             return False
@@ -209,12 +246,13 @@ class Grants:
         It may go by what it was told on a former connection.
         """
         node = self._nodes.setdefault(node_id, _Node(under))
+        node.move(under, caps)
         node.lost_at, node.is_limited = None, False
         for flow in node.flows.values():
             flow.wanted = flow.used = 0.0
-        if caps.keys().isdisjoint(under):
+        if caps.keys().isdisjoint(node.caps):
             return None
-        return node.grant(dict.fromkeys(Way, 0), self._floor(node, caps, len(self._nodes)), now)
+        return self._hold_back(node, caps, now)
 
     def put_under(
         self,
@@ -223,24 +261,31 @@ class Grants:
         caps: Mapping[Hashable, float],
         now: float,
     ) -> Grant | None:
-        """A node is about to work under these; it waits for its part of those that are new to it.
+        """A node is about to work under these; it waits for its part, if one of them is new to it.
 
-        None where nothing new limits it.
+        None where it has heard of all that limits it.
         """
         node = self._nodes[node_id]
-        new, node.caps = set(under) - set(node.caps), under
-        if caps.keys().isdisjoint(new):
+        is_new = node.move(under, caps)
+        if not is_new and (node.is_limited or caps.keys().isdisjoint(node.caps)):
             return None
-        return node.grant(dict.fromkeys(Way, 0), self._floor(node, caps, len(self._nodes)), now)
+        return self._hold_back(node, caps, now)
 
-    def leave_under(self, node_id: NodeId, under: tuple[Hashable, ...]) -> None:
-        """A node works under these alone now; what else it may be using, it does not use there."""
-        self._nodes[node_id].caps = under
+    def leave_under(
+        self, node_id: NodeId, under: tuple[Hashable, ...], caps: Mapping[Hashable, float]
+    ) -> None:
+        """A node works under none but these any more; what is new in them it is not under yet."""
+        node = self._nodes[node_id]
+        node.move(tuple(cap for cap in node.under if cap in under), caps)
+
+    def _hold_back(self, node: _Node, caps: Mapping[Hashable, float], now: float) -> Grant:
+        return node.grant(dict.fromkeys(Way, 0), self._floor(node, caps, len(self._nodes)), now)
 
     def lose(self, node_id: NodeId, now: float) -> None:
         """A node's connection has ended."""
         node = self._nodes.get(node_id)
-        if node is not None and node.wants:
+        # One that has just paused may go on at what it had, if it has not heard of less.
+        if node is not None and (node.wants or node.holds):
             node.lost_at = now
         else:
             self._nodes.pop(node_id, None)
@@ -250,14 +295,16 @@ class Grants:
         node = self._nodes.get(node_id)
         if node is None or node.lost_at is not None or report.heard > node.number:
             return False
-        before = [(flow.wanted, flow.held) for flow in node.flows.values()]
+        before = node.counted()
         node.heard = max(node.heard, report.heard)
+        node.left = {cap: number for cap, number in node.left.items() if number > node.heard}
+        node.is_moved &= report.heard != node.number
         for way, told in ((Way.BACKUP, report.backup), (Way.RESTORE, report.restore)):
             flow = node.flows[way]
             if report.heard == node.number:
                 flow.held = flow.granted
             flow.hear(told, report.seconds)
-        return before != [(flow.wanted, flow.held) for flow in node.flows.values()]
+        return before != node.counted()
 
     def share(
         self, caps: Mapping[Hashable, float], now: float
@@ -271,7 +318,7 @@ class Grants:
             if not caps.keys().isdisjoint(node.caps):
                 limited[node_id] = node
             elif node.is_limited and node.lost_at is None:
-                node.is_limited = False
+                node.is_limited, node.is_moved = False, False
                 told.append((node_id, None))
         rates = _rates(limited, caps)
         for node_id, node in limited.items():
@@ -323,6 +370,7 @@ def _rates(
     }
     lost = {key: flow.held for key, (node, flow) in flows.items() if node.lost_at is not None}
     held = {key: flow.held for key, (node, flow) in flows.items() if node.lost_at is None}
+    own = {key: 0.0 if flows[key][0].is_moved else rate for key, rate in held.items()}
     wanted = {key: flow.wanted for key, (_, flow) in flows.items() if key in held}
 
     def demands(amounts: Mapping[_Key, float], *ways: Way) -> list[Demand[_Key]]:
@@ -348,7 +396,7 @@ def _rates(
             way: int(
                 min(
                     fair.get((node_id, way), 0.0),
-                    held[node_id, way] + more.get((node_id, way), 0.0),
+                    own[node_id, way] + more.get((node_id, way), 0.0),
                 )
             )
             for way in Way

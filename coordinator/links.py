@@ -2,10 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coordinator.grants import Grant
 from coordinator.model import Node, Task, TaskId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _OUTBOX_MESSAGES: Final = 1000
 
@@ -40,9 +43,13 @@ class AgentLink:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.outbox: asyncio.Queue[Message | None] = asyncio.Queue(_OUTBOX_MESSAGES)
+        self.before_task: Callable[[AgentLink], None] | None = None
+        """Sends what the agent must have heard before it is told of a task."""
 
     def send(self, message: Message) -> None:
         """Queue a message; an agent that reads none of a thousand is cut off."""
+        if isinstance(message, RunTask) and self.before_task is not None:
+            self.before_task(self)
         try:
             self.outbox.put_nowait(message)
         except asyncio.QueueFull:

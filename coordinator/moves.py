@@ -55,8 +55,13 @@ class Moves:
         volume = await self._selection.volume_to_move(selector, node.node_id)
         former = await self._catalog.fleet.node(volume.node_id)
         former_name = volume.node_id.hex() if former is None else former.name
+        # What the node holds may be replaced, too.
+        held = [
+            each for each in await self._catalog.fleet.volumes() if each.node_id == node.node_id
+        ]
+        concerned = {volume.volume_id, *(each.volume_id for each in held)}
         # A commit that has begun is the former holder's last one, and its task is told so.
-        async with self._sessions.between_commits():
+        async with self._sessions.between_commits(concerned):
             changed = await self._catalog.fleet.move_volume(
                 volume.volume_id,
                 node.node_id,

@@ -8,6 +8,7 @@ nothing else from working: it is tried again, and whatever needs it is told why 
 import asyncio
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from coordinator.errors import (
     FormatError,
     NotFoundError,
     StoreError,
+    StoreUnavailableError,
     TidemarkError,
     UsageError,
 )
@@ -45,6 +47,8 @@ log = get_logger()
 
 # One that could not be opened is tried again so often.
 _AGAIN_SECONDS: Final = 10.0
+# A start waits no longer for them: a directory on a server that is away may hang for ever.
+_START_SECONDS: Final = 20.0
 # Shorter beginnings of an id are hardly meant.
 _PREFIX_MIN: Final = 4
 
@@ -172,7 +176,10 @@ class Repositories:
         self._open_at = open_at
         self._clock = clock
         self._random = random
-        self._opening = asyncio.Lock()
+        # What is asked for is compared with all others, so one is made after the other.
+        self._making = asyncio.Lock()
+        # Each is opened by one at a time; one that hangs holds up no other.
+        self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stack = AsyncExitStack()
         self._wishes: dict[str, Wish] = {}
         repository = first.repository
@@ -250,15 +257,26 @@ class Repositories:
                 log.error(  # noqa: TRY400 - what lies in the others is none the worse for it
                     "repository not known", reason=error.message, hint=error.hint
                 )
-        async with self._opening:
-            await self._open_all()
+        try:
+            async with asyncio.timeout(_START_SECONDS), asyncio.TaskGroup() as group:
+                for each in self.absent():
+                    group.create_task(self._try(each), name=f"open repository {each.name}")
+        except TimeoutError:
+            silent = StoreUnavailableError(
+                "it has not answered yet", hint="check its disk or server; it is tried again"
+            )
+            for each in self.absent():
+                if each.problem is None:
+                    self._note(each, silent)
 
     async def run(self) -> None:
         """Never returns."""
-        while True:
-            await asyncio.sleep(_AGAIN_SECONDS)
-            async with self._opening:
-                await self._open_all()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await asyncio.sleep(_AGAIN_SECONDS)
+                for each in self.absent():
+                    if not self._opening[each.name].locked():
+                        group.create_task(self._try(each), name=f"open repository {each.name}")
 
     async def close(self) -> None:
         """Let go of all but the first."""
@@ -282,26 +300,24 @@ class Repositories:
         self._wishes[name] = wish
         self._standing[name] = Standing(name, config, wish.url)
 
-    async def _open_all(self) -> None:
-        """Try those that are not there, all at once."""
-        async with asyncio.TaskGroup() as group:
-            for each in self.absent():
-                group.create_task(self._try(each), name=f"open repository {each.name}")
-
     async def _try(self, standing: Standing) -> None:
-        before = standing.problem
         try:
-            await self._open(standing.name)
+            async with self._opening[standing.name]:
+                if self._standing[standing.name].opened is None:
+                    await self._open(standing.name)
         except TidemarkError as error:
-            standing.problem = error
-            self._metrics.repository_opened(standing.name, opened=False)
-            if before is None or before.message != error.message:
-                log.warning(
-                    "repository not opened",
-                    repository=standing.name,
-                    reason=error.message,
-                    hint=error.hint,
-                )
+            self._note(standing, error)
+
+    def _note(self, standing: Standing, error: TidemarkError) -> None:
+        before, standing.problem = standing.problem, error
+        self._metrics.repository_opened(standing.name, opened=False)
+        if before is None or before.message != error.message:
+            log.warning(
+                "repository not opened",
+                repository=standing.name,
+                reason=error.message,
+                hint=error.hint,
+            )
 
     async def _open(self, name: str) -> Opened:
         """Found it, if that is not done, and serve it."""
@@ -335,7 +351,7 @@ class Repositories:
         whatever is wrong with the place.
         """
         check_name(name)
-        async with self._opening:
+        async with self._making, self._opening[name]:
             if name in self._standing:
                 return await self._once_more(name, wish, secrets)
             await self._check_place(wish)

@@ -1,4 +1,4 @@
-"""The loop around coordinator/schedule.py: asks for what is due, and tidies up now and then."""
+"""The loop around coordinator/schedule.py: asks for what is due."""
 
 import asyncio
 from typing import Final
@@ -9,11 +9,10 @@ from coordinator.dispatch import Clock, Dispatcher
 from coordinator.errors import TidemarkError
 from coordinator.logs import get_logger
 from coordinator.model import NANOSECONDS, Origin
-from coordinator.sessions import Sessions
 
 log = get_logger()
 
-# New volumes appear, and an interrupted commit waits for its store, no longer than this.
+# New volumes appear, and wait no longer than this.
 _LOOK_SECONDS: Final = 30.0
 _PAUSE_SECONDS: Final = 1.0
 
@@ -25,14 +24,12 @@ class Scheduler:
         self,
         catalog: Catalog,
         dispatcher: Dispatcher,
-        sessions: Sessions,
         *,
         clock: Clock,
         every_seconds: int | None,
     ) -> None:
         self._catalog = catalog
         self._dispatcher = dispatcher
-        self._sessions = sessions
         self._clock = clock
         self._every_ns = None if every_seconds is None else every_seconds * NANOSECONDS
 
@@ -48,7 +45,6 @@ class Scheduler:
 
     async def look(self) -> float:
         """One round; how many seconds until the next."""
-        await self._sessions.recover()
         if self._every_ns is None:
             return _LOOK_SECONDS
         now = self._clock()

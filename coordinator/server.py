@@ -197,6 +197,7 @@ async def _serve(
         async with asyncio.TaskGroup() as group:
             services.dispatcher.begin(group, services.verifier.verify)
             group.create_task(services.scheduler.run(), name="scheduler")
+            group.create_task(services.sessions.run(), name="settling")
             group.create_task(services.bandwidth.run(), name="bandwidth")
             group.create_task(services.repositories.run(), name="repositories")
             async with _listening(config, services, authority, now):
@@ -316,9 +317,7 @@ def _compose(  # noqa: PLR0913 - this is where everything meets
         sessions=sessions,
         repositories=repositories,
         verifier=Verifier(catalog, repositories, custody, workers, clock=clock),
-        scheduler=Scheduler(
-            catalog, dispatcher, sessions, clock=clock, every_seconds=config.every_seconds
-        ),
+        scheduler=Scheduler(catalog, dispatcher, clock=clock, every_seconds=config.every_seconds),
         bandwidth=bandwidth,
         http=HttpServer(metrics, overview, dispatcher, custody),
     )

@@ -12,8 +12,9 @@ Whatever breaks in between is settled by reading the store: if the root is there
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,6 +33,7 @@ from coordinator.errors import (
     RejectedError,
     StoreError,
     StoreUnavailableError,
+    TidemarkError,
 )
 from coordinator.founding import Repository
 from coordinator.logs import get_logger
@@ -71,6 +73,8 @@ from repository.store.interface import Signing
 log = get_logger()
 
 _AGAIN: Final = "the next backup of this volume begins anew"
+# An interrupted commit waits for its store no longer than this, once the store is back.
+_SETTLE_SECONDS: Final = 30.0
 # An agent takes messages of 1 MiB, and each of these is 18 bytes of one: a TiB of packs.
 PACKS_SINCE_HEAD_MAX: Final = 32_768
 
@@ -120,8 +124,9 @@ class Sessions:
         self._clock = clock
         self._random = random
         self._incarnation = incarnation
-        # One commit after the other: T1 to T2 of a volume must not be mixed with settling it.
-        self._committing = asyncio.Lock()
+        # One after the other: T1 to T2 of a volume must not be mixed with settling it. Those of
+        # others go on meanwhile, since a store may take minutes to say that it does not answer.
+        self._turns: defaultdict[VolumeId, asyncio.Lock] = defaultdict(asyncio.Lock)
         # Nodes whose certificates are known to lie in a repository.
         self._certified: set[tuple[RepositoryId, NodeId]] = set()
 
@@ -136,7 +141,7 @@ class Sessions:
         repository = self._repositories.of(task.order.repository_id).repository
         repository.config.check_writable()
         await self._certify(repository, node)
-        async with self._committing:
+        async with self._turns[task.order.volume_id]:
             with charged(self._dispatcher.tally(task_id)):
                 await self._settle_all(task.order.volume_id)
         if await self._catalog.ledger.snapshot_of_task(task_id) is not None:
@@ -215,15 +220,18 @@ class Sessions:
         return self._dispatcher.tally(session.task_id)
 
     @asynccontextmanager
-    async def between_commits(self) -> AsyncIterator[None]:
-        """No commit is between its two steps, as long as the block lasts."""
-        async with self._committing:
+    async def between_commits(self, volume_ids: Iterable[VolumeId]) -> AsyncIterator[None]:
+        """No commit of these volumes is between its two steps, as long as the block lasts."""
+        async with AsyncExitStack() as stack:
+            # In one order, so that no two who want several wait for each other.
+            for volume_id in sorted(set(volume_ids)):
+                await stack.enter_async_context(self._turns[volume_id])
             yield
 
     async def commit(self, request: CommitRequest, node: Node) -> Snapshot:
         """Make the snapshot, or say why not. Asked twice for a session, the answer is the same."""
         await self._lock_ahead(request, node)
-        async with self._committing:
+        async with self._turns[await self._volume_of(request.session_id)]:
             if (done := await self._answered(request, node)) is not None:
                 return done
             session = await self._allowed(request, node)
@@ -239,6 +247,12 @@ class Sessions:
                 snapshot = await self._write(pinned, request.refs_object, refs)
         await self._dispatcher.committed(session.task_id, snapshot)
         return snapshot
+
+    async def _volume_of(self, session_id: SessionId) -> VolumeId:
+        session = await self._catalog.ledger.session(session_id)
+        if session is None:
+            raise FencedError("this session may not write any more", hint=_AGAIN)
+        return session.volume_id
 
     async def _allowed(self, request: CommitRequest, node: Node) -> Session:
         """The session, if its task runs; FencedError, NotFoundError."""
@@ -297,7 +311,8 @@ class Sessions:
         statistics = request.statistics
         whole = not body.errors_total and not statistics.errors_total
         # A clock that was set back must not reorder a volume's history, nor shorten a lock.
-        now = max(self._clock(), 0 if head is None else head.committed_at + 1)
+        newest = await self._catalog.ledger.head(session.volume_id)
+        now = max(self._clock(), 0 if newest is None else newest.committed_at + 1)
         plan = CommitPlan(
             session_id=session.session_id,
             fencing_token=session.fencing_token,
@@ -429,10 +444,37 @@ class Sessions:
 
     # ---- settling what was interrupted ----------------------------------------------------------
 
+    async def run(self) -> None:
+        """Settle what waits for its store, again and again; never returns."""
+        while True:
+            await asyncio.sleep(_SETTLE_SECONDS)
+            try:
+                await self.recover()
+            except TidemarkError as error:
+                log.error("settling failed", reason=error.message, hint=error.hint)  # noqa: TRY400
+
     async def recover(self) -> None:
         """After a start, or when the store is back: settle every commit that was interrupted."""
-        async with self._committing:
-            for pinned, refs_object in await self._catalog.ledger.unsettled():
+        waiting: defaultdict[RepositoryId, list[tuple[Snapshot, bytes]]] = defaultdict(list)
+        for pinned, refs_object in await self._catalog.ledger.unsettled():
+            waiting[pinned.repository_id].append((pinned, refs_object))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for repository_id, some in waiting.items():
+                    name = f"settle in {self._repositories.name_of(repository_id)}"
+                    group.create_task(self._recover(some), name=name)
+        except ExceptionGroup as errors:  # by except*, Python 3.11.2 would raise a group again
+            raise errors.exceptions[0] from None
+
+    async def _recover(self, waiting: Sequence[tuple[Snapshot, bytes]]) -> None:
+        """Those of one repository."""
+        for pinned, refs_object in waiting:
+            turn = self._turns[pinned.volume_id]
+            if turn.locked():
+                continue  # whoever is at it brings it to its end, or leaves it to the next time
+            async with turn:
+                if not await self._is_unsettled(pinned):
+                    continue
                 try:
                     await self._settle(pinned, refs_object)
                 except DamagedError as error:

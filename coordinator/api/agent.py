@@ -19,7 +19,7 @@ from coordinator.api.bulk import UploadPiece
 from coordinator.bandwidth import Bandwidth
 from coordinator.bases import Bases, StoredFrame
 from coordinator.dispatch import Dispatcher
-from coordinator.errors import CatalogError, RejectedError
+from coordinator.errors import CatalogError, RejectedError, StoreError
 from coordinator.fleet import Fleet, Program, Told
 from coordinator.founding import SIGNED_SECONDS
 from coordinator.intake import Intake, PackDigest, PackHeader
@@ -28,6 +28,7 @@ from coordinator.logs import get_logger
 from coordinator.model import (
     NANOSECONDS,
     BackupOrder,
+    Failure,
     LogLine,
     Node,
     RestoreOrder,
@@ -179,16 +180,24 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def _speak(self, link: AgentLink, context: Context) -> None:
         while (message := await link.outbox.get()) is not None:
             if isinstance(message, RunTask):
-                # What the store that it will work with may be sent, it hears first.
-                grant = self._parts.bandwidth.begin_task(link)
-                if grant is not None:
-                    await context.write(bandwidth.grant(grant))
-                await context.write(self._run_task(message.task))
+                await self._hand_over(message.task, link.node, context)
             elif isinstance(message, GrantBandwidth):
                 await context.write(bandwidth.grant(message.grant))
             else:
                 cancel = agent_pb2.CancelTask(task_id=message.task_id)
                 await context.write(agent_pb2.ConnectResponse(cancel_task=cancel))
+
+    async def _hand_over(self, task: Task, node: Node, context: Context) -> None:
+        try:
+            response = self._run_task(task)
+        except StoreError as error:
+            # Of a repository that is not known: the node's other tasks are none the worse for it.
+            failure = Failure(error.message, error.hint, error.exit_code)
+            await self._parts.dispatcher.finished(
+                task.task_id, node.node_id, failure=failure, canceled=False, result=None
+            )
+        else:
+            await context.write(response)
 
     def _run_task(self, task: Task) -> agent_pb2.ConnectResponse:
         assert isinstance(task.order, BackupOrder | RestoreOrder)

@@ -12,11 +12,11 @@ from coordinator.catalog import open_catalog
 from coordinator.config import Config
 from coordinator.grants import Flow, Report
 from coordinator.limits import Rule, Scope, Window
-from coordinator.links import AgentLink, GrantBandwidth
+from coordinator.links import AgentLink, GrantBandwidth, RunTask
 from coordinator.metrics import Metrics
-from coordinator.model import Node
+from coordinator.model import BackupOrder, JobId, Node, Task, TaskId
 from proto.tidemark.v1 import admin_pb2, agent_pb2
-from repository.ids import NodeId, RepositoryId
+from repository.ids import NodeId, RepositoryId, VolumeId
 from tests.fakes.agent import Connection
 from tests.integration.coordinator.serving import Coordinator, serving
 
@@ -267,6 +267,42 @@ async def test_a_window_opens_by_itself(tmp_path: Path) -> None:
     await catalog.close()
 
     assert list(dict.fromkeys(rates)) == [0, RATE, RATE * 5]
+
+
+async def test_a_limit_is_queued_before_the_task_that_it_is_for(tmp_path: Path) -> None:
+    catalog = await open_catalog(tmp_path / "catalog.db", 0)
+    second, working = RepositoryId(b"s" * 16), set[RepositoryId | None]()
+    budget = Bandwidth(
+        catalog,
+        RepositoryId(b"r" * 16),
+        Metrics("1"),
+        clock=lambda: 0,
+        floor_bytes=1_000_000,
+        working_with=lambda _: working,
+    )
+    node_id = NodeId(b"n" * 16)
+    link = AgentLink(Node(node_id, "node", 0, 0, b"", b""))
+    order = BackupOrder(VolumeId(b"v" * 16), repository_id=second)
+    run = RunTask(Task(TaskId("task"), JobId("job"), order, node_id))
+    await budget.load()
+    await budget.add_rule(Scope.REPOSITORY, second, Rule(RATE), by="test")
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        budget.join(link, is_at_work=False)
+        running = group.create_task(budget.run(), name="budget")
+        # It counts as at work while that is being written down, and hears of it only then.
+        working.add(second)
+        await asyncio.sleep(0.1)
+        assert link.outbox.empty()
+        link.send(run)
+        await asyncio.sleep(0.1)
+        running.cancel()
+    await catalog.close()
+
+    told = link.outbox.get_nowait()
+    assert isinstance(told, GrantBandwidth)
+    assert told.grant is not None
+    assert told.grant.backup == 0
+    assert link.outbox.get_nowait() is run
 
 
 async def test_a_node_that_tells_impossible_things_gets_its_part_and_is_shown(

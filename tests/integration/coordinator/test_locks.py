@@ -356,3 +356,28 @@ async def test_a_bucket_that_cannot_lock_is_refused_at_the_start(
     assert left == []
     assert not snapshot.HasField("locked_until")
     assert "could not lock objects when its repository was made" in second.message
+
+
+async def test_a_lock_counts_from_a_commit_that_a_clock_set_back_would_be_before(
+    site: Site, tmp_path: Path
+) -> None:
+    """A commit is never before the volume's last one, wherever that lies."""
+    allowed = msgspec.structs.replace(site.config, repository_places=("any",))
+    async with serving(allowed, clock=site.now) as coordinator:
+        agent = await agent_of(coordinator)
+        await first_backup(coordinator, agent)
+        await coordinator.admin.InitRepository(
+            admin_pb2.InitRepositoryRequest(name="second", url=f"file://{tmp_path}/second")
+        )
+        for repository, ahead_seconds in (("second", HOUR), ("default", 0)):
+            site.ahead_seconds = ahead_seconds
+            await coordinator.admin.AssignVolumes(
+                admin_pb2.AssignVolumesRequest(all=True, repository=repository)
+            )
+            await first_backup(coordinator, agent)
+        first, elsewhere, last = await listed(coordinator)
+
+    assert first.committed_at.seconds + HOUR <= elsewhere.committed_at.seconds
+    assert last.committed_at.ToNanoseconds() == elsewhere.committed_at.ToNanoseconds() + 1
+    assert not elsewhere.HasField("locked_until")
+    assert last.locked_until.seconds >= last.committed_at.seconds + DAY

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 from typing_extensions import override
 
+from coordinator import repositories
 from coordinator.config import Config, Where
-from coordinator.stores import Clock, Place, in_directory
+from coordinator.stores import Clock, OpenPlace, Place, in_directory
 from proto.tidemark.v1 import admin_pb2, common_pb2
 from repository.failpoints import VARIABLE, arm
 from repository.layout import parse_kit
@@ -303,6 +304,137 @@ async def test_one_that_is_away_keeps_nothing_else_from_working(
     assert status.absent_repositories[0].message == stood["second"].problem
     assert verified.phase == common_pb2.PHASE_FAILED
     assert back.opened
+
+
+class _Hanging(LocalStore):
+    """Hangs in all that it is asked, for as long as it is told to."""
+
+    free = asyncio.Event()
+    reached = asyncio.Event()
+
+    @override
+    async def get(self, name: str) -> bytes:
+        await self._pass()
+        return await super().get(name)
+
+    @override
+    async def put(self, name: str, data: bytes) -> None:
+        await self._pass()
+        await super().put(name, data)
+
+    async def _pass(self) -> None:
+        self.reached.set()
+        await self.free.wait()
+
+
+@pytest.fixture
+def hanging() -> type[_Hanging]:
+    """One that does not hang yet."""
+
+    class Hanging(_Hanging):
+        free, reached = asyncio.Event(), asyncio.Event()
+
+    Hanging.free.set()
+    return Hanging
+
+
+async def _until_opened(
+    coordinator: Coordinator, name: str
+) -> dict[str, admin_pb2.GetRepositoryResponse]:
+    while True:
+        found = await standing(coordinator)
+        if found[name].opened:
+            return found
+        await asyncio.sleep(0.05)
+
+
+def _opening(hanging: type[_Hanging], directory: Path) -> OpenPlace:
+    @asynccontextmanager
+    async def opened(where: Where, clock: Clock) -> AsyncIterator[Place]:
+        make = hanging if where == directory else LocalStore
+        async with in_directory(make)(where, clock) as place:
+            yield place
+
+    return opened
+
+
+async def test_a_commit_that_hangs_in_one_repository_holds_up_no_other(
+    allowed: Config, tmp_path: Path, hanging: type[_Hanging]
+) -> None:
+    open_at = _opening(hanging, tmp_path / "second")
+    async with serving(allowed, open_at=open_at) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        other = await coordinator.agent("other")
+        other.volume("other")
+        await init(coordinator, "second", tmp_path / "second")
+        async with agent.connected() as connection, asyncio.TaskGroup() as group:
+            await assign(coordinator, "data", "second")
+            volume, writing = await begun(coordinator, connection)
+            made = await sent(connection, writing, FILES)
+            hanging.free.clear()
+            hanging.reached.clear()
+            commit = connection.commit(writing, agent.sign(writing, volume, made), made.refs)
+            committing = group.create_task(commit, name="commit")
+            await hanging.reached.wait()
+            async with asyncio.timeout(5):
+                await coordinator.back_up(other, "other", OTHERS)
+            was_done = committing.done()
+            hanging.free.set()
+        lying = await snapshots(coordinator)
+
+    assert not was_done
+    assert sorted(lying) == [("default", 1), ("second", 1)]
+
+
+async def test_one_that_hangs_while_it_is_opened_holds_up_neither_the_start_nor_the_others(
+    allowed: Config,
+    tmp_path: Path,
+    hanging: type[_Hanging],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    open_at = _opening(hanging, tmp_path / "second")
+    async with serving(allowed, open_at=open_at) as coordinator:
+        await init(coordinator, "second", tmp_path / "second")
+        await init(coordinator, "third", tmp_path / "third")
+    (tmp_path / "third").rename(tmp_path / "away")
+    monkeypatch.setattr(repositories, "_START_SECONDS", 0.2)
+    monkeypatch.setattr(repositories, "_AGAIN_SECONDS", 0.1)
+    hanging.free.clear()
+    async with asyncio.timeout(10), serving(allowed, open_at=open_at) as coordinator:
+        stood = await standing(coordinator)
+        (tmp_path / "away").rename(tmp_path / "third")
+        meanwhile = await _until_opened(coordinator, "third")
+        await init(coordinator, "fourth", tmp_path / "fourth")
+        hanging.free.set()
+        await _until_opened(coordinator, "second")
+
+    assert [each.opened for each in stood.values()] == [True, False, False]
+    assert "not answered" in stood["second"].problem
+    assert not meanwhile["second"].opened
+
+
+async def test_a_task_for_a_repository_that_is_not_known_fails_and_no_other(
+    allowed: Config, tmp_path: Path
+) -> None:
+    async with serving(allowed) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        await init(coordinator, "second", tmp_path / "second")
+        async with agent.connected():
+            await assign(coordinator, "data", "second")
+    (allowed.data / "repositories/second/place").write_bytes(b"{")
+    async with serving(allowed) as coordinator:
+        agent.address = coordinator.grpc
+        agent.volume("other")
+        async with agent.connected() as connection:
+            job = await coordinator.ended((await coordinator.order_backup("data")).job_id)
+            await coordinator.order_backup("other")
+            told = await connection.next_message()
+
+    assert job.phase == common_pb2.PHASE_FAILED
+    assert "has no repository" in job.message
+    assert told.WhichOneof("message") == "run_backup"
 
 
 async def _open_session(coordinator: Coordinator, agent: FakeAgent) -> Writing:
