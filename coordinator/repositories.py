@@ -273,6 +273,7 @@ class Repositories:
             wish = msgspec.json.decode(kept, type=Wish)
         except (msgspec.DecodeError, ValueError) as error:
             raise FormatError(f"{site.wish} is damaged", hint="put it back from a copy") from error
+        directory_of_url(wish.url)  # or it is none that this version can have
         self._wishes[name] = wish
         self._standing[name] = Standing(name, config, wish.url)
 
@@ -300,7 +301,15 @@ class Repositories:
     async def _open(self, name: str) -> Opened:
         """Found it, if that is not done, and serve it."""
         wish, site = self._wishes[name], _Site(self._directory / name)
-        where = site.where(wish)
+        try:
+            return await self._open_site(name, site, site.where(wish))
+        except OSError as error:  # whatever a disk or a file of keys may say
+            raise StoreError(
+                f"{wish.url} cannot be used: {error.strerror or error}",
+                hint=f"check the place, and the files in {site.path}",
+            ) from error
+
+    async def _open_site(self, name: str, site: _Site, where: Where) -> Opened:
         async with AsyncExitStack() as stack:
             place = await stack.enter_async_context(self._open_at(where, self._clock))
             repository = await open_repository(
@@ -331,7 +340,7 @@ class Repositories:
         async with self._opening:
             if name in self._standing:
                 return await self._once_more(name, wish, secrets)
-            await self._check_place(wish)
+            await self._check_place(wish, secrets)
             site = _Site(self._directory / name)
             await asyncio.to_thread(_prepare, site, wish, secrets)
             self._wishes[name] = wish
@@ -362,15 +371,23 @@ class Repositories:
             del self._wishes[site.path.name]
             shutil.rmtree(site.path)
 
-    async def _check_place(self, wish: Wish) -> None:
+    async def _check_place(self, wish: Wish, secrets: Secrets) -> None:
         directory = directory_of_url(wish.url)
         if directory is None:
             check_bucket(wish.url, wish.endpoint, self._places)
             self._check_bucket_apart(wish)
             return
-        if wish != Wish(url=wish.url):
-            raise UsageError("a directory has no endpoint, region, addressing or object lock")
-        real = await asyncio.to_thread(directory.resolve)
+        if wish != Wish(url=wish.url) or secrets != Secrets():
+            raise UsageError(
+                "a directory has no endpoint, region, addressing, key, certificates or object lock",
+                hint="leave these options out, or give s3://BUCKET/PREFIX",
+            )
+        try:
+            real = await asyncio.to_thread(directory.resolve)
+        except (OSError, RuntimeError) as error:  # the latter of links in a circle
+            raise UsageError(
+                f"{directory} leads nowhere: {error}", hint="choose another directory"
+            ) from error
         check_directory(real, self._places)
         volumes = [each for each in await self._catalog.fleet.volumes() if each.present]
         check_apart(
@@ -410,7 +427,8 @@ class Repositories:
 
 
 def _prepare(site: _Site, wish: Wish, secrets: Secrets) -> None:
-    site.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    site.path.parent.mkdir(mode=0o700, exist_ok=True)
+    site.path.mkdir(mode=0o700, exist_ok=True)
     _keep_secrets(site, secrets)
     write_secret(site.wish, msgspec.json.encode(wish))
     sync_directory(site.path.parent)

@@ -55,7 +55,10 @@ def directory_of(url: str) -> Path | None:
     """The directory that a URL names; None for a bucket, UsageError for anything else."""
     if url.startswith(_S3):
         return None
-    path = unquote(url.removeprefix(_FILE))
+    try:
+        path = unquote(url.removeprefix(_FILE), errors="strict")
+    except UnicodeDecodeError:
+        path = ""  # it could be shown to nobody, nor be written down
     if not url.startswith(_FILE) or not path.startswith("/") or "\0" in path:
         raise UsageError(
             f"{url!r} is no place for a repository", hint="give s3://BUCKET/PREFIX or file:///DIR"

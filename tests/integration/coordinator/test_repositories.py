@@ -176,6 +176,60 @@ async def test_a_repository_is_made_once_and_only_where_it_may_be(
     assert third.repository_id != made.repository_id
 
 
+async def test_a_place_that_cannot_be_written_to_leaves_nothing_behind(
+    allowed: Config, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    async with serving(allowed) as coordinator:
+        for directory, words in (
+            (file / "within", "no repository can be made in .*: Not a directory"),
+            (tmp_path / ("long" * 100), "no repository can be made in .*: File name too long"),
+            (tmp_path / "circle", "leads nowhere"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match=words):
+                await init(coordinator, "second", directory)
+        refused = await standing(coordinator)
+        made = await init(coordinator, "second", tmp_path / "second")
+    async with serving(allowed) as coordinator:
+        stood = await standing(coordinator)
+
+    assert list(refused) == ["default"]
+    assert made.opened
+    assert stood["second"].opened
+
+
+async def test_one_that_a_disk_refuses_keeps_nothing_from_starting(
+    allowed: Config, tmp_path: Path
+) -> None:
+    @asynccontextmanager
+    async def opened(where: Where, clock: Clock) -> AsyncIterator[Place]:
+        if where != allowed.repository:
+            raise PermissionError(13, "Permission denied")
+        async with in_directory()(where, clock) as place:
+            yield place
+
+    async with serving(allowed) as coordinator:
+        await init(coordinator, "second", tmp_path / "second")
+    async with serving(allowed, open_at=opened) as coordinator:
+        stood = await standing(coordinator)
+
+    assert "cannot be used: Permission denied" in stood["second"].problem
+
+
+async def test_a_directory_is_given_no_key(allowed: Config, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/second"
+    async with serving(allowed) as coordinator:
+        for more in ({"credentials": b"key"}, {"ca": b"ca"}, {"lock": "30d"}):
+            request = admin_pb2.InitRepositoryRequest(name="second", url=url, **more)
+            with pytest.raises(grpc.aio.AioRpcError, match="a directory has no") as caught:
+                await coordinator.admin.InitRepository(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+    assert not (allowed.data / "repositories").exists()
+
+
 async def test_settings_that_list_no_place_allow_none(config: Config, tmp_path: Path) -> None:
     bucket = admin_pb2.InitRepositoryRequest(name="far", url="s3://bucket/prefix")
     async with serving(config) as coordinator:
@@ -253,13 +307,14 @@ async def test_who_asked_for_one_and_went_away_may_ask_again(
     assert made.opened
 
 
+@pytest.mark.parametrize("papers", [b"{", b'{"url":"tape:///1"}'])
 async def test_one_whose_papers_are_damaged_keeps_nothing_from_starting(
-    allowed: Config, tmp_path: Path
+    papers: bytes, allowed: Config, tmp_path: Path
 ) -> None:
     async with serving(allowed) as coordinator:
         await init(coordinator, "second", tmp_path / "second")
         await init(coordinator, "third", tmp_path / "third")
-    (allowed.data / "repositories/second/place").write_bytes(b"{")
+    (allowed.data / "repositories/second/place").write_bytes(papers)
     async with serving(allowed) as coordinator:
         stood = await standing(coordinator)
 

@@ -55,7 +55,9 @@ def test_a_url_is_a_directory_or_a_bucket() -> None:
     assert directory_of("s3://bucket/prefix") is None
 
 
-@pytest.mark.parametrize("url", ["/srv", "file://host/srv", "https://host/", "file:///a%00b", ""])
+@pytest.mark.parametrize(
+    "url", ["/srv", "file://host/srv", "https://host/", "file:///a%00b", "file:///a%ff", ""]
+)
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match="no place"):
         directory_of(url)
