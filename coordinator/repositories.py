@@ -33,7 +33,15 @@ from coordinator.locks import Locks
 from coordinator.logs import get_logger
 from coordinator.metrics import Metrics
 from coordinator.model import NANOSECONDS
-from coordinator.siting import FIRST, check_apart, check_bucket, check_directory, check_name
+from coordinator.siting import (
+    FIRST,
+    check_apart,
+    check_bucket,
+    check_buckets_apart,
+    check_directory,
+    check_name,
+    plain,
+)
 from coordinator.siting import directory_of as directory_of_url
 from coordinator.stores import Clock, OpenPlace
 from coordinator.vault import read_secret, sync_directory, write_secret
@@ -273,9 +281,11 @@ class Repositories:
             wish = msgspec.json.decode(kept, type=Wish)
         except (msgspec.DecodeError, ValueError) as error:
             raise FormatError(f"{site.wish} is damaged", hint="put it back from a copy") from error
-        directory_of_url(wish.url)  # or it is none that this version can have
-        self._wishes[name] = wish
-        self._standing[name] = Standing(name, config, wish.url)
+        # Or it is none that this version can have.
+        self._wishes[name] = wish = _plain(wish)
+        directory = directory_of_url(wish.url)
+        location = wish.url if directory is None else os.fspath(directory)
+        self._standing[name] = Standing(name, config, location)
 
     async def _open_all(self) -> None:
         """Try those that are not there, all at once."""
@@ -337,10 +347,11 @@ class Repositories:
         whatever is wrong with the place.
         """
         check_name(name)
+        wish = _plain(wish)
         async with self._opening:
             if name in self._standing:
                 return await self._once_more(name, wish, secrets)
-            await self._check_place(wish, secrets)
+            await self._check_place(name, wish, secrets)
             site = _Site(self._directory / name)
             await asyncio.to_thread(_prepare, site, wish, secrets)
             self._wishes[name] = wish
@@ -371,11 +382,11 @@ class Repositories:
             del self._wishes[site.path.name]
             shutil.rmtree(site.path)
 
-    async def _check_place(self, wish: Wish, secrets: Secrets) -> None:
+    async def _check_place(self, name: str, wish: Wish, secrets: Secrets) -> None:
         directory = directory_of_url(wish.url)
         if directory is None:
             check_bucket(wish.url, wish.endpoint, self._places)
-            self._check_bucket_apart(wish)
+            self._check_bucket_apart(name, wish)
             return
         if wish != Wish(url=wish.url) or secrets != Secrets():
             raise UsageError(
@@ -416,14 +427,28 @@ class Repositories:
                 found[signing.endpoint] = None
         return list(found)
 
-    def _check_bucket_apart(self, wish: Wish) -> None:
-        """Founding finds out what else lies there; this says it in the coordinator's words."""
-        for name, other in self._wishes.items():
-            if (other.url, other.endpoint) == (wish.url, wish.endpoint):
-                raise UsageError(
-                    f"repository {name} lies at {wish.url} already",
-                    hint="choose another bucket, or another prefix in it",
-                )
+    def _check_bucket_apart(self, name: str, wish: Wish) -> None:
+        """Founding finds out what else lies there; this says it in the coordinator's words.
+
+        What lies in one another is looked through as one, or would be removed with the other.
+        """
+        asked = _Site(self._directory / name).where(wish)
+        others = {
+            each: _Site(self._directory / each).where(wish) for each, wish in self._wishes.items()
+        }
+        buckets = {
+            each: where.location for each, where in others.items() if isinstance(where, Bucket)
+        }
+        if (first := self.first.repository.place.bucket) is not None:
+            buckets[FIRST] = first
+        assert isinstance(asked, Bucket)
+        check_buckets_apart(asked.location, buckets.items())
+
+
+def _plain(wish: Wish) -> Wish:
+    """The same, so that it equals what asks for the same in other words."""
+    endpoint = None if wish.endpoint is None else wish.endpoint.rstrip("/")
+    return msgspec.structs.replace(wish, url=plain(wish.url), endpoint=endpoint)
 
 
 def _prepare(site: _Site, wish: Wish, secrets: Secrets) -> None:

@@ -152,7 +152,7 @@ async def test_a_repository_is_made_once_and_only_where_it_may_be(
     (full / "somebody's").touch()
     async with serving(allowed) as coordinator:
         made = await init(coordinator, "second", tmp_path / "second")
-        again = await init(coordinator, "second", tmp_path / "second")
+        again = await init(coordinator, "second", tmp_path / "second" / ".")
         for name, directory, words in (
             ("second", tmp_path / "third", "other settings"),
             ("Third", tmp_path / "third", "cannot be the name"),
