@@ -353,8 +353,45 @@ async def test_one_that_is_away_keeps_nothing_else_from_working(
 
     assert (stood["default"].opened, stood["second"].opened) == (True, False)
     assert "is gone" in stood["second"].problem
+    # What is there is proven all the same.
     assert verified.phase == common_pb2.PHASE_FAILED
+    assert verified.verify.snapshots_checked == 2
+    assert "1 snapshot in repository second could not be verified" in verified.message
     assert back.opened
+
+
+async def test_damage_is_found_while_another_repository_is_away(
+    allowed: Config, tmp_path: Path
+) -> None:
+    async with serving(allowed) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        agent.volume("other")
+        here = await coordinator.back_up(agent, "other", FILES)
+        sound = await coordinator.back_up(agent, "data", OTHERS)
+        await init(coordinator, "second", tmp_path / "second")
+        await assign(coordinator, "data", "second")
+        there = await coordinator.back_up(agent, "data", FILES)
+    [pack, *_] = sorted(
+        (path for path in (allowed.repository / "packs").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_mtime_ns,
+    )
+    content_of_pack = bytearray(pack.read_bytes())
+    content_of_pack[100] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(content_of_pack)
+    (tmp_path / "second").rename(tmp_path / "away")
+    async with serving(allowed) as coordinator:
+        verified = await coordinator.verify(ALL)
+        listed = await coordinator.admin.ListSnapshots(admin_pb2.ListSnapshotsRequest())
+        proven = {each.snapshot_id for each in listed.snapshots if each.HasField("last_proof_at")}
+
+    assert verified.phase == common_pb2.PHASE_FAILED
+    [damaged] = verified.verify.damaged
+    assert list(damaged.snapshots) == [here]
+    assert "1 pack(s) are damaged; 1 snapshot in repository second" in verified.message
+    assert proven == {sound}
+    assert there not in proven
 
 
 async def _open_session(coordinator: Coordinator, agent: FakeAgent) -> Writing:
