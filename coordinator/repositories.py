@@ -47,7 +47,7 @@ from coordinator.stores import Clock, OpenPlace
 from coordinator.vault import read_secret, sync_directory, write_secret
 from repository.ids import RepositoryId
 from repository.layout import RepositoryConfig
-from repository.store.s3.location import Addressing, parse_location
+from repository.store.s3.location import Addressing, parse_credentials, parse_location
 
 log = get_logger()
 
@@ -348,10 +348,11 @@ class Repositories:
         """
         check_name(name)
         wish = _plain(wish)
+        _check_fit(wish, secrets)
         async with self._opening:
             if name in self._standing:
                 return await self._once_more(name, wish, secrets)
-            await self._check_place(name, wish, secrets)
+            await self._check_place(name, wish)
             site = _Site(self._directory / name)
             await asyncio.to_thread(_prepare, site, wish, secrets)
             self._wishes[name] = wish
@@ -382,17 +383,12 @@ class Repositories:
             del self._wishes[site.path.name]
             shutil.rmtree(site.path)
 
-    async def _check_place(self, name: str, wish: Wish, secrets: Secrets) -> None:
+    async def _check_place(self, name: str, wish: Wish) -> None:
         directory = directory_of_url(wish.url)
         if directory is None:
             check_bucket(wish.url, wish.endpoint, self._places)
             self._check_bucket_apart(name, wish)
             return
-        if wish != Wish(url=wish.url) or secrets != Secrets():
-            raise UsageError(
-                "a directory has no endpoint, region, addressing, key, certificates or object lock",
-                hint="leave these options out, or give s3://BUCKET/PREFIX",
-            )
         try:
             real = await asyncio.to_thread(directory.resolve)
         except (OSError, RuntimeError) as error:  # the latter of links in a circle
@@ -449,6 +445,19 @@ def _plain(wish: Wish) -> Wish:
     """The same, so that it equals what asks for the same in other words."""
     endpoint = None if wish.endpoint is None else wish.endpoint.rstrip("/")
     return msgspec.structs.replace(wish, url=plain(wish.url), endpoint=endpoint)
+
+
+def _check_fit(wish: Wish, secrets: Secrets) -> None:
+    """UsageError for what nothing can be done with, before it replaces what works."""
+    if directory_of_url(wish.url) is not None and (
+        wish != Wish(url=wish.url) or secrets != Secrets()
+    ):
+        raise UsageError(
+            "a directory has no endpoint, region, addressing, key, certificates or object lock",
+            hint="leave these options out, or give s3://BUCKET/PREFIX",
+        )
+    if secrets.credentials is not None:
+        parse_credentials(secrets.credentials)
 
 
 def _prepare(site: _Site, wish: Wish, secrets: Secrets) -> None:

@@ -223,7 +223,7 @@ async def _recorded(store: "S3Store") -> "Capabilities | None":
     except TimeoutError as error:
         raise StoreUnavailableError(
             f"the store of {where} did not answer within {_FIRST_SECONDS:.0f} s",
-            hint="check the network and the endpoint, then start again",
+            hint="check the network and the endpoint",
         ) from error
     try:
         found: Capabilities = module.Capabilities.decode(recorded)

@@ -226,8 +226,24 @@ async def test_a_directory_is_given_no_key(allowed: Config, tmp_path: Path) -> N
             with pytest.raises(grpc.aio.AioRpcError, match="a directory has no") as caught:
                 await coordinator.admin.InitRepository(request)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        nothing = not (allowed.data / "repositories").exists()
+        await init(coordinator, "second", tmp_path / "second")
+        again = admin_pb2.InitRepositoryRequest(name="second", url=url, credentials=b"key")
+        with pytest.raises(grpc.aio.AioRpcError, match="a directory has no"):
+            await coordinator.admin.InitRepository(again)
 
-    assert not (allowed.data / "repositories").exists()
+    assert nothing
+    assert not (allowed.data / "repositories/second/credentials").exists()
+
+
+async def test_credentials_that_are_none_are_not_kept(config: Config) -> None:
+    anywhere = msgspec.structs.replace(config, repository_places=("any",))
+    request = admin_pb2.InitRepositoryRequest(name="far", url="s3://bucket", credentials=b"\xff")
+    async with serving(anywhere) as coordinator:
+        with pytest.raises(grpc.aio.AioRpcError, match="not of the form that AWS tools use"):
+            await coordinator.admin.InitRepository(request)
+
+    assert not (config.data / "repositories").exists()
 
 
 async def test_settings_that_list_no_place_allow_none(config: Config, tmp_path: Path) -> None:
