@@ -462,6 +462,8 @@ def _check_fit(wish: Wish, secrets: Secrets) -> None:
 
 def _prepare(site: _Site, wish: Wish, secrets: Secrets) -> None:
     site.path.parent.mkdir(mode=0o700, exist_ok=True)
+    if site.path.exists() and not site.keys.exists():
+        shutil.rmtree(site.path)  # of one that never began, with a key that is not for this one
     site.path.mkdir(mode=0o700, exist_ok=True)
     _keep_secrets(site, secrets)
     write_secret(site.wish, msgspec.json.encode(wish))

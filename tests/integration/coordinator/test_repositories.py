@@ -236,6 +236,18 @@ async def test_a_directory_is_given_no_key(allowed: Config, tmp_path: Path) -> N
     assert not (allowed.data / "repositories/second/credentials").exists()
 
 
+async def test_what_never_began_leaves_no_key_to_the_next_of_its_name(
+    allowed: Config, tmp_path: Path
+) -> None:
+    async with serving(allowed) as coordinator:
+        left = allowed.data / "repositories/second"
+        left.mkdir(parents=True)
+        (left / "credentials").write_text("of another bucket")
+        await init(coordinator, "second", tmp_path / "second")
+
+    assert sorted(path.name for path in left.iterdir()) == ["keys", "place"]
+
+
 async def test_credentials_that_are_none_are_not_kept(config: Config) -> None:
     anywhere = msgspec.structs.replace(config, repository_places=("any",))
     request = admin_pb2.InitRepositoryRequest(name="far", url="s3://bucket", credentials=b"\xff")
