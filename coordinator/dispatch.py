@@ -731,11 +731,8 @@ class Dispatcher:
             )
             await self._happen(live, Event.WENT_WRONG, failure=failure)
         else:
-            damaged = Failure(
-                f"{result.damaged_total} pack(s) are damaged", hint="see the list of damaged packs"
-            )
-            event = Event.WENT_WRONG if result.damaged_total else Event.DONE
-            failure_or_none = damaged if result.damaged_total else None
+            failure_or_none = _unsound(result)
+            event = Event.DONE if failure_or_none is None else Event.WENT_WRONG
             await self._happen(live, event, result=result, failure=failure_or_none)
 
     # ---- logs -----------------------------------------------------------------------------------
@@ -770,6 +767,17 @@ _REVOKED: Final = Failure(
 )
 _MOVED: Final = Failure("the volume was moved meanwhile", hint="back it up again, where it is now")
 _CANCELED: Final = Failure("canceled on request", exit_code=130)
+
+
+def _unsound(result: VerifyResult) -> Failure | None:
+    """What a verification found wrong, and what it could not look at."""
+    found = list(result.unproven)
+    if result.damaged_total:
+        damaged = f"{result.damaged_total} pack(s) are damaged"
+        found.insert(0, Failure(damaged, hint="see the list of damaged packs"))
+    if not found:
+        return None
+    return replace(found[0], message="; ".join(each.message for each in found))
 
 
 def _has_errors(result: Result | None) -> bool:

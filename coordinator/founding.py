@@ -6,10 +6,12 @@ it called founded. Nothing is ever founded over something that exists.
 """
 
 import asyncio
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final
 
 import msgspec
@@ -56,6 +58,8 @@ log = get_logger()
 # A request to the store that is signed for an agent begins within this, or is signed anew; how long
 # it then takes does not matter.
 SIGNED_SECONDS: Final = 300
+# More than the objects that found a repository, with their directories.
+_TRIED_BYTES: Final = 64 * 1024
 
 _REBUILD_HINT: Final = "give the --data directory that belongs to it, or choose an empty directory"
 _BUCKET_HINT: Final = (
@@ -159,13 +163,14 @@ async def open_repository(
     state = _read_state(state_file)
     if state is None:
         await _check_empty(place)
+        if place.directory is not None:
+            await asyncio.to_thread(_try_directory, place.directory)
         state = repository_init(custody, random=random, now=now)
         write_secret(state_file, msgspec.msgpack.encode(state))
         failpoint("coordinator.founding.begun", StoreError)
     if state.pending:
         if place.directory is not None:
-            make = partial(place.directory.mkdir, mode=0o700, parents=True, exist_ok=True)
-            await asyncio.to_thread(make)
+            await asyncio.to_thread(_make_directory, place.directory)
         await _write_pending(store, state.pending)
         state = msgspec.structs.replace(state, pending={})
         write_secret(state_file, msgspec.msgpack.encode(state))
@@ -271,11 +276,12 @@ async def _is_there(store: Store, name: str) -> bool:
 
 
 def _check_empty_directory(directory: Path) -> None:
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise NoRepositoryError(f"{directory} is not a directory", hint=_REBUILD_HINT)
-    names = {entry.name for entry in directory.iterdir()} - {"lost+found"}
+    with _telling(directory):
+        if not directory.exists():
+            return
+        if not directory.is_dir():
+            raise NoRepositoryError(f"{directory} is not a directory", hint=_REBUILD_HINT)
+        names = {entry.name for entry in directory.iterdir()} - {"lost+found"}
     if CONFIG_NAME in names:
         raise NoRepositoryError(
             f"{directory} holds a repository, and this coordinator has none of its keys",
@@ -285,6 +291,42 @@ def _check_empty_directory(directory: Path) -> None:
         raise NoRepositoryError(
             f"{directory} is not empty and holds no repository", hint="choose an empty directory"
         )
+
+
+def _try_directory(directory: Path) -> None:
+    """StoreError unless it can be written to; as a bucket is, it is tried before keys are drawn.
+
+    A founding that has begun goes on until it is done, and here it never could.
+    """
+    was_there = directory.exists()
+    _make_directory(directory)
+    try:
+        with _telling(directory), TemporaryFile(dir=directory) as file:
+            file.write(bytes(_TRIED_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except StoreError:
+        if not was_there:
+            with suppress(OSError):
+                directory.rmdir()
+        raise
+
+
+def _make_directory(directory: Path) -> None:
+    with _telling(directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextmanager
+def _telling(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"no repository can be made in {directory}: {error.strerror}",
+            hint="choose a directory on a disk with space that the coordinator may write to; "
+            "its unit lets it write where ReadWritePaths says",
+        ) from error
 
 
 async def _write_pending(store: Store, pending: Mapping[str, bytes]) -> None:

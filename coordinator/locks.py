@@ -96,7 +96,7 @@ class Locks:
         if await self.locked_until(known.name) < known.locked_until:
             raise StoreError(
                 f"{self._repository.location} takes locks and does not keep them",
-                hint="do not rely on object lock there; leave repository_lock out",
+                hint="do not rely on object lock there; ask for no lock",
             )
 
     async def problem(self) -> TidemarkError | None:

@@ -198,6 +198,8 @@ class VerifyResult:
     damaged: tuple[DamagedPack, ...] = ()
     damaged_total: int = 0
     store_requests: Requests | None = None
+    # One for each repository of several that was not there, or went away.
+    unproven: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,13 +35,21 @@ from coordinator.locks import Locks
 from coordinator.logs import get_logger
 from coordinator.metrics import Metrics
 from coordinator.model import NANOSECONDS
-from coordinator.siting import FIRST, check_apart, check_bucket, check_directory, check_name
+from coordinator.siting import (
+    FIRST,
+    check_apart,
+    check_bucket,
+    check_buckets_apart,
+    check_directory,
+    check_name,
+    plain,
+)
 from coordinator.siting import directory_of as directory_of_url
 from coordinator.stores import Clock, OpenPlace
 from coordinator.vault import read_secret, sync_directory, write_secret
 from repository.ids import RepositoryId
 from repository.layout import RepositoryConfig
-from repository.store.s3.location import Addressing, parse_location
+from repository.store.s3.location import Addressing, parse_credentials, parse_location
 
 log = get_logger()
 
@@ -297,8 +305,11 @@ class Repositories:
             wish = msgspec.json.decode(kept, type=Wish)
         except (msgspec.DecodeError, ValueError) as error:
             raise FormatError(f"{site.wish} is damaged", hint="put it back from a copy") from error
-        self._wishes[name] = wish
-        self._standing[name] = Standing(name, config, wish.url)
+        # Or it is none that this version can have.
+        self._wishes[name] = wish = _plain(wish)
+        directory = directory_of_url(wish.url)
+        location = wish.url if directory is None else os.fspath(directory)
+        self._standing[name] = Standing(name, config, location)
 
     async def _try(self, standing: Standing) -> None:
         try:
@@ -322,7 +333,15 @@ class Repositories:
     async def _open(self, name: str) -> Opened:
         """Found it, if that is not done, and serve it."""
         wish, site = self._wishes[name], _Site(self._directory / name)
-        where = site.where(wish)
+        try:
+            return await self._open_site(name, site, site.where(wish))
+        except OSError as error:  # whatever a disk or a file of keys may say
+            raise StoreError(
+                f"{wish.url} cannot be used: {error.strerror or error}",
+                hint=f"check the place, and the files in {site.path}",
+            ) from error
+
+    async def _open_site(self, name: str, site: _Site, where: Where) -> Opened:
         async with AsyncExitStack() as stack:
             place = await stack.enter_async_context(self._open_at(where, self._clock))
             repository = await open_repository(
@@ -351,10 +370,12 @@ class Repositories:
         whatever is wrong with the place.
         """
         check_name(name)
+        wish = _plain(wish)
+        _check_fit(wish, secrets)
         async with self._making, self._opening[name]:
             if name in self._standing:
                 return await self._once_more(name, wish, secrets)
-            await self._check_place(wish)
+            await self._check_place(name, wish)
             site = _Site(self._directory / name)
             await asyncio.to_thread(_prepare, site, wish, secrets)
             self._wishes[name] = wish
@@ -385,15 +406,18 @@ class Repositories:
             del self._wishes[site.path.name]
             shutil.rmtree(site.path)
 
-    async def _check_place(self, wish: Wish) -> None:
+    async def _check_place(self, name: str, wish: Wish) -> None:
         directory = directory_of_url(wish.url)
         if directory is None:
             check_bucket(wish.url, wish.endpoint, self._places)
-            self._check_bucket_apart(wish)
+            self._check_bucket_apart(name, wish)
             return
-        if wish != Wish(url=wish.url):
-            raise UsageError("a directory has no endpoint, region, addressing or object lock")
-        real = await asyncio.to_thread(directory.resolve)
+        try:
+            real = await asyncio.to_thread(directory.resolve)
+        except (OSError, RuntimeError) as error:  # the latter of links in a circle
+            raise UsageError(
+                f"{directory} leads nowhere: {error}", hint="choose another directory"
+            ) from error
         check_directory(real, self._places)
         volumes = [each for each in await self._catalog.fleet.volumes() if each.present]
         check_apart(
@@ -422,18 +446,48 @@ class Repositories:
                 found[signing.endpoint] = None
         return list(found)
 
-    def _check_bucket_apart(self, wish: Wish) -> None:
-        """Founding finds out what else lies there; this says it in the coordinator's words."""
-        for name, other in self._wishes.items():
-            if (other.url, other.endpoint) == (wish.url, wish.endpoint):
-                raise UsageError(
-                    f"repository {name} lies at {wish.url} already",
-                    hint="choose another bucket, or another prefix in it",
-                )
+    def _check_bucket_apart(self, name: str, wish: Wish) -> None:
+        """Founding finds out what else lies there; this says it in the coordinator's words.
+
+        What lies in one another is looked through as one, or would be removed with the other.
+        """
+        asked = _Site(self._directory / name).where(wish)
+        others = {
+            each: _Site(self._directory / each).where(wish) for each, wish in self._wishes.items()
+        }
+        buckets = {
+            each: where.location for each, where in others.items() if isinstance(where, Bucket)
+        }
+        if (first := self.first.repository.place.bucket) is not None:
+            buckets[FIRST] = first
+        assert isinstance(asked, Bucket)
+        check_buckets_apart(asked.location, buckets.items())
+
+
+def _plain(wish: Wish) -> Wish:
+    """The same, so that it equals what asks for the same in other words."""
+    endpoint = None if wish.endpoint is None else wish.endpoint.rstrip("/")
+    return msgspec.structs.replace(wish, url=plain(wish.url), endpoint=endpoint)
+
+
+def _check_fit(wish: Wish, secrets: Secrets) -> None:
+    """UsageError for what nothing can be done with, before it replaces what works."""
+    if directory_of_url(wish.url) is not None and (
+        wish != Wish(url=wish.url) or secrets != Secrets()
+    ):
+        raise UsageError(
+            "a directory has no endpoint, region, addressing, key, certificates or object lock",
+            hint="leave these options out, or give s3://BUCKET/PREFIX",
+        )
+    if secrets.credentials is not None:
+        parse_credentials(secrets.credentials)
 
 
 def _prepare(site: _Site, wish: Wish, secrets: Secrets) -> None:
-    site.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    site.path.parent.mkdir(mode=0o700, exist_ok=True)
+    if site.path.exists() and not site.keys.exists():
+        shutil.rmtree(site.path)  # of one that never began, with a key that is not for this one
+    site.path.mkdir(mode=0o700, exist_ok=True)
     _keep_secrets(site, secrets)
     write_secret(site.wish, msgspec.json.encode(wish))
     sync_directory(site.path.parent)

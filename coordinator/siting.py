@@ -4,13 +4,15 @@ Whoever may ask the coordinator for a repository names a directory or a server, 
 writes there with all the rights it has. So its own settings list the places that are allowed.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from coordinator.errors import ForbiddenError, UsageError
+from repository.store.s3.location import S3Location
 
 ANY: Final = "any"
 """Allows every place: for whoever has all rights on the machine anyway."""
@@ -55,7 +57,10 @@ def directory_of(url: str) -> Path | None:
     """The directory that a URL names; None for a bucket, UsageError for anything else."""
     if url.startswith(_S3):
         return None
-    path = unquote(url.removeprefix(_FILE))
+    try:
+        path = unquote(url.removeprefix(_FILE), errors="strict")
+    except UnicodeDecodeError:
+        path = ""  # it could be shown to nobody, nor be written down
     if not url.startswith(_FILE) or not path.startswith("/") or "\0" in path:
         raise UsageError(
             f"{url!r} is no place for a repository", hint="give s3://BUCKET/PREFIX or file:///DIR"
@@ -77,6 +82,38 @@ def check_bucket(url: str, endpoint: str | None, places: Iterable[str]) -> None:
     where = url if endpoint is None else endpoint
     if not any(place == ANY or _is_beneath(where, place) for place in places):
         raise _forbidden(url if endpoint is None else f"{url} at {endpoint}", where)
+
+
+def check_buckets_apart(asked: S3Location, others: Iterable[tuple[str, S3Location]]) -> None:
+    """UsageError where a prefix lies in that of another repository, given with its name."""
+    for name, other in others:
+        one, two = (_spelled_alike(each) for each in (asked, other))
+        if one[:2] != two[:2]:
+            continue
+        shorter, longer = sorted((one[2], two[2]), key=len)
+        if longer == shorter:
+            raise UsageError(
+                f"repository {name} lies at {other.url} already",
+                hint="choose another bucket, or another prefix in it",
+            )
+        if longer.startswith(shorter):
+            raise UsageError(
+                f"{asked.url} and {other.url}, where repository {name} lies, lie in one another",
+                hint="choose another bucket, or a prefix beside it",
+            )
+
+
+def _spelled_alike(location: S3Location) -> tuple[str, str, str]:
+    """The server, the bucket, and what its keys begin with."""
+    return (location.endpoint or "").rstrip("/").lower(), location.bucket, location.key_prefix
+
+
+def plain(url: str) -> str:
+    """The same place as it is written down: without slashes at its end; UsageError."""
+    directory = directory_of(url)
+    if directory is None:
+        return f"{_S3}{url.removeprefix(_S3).rstrip('/')}"
+    return f"{_FILE}{quote(os.fspath(directory))}"
 
 
 def check_apart(real: PurePath, others: Iterable[PurePath], volumes: Sequence[PurePath]) -> None:

@@ -38,6 +38,7 @@ from repository.store.retrying import RetryingSigning, RetryingStore
 
 if TYPE_CHECKING:
     from repository.store.s3.capabilities import Capabilities
+    from repository.store.s3.location import S3Location
     from repository.store.s3.store import S3Store
 
 log = get_logger()
@@ -79,6 +80,8 @@ class Place:
     """As a person writes it."""
     directory: Path | None = None
     """None where it is no directory."""
+    bucket: "S3Location | None" = None
+    """None where it is no bucket."""
     signing: Signing | None = None
     """The store, where agents may send it requests that are signed here."""
     locking: Locking | None = None
@@ -149,6 +152,7 @@ def _place(store: "S3Store", bucket: Bucket) -> Place:
     return Place(
         store=outer,
         location=bucket.location.url,
+        bucket=bucket.location,
         signing=signing if store.capabilities.presign else None,
         locking=None
         if bucket.lock_seconds is None
@@ -219,7 +223,7 @@ async def _recorded(store: "S3Store") -> "Capabilities | None":
     except TimeoutError as error:
         raise StoreUnavailableError(
             f"the store of {where} did not answer within {_FIRST_SECONDS:.0f} s",
-            hint="check the network and the endpoint, then start again",
+            hint="check the network and the endpoint",
         ) from error
     try:
         found: Capabilities = module.Capabilities.decode(recorded)
@@ -257,10 +261,10 @@ def _check_lock(bucket: Bucket, *, able: bool, recorded: bool) -> None:
     if recorded:
         raise ConfigError(
             f"{url} could not lock objects when its repository was made",
-            hint="make another one in a bucket with object lock, or leave repository_lock out",
+            hint="make another one in a bucket with object lock, or ask for no lock",
         )
     raise ConfigError(
-        f"{url} cannot lock objects, and repository_lock asks for it",
-        hint="make a bucket with object lock, which most stores allow for new ones only, or leave "
-        "repository_lock out",
+        f"{url} cannot lock objects, and a lock is asked for",
+        hint="make a bucket with object lock, which most stores allow for new ones only, or ask "
+        "for no lock",
     )

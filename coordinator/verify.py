@@ -5,7 +5,8 @@ over all its bytes, and so are the snapshots' roots. Depth `data`: beyond that e
 packs is opened and its chunks compared with their ids, and the manifests are walked: every extent
 must name a chunk that its frame holds. One pack is in memory at a time, whatever is verified.
 
-A store that does not answer proves nothing, neither good nor bad: the verification fails.
+A store that does not answer proves nothing, neither good nor bad: the verification fails. Where
+others hold some of the snapshots, what they hold is proven first.
 """
 
 from collections import OrderedDict
@@ -27,11 +28,13 @@ from coordinator.errors import (
     LockedError,
     NotFoundError,
     ObjectMissingError,
+    StoreError,
     StoreUnavailableError,
 )
 from coordinator.founding import Repository
 from coordinator.model import (
     DamagedPack,
+    Failure,
     Pack,
     Progress,
     Snapshot,
@@ -107,7 +110,10 @@ class Verifier:
         self._clock = clock
 
     async def verify(self, order: VerifyOrder, tell: Callable[[Progress], None]) -> VerifyResult:
-        """Prove these snapshots. LockedError for depth data without custody; StoreError."""
+        """Prove these snapshots. LockedError for depth data without custody; StoreError.
+
+        Of several repositories, one that fails is told of in the result.
+        """
         if order.depth is VerifyDepth.DATA and not self._custody.unlocked:
             raise LockedError(
                 "custody of the recovery secret is locked, and verifying data needs it",
@@ -118,12 +124,19 @@ class Verifier:
         for each in order.snapshot_ids:
             snapshot = await self._snapshot(each)
             there.setdefault(snapshot.repository_id, []).append(snapshot)
-        # Whether all of them are there is known before hours are spent on the first.
-        runs = [
-            (_Run(self, self._repositories.of(repository_id).repository, order.depth, tell), some)
-            for repository_id, some in there.items()
-        ]
-        return _joined([await run.verify(snapshots) for run, snapshots in runs])
+        results = []
+        for repository_id, snapshots in there.items():
+            try:
+                repository = self._repositories.of(repository_id).repository
+                run = _Run(self, repository, order.depth, tell)
+                results.append(await run.verify(snapshots))
+            except StoreError as error:
+                if len(there) == 1:
+                    raise
+                # Whoever asks for all of them wants to know of the others all the more.
+                name = self._repositories.name_of(repository_id)
+                results.append(VerifyResult(unproven=(_unproven(name, snapshots, error),)))
+        return _joined(results)
 
     async def _snapshot(self, snapshot_id: str) -> Snapshot:
         snapshots = await self._catalog.ledger.find_snapshots(snapshot_id)
@@ -460,6 +473,16 @@ def _joined(results: Sequence[VerifyResult]) -> VerifyResult:
         bytes_read=sum(each.bytes_read for each in results),
         damaged=tuple(damage for each in results for damage in each.damaged)[:_DAMAGED_MAX],
         damaged_total=sum(each.damaged_total for each in results),
+        unproven=tuple(failure for each in results for failure in each.unproven),
+    )
+
+
+def _unproven(name: str, snapshots: Sequence[Snapshot], error: StoreError) -> Failure:
+    count = "1 snapshot" if len(snapshots) == 1 else f"{len(snapshots):,} snapshots"
+    return Failure(
+        f"{count} in repository {name} could not be verified: {error.message}",
+        error.hint,
+        error.exit_code,
     )
 
 

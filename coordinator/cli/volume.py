@@ -122,7 +122,7 @@ def assign_volumes(
     """
     request = AssignVolumesRequest(volumes=volumes, all=everything, repository=repository)
     made = documents(cli.client.ask(cli.client.admin.AssignVolumes, request).volumes)
-    cli.print(made, lambda: volumes_table(made))
+    cli.print(made, lambda: _assigned_table(made))
 
 
 @verb(app, "move")
@@ -175,6 +175,25 @@ def volumes_table(volumes: Sequence[Document]) -> Table:
         ],
         right=frozenset({4}),
         empty="no volumes; `tidemark up --data DIR --docker --protect PATH` protects some",
+    )
+
+
+def _assigned_table(volumes: Sequence[Document]) -> Table:
+    """Where each goes from now on."""
+    return Table(
+        titles=("volume", "node", "repository", "last backup", "age"),
+        rows=[
+            (
+                volume["volume"],
+                volume["node"],
+                volume["repository"],
+                volume["last_phase"] or "none",
+                age(volume),
+            )
+            for volume in volumes
+        ],
+        right=frozenset({4}),
+        empty="no volume is protected",
     )
 
 

@@ -233,5 +233,5 @@ def test_a_bucket_that_cannot_lock_is_said_to_be_none(
     refused = machine.run("up", "--data", tmp_path / "data", "--protect", f"web={tree}", *options)
 
     assert refused.code == 2
-    assert "cannot lock objects, and repository_lock asks for it" in refused.error["message"]
+    assert "cannot lock objects, and a lock is asked for" in refused.error["message"]
     assert "make a bucket with object lock" in refused.error["hint"]

@@ -64,7 +64,7 @@ _NO_TLS: Final = "WRONG_VERSION_NUMBER"
 _REFUSED_CERTIFICATE: Final = re.compile(r"certificate verify failed: ([^(\]]*[^(\] ])")
 _CLOCK_HINT: Final = "set this machine's clock, and let it be kept: timedatectl set-ntp true"
 _CREDENTIALS_HINT: Final = (
-    "give --repository-credentials FILE, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    "give a file with the key of the bucket, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 )
 
 

@@ -3,6 +3,7 @@
 import re
 from configparser import ConfigParser
 from configparser import Error as IniError
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ _SCHEME: Final = "s3://"
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 # What can be the first part of a host's name and be covered by a wildcard certificate.
 _LABEL: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+# What a request can be sent to; a name with other letters has another form in the DNS.
+_HOST: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?")
 # Leaves room for the longest name of an object within the 1,024 bytes of a key.
 PREFIX_LENGTH_MAX: Final = 400
 DEFAULT_PROFILE: Final = "default"
@@ -92,14 +95,14 @@ def parse_location(
     )
 
 
-def parse_credentials(text: str, profile: str = DEFAULT_PROFILE) -> Credentials:
+def parse_credentials(content: bytes, profile: str = DEFAULT_PROFILE) -> Credentials:
     """The key that an AWS credentials file has for a profile; UsageError where it has none."""
     # Without interpolation, since a secret may hold a percent sign.
     parser = ConfigParser(interpolation=None, default_section="")
     try:
-        parser.read_string(text)
-    except IniError as error:
-        # The parser's own words quote the line, which may be a secret.
+        parser.read_string(content.decode())
+    except (IniError, UnicodeDecodeError) as error:
+        # Their own words quote the line or the byte, which may be a secret.
         raise UsageError(
             "the credentials file is not of the form that AWS tools use",
             hint="write [default], then aws_access_key_id = ..., aws_secret_access_key = ...",
@@ -157,12 +160,22 @@ def _checked_prefix(prefix: str) -> str:
     return prefix
 
 
+def _is_host(name: str) -> bool:
+    """Whether it is a name that the DNS may have, or an address."""
+    if ":" in name:
+        return bool(IPv6Address(name))  # ValueError
+    labels = name.rstrip(".").split(".")
+    plain = not any(label.startswith("-") or label.endswith("-") for label in labels)
+    return plain and _HOST.fullmatch(name) is not None
+
+
 def _checked_endpoint(endpoint: str) -> str:
     """The endpoint without a slash at its end."""
     try:
         parts = urlsplit(endpoint)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
         usable = usable and parts.port != 0 and parts.username is None
+        usable = usable and _is_host(parts.hostname or "")
     except ValueError:
         usable = False
         parts = urlsplit("")

@@ -46,10 +46,10 @@ async def open_s3(
 async def read_credentials(path: Path, profile: str = DEFAULT_PROFILE) -> Credentials:
     """The key in a file of the form that AWS tools use; UsageError where there is none."""
     try:
-        text = await asyncio.to_thread(path.read_text)
-    except (OSError, UnicodeDecodeError) as error:
+        content = await asyncio.to_thread(path.read_bytes)
+    except OSError as error:
         raise UsageError(
             f"the credentials file {path} cannot be read: {error}",
             hint="check its path, and that the daemon's user may read it",
         ) from error
-    return parse_credentials(text, profile)
+    return parse_credentials(content, profile)

@@ -153,7 +153,7 @@ async def test_a_repository_is_made_once_and_only_where_it_may_be(
     (full / "somebody's").touch()
     async with serving(allowed) as coordinator:
         made = await init(coordinator, "second", tmp_path / "second")
-        again = await init(coordinator, "second", tmp_path / "second")
+        again = await init(coordinator, "second", tmp_path / "second" / ".")
         for name, directory, words in (
             ("second", tmp_path / "third", "other settings"),
             ("Third", tmp_path / "third", "cannot be the name"),
@@ -175,6 +175,88 @@ async def test_a_repository_is_made_once_and_only_where_it_may_be(
     assert (made.repository_id, made.opened) == (again.repository_id, True)
     assert left == ["second"]
     assert third.repository_id != made.repository_id
+
+
+async def test_a_place_that_cannot_be_written_to_leaves_nothing_behind(
+    allowed: Config, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    async with serving(allowed) as coordinator:
+        for directory, words in (
+            (file / "within", "no repository can be made in .*: Not a directory"),
+            (tmp_path / ("long" * 100), "no repository can be made in .*: File name too long"),
+            (tmp_path / "circle", "leads nowhere"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match=words):
+                await init(coordinator, "second", directory)
+        refused = await standing(coordinator)
+        made = await init(coordinator, "second", tmp_path / "second")
+    async with serving(allowed) as coordinator:
+        stood = await standing(coordinator)
+
+    assert list(refused) == ["default"]
+    assert made.opened
+    assert stood["second"].opened
+
+
+async def test_one_that_a_disk_refuses_keeps_nothing_from_starting(
+    allowed: Config, tmp_path: Path
+) -> None:
+    @asynccontextmanager
+    async def opened(where: Where, clock: Clock) -> AsyncIterator[Place]:
+        if where != allowed.repository:
+            raise PermissionError(13, "Permission denied")
+        async with in_directory()(where, clock) as place:
+            yield place
+
+    async with serving(allowed) as coordinator:
+        await init(coordinator, "second", tmp_path / "second")
+    async with serving(allowed, open_at=opened) as coordinator:
+        stood = await standing(coordinator)
+
+    assert "cannot be used: Permission denied" in stood["second"].problem
+
+
+async def test_a_directory_is_given_no_key(allowed: Config, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/second"
+    async with serving(allowed) as coordinator:
+        for more in ({"credentials": b"key"}, {"ca": b"ca"}, {"lock": "30d"}):
+            request = admin_pb2.InitRepositoryRequest(name="second", url=url, **more)
+            with pytest.raises(grpc.aio.AioRpcError, match="a directory has no") as caught:
+                await coordinator.admin.InitRepository(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        nothing = not (allowed.data / "repositories").exists()
+        await init(coordinator, "second", tmp_path / "second")
+        again = admin_pb2.InitRepositoryRequest(name="second", url=url, credentials=b"key")
+        with pytest.raises(grpc.aio.AioRpcError, match="a directory has no"):
+            await coordinator.admin.InitRepository(again)
+
+    assert nothing
+    assert not (allowed.data / "repositories/second/credentials").exists()
+
+
+async def test_what_never_began_leaves_no_key_to_the_next_of_its_name(
+    allowed: Config, tmp_path: Path
+) -> None:
+    async with serving(allowed) as coordinator:
+        left = allowed.data / "repositories/second"
+        left.mkdir(parents=True)
+        (left / "credentials").write_text("of another bucket")
+        await init(coordinator, "second", tmp_path / "second")
+
+    assert sorted(path.name for path in left.iterdir()) == ["keys", "place"]
+
+
+async def test_credentials_that_are_none_are_not_kept(config: Config) -> None:
+    anywhere = msgspec.structs.replace(config, repository_places=("any",))
+    request = admin_pb2.InitRepositoryRequest(name="far", url="s3://bucket", credentials=b"\xff")
+    async with serving(anywhere) as coordinator:
+        with pytest.raises(grpc.aio.AioRpcError, match="not of the form that AWS tools use"):
+            await coordinator.admin.InitRepository(request)
+
+    assert not (config.data / "repositories").exists()
 
 
 async def test_settings_that_list_no_place_allow_none(config: Config, tmp_path: Path) -> None:
@@ -254,13 +336,14 @@ async def test_who_asked_for_one_and_went_away_may_ask_again(
     assert made.opened
 
 
+@pytest.mark.parametrize("papers", [b"{", b'{"url":"tape:///1"}'])
 async def test_one_whose_papers_are_damaged_keeps_nothing_from_starting(
-    allowed: Config, tmp_path: Path
+    papers: bytes, allowed: Config, tmp_path: Path
 ) -> None:
     async with serving(allowed) as coordinator:
         await init(coordinator, "second", tmp_path / "second")
         await init(coordinator, "third", tmp_path / "third")
-    (allowed.data / "repositories/second/place").write_bytes(b"{")
+    (allowed.data / "repositories/second/place").write_bytes(papers)
     async with serving(allowed) as coordinator:
         stood = await standing(coordinator)
 
@@ -302,7 +385,10 @@ async def test_one_that_is_away_keeps_nothing_else_from_working(
     assert "is gone" in stood["second"].problem
     assert [each.name for each in status.absent_repositories] == ["second"]
     assert status.absent_repositories[0].message == stood["second"].problem
+    # What is there is proven all the same.
     assert verified.phase == common_pb2.PHASE_FAILED
+    assert verified.verify.snapshots_checked == 2
+    assert "1 snapshot in repository second could not be verified" in verified.message
     assert back.opened
 
 
@@ -435,6 +521,40 @@ async def test_a_task_for_a_repository_that_is_not_known_fails_and_no_other(
     assert job.phase == common_pb2.PHASE_FAILED
     assert "has no repository" in job.message
     assert told.WhichOneof("message") == "run_backup"
+
+
+async def test_damage_is_found_while_another_repository_is_away(
+    allowed: Config, tmp_path: Path
+) -> None:
+    async with serving(allowed) as coordinator:
+        agent = await coordinator.agent()
+        agent.volume("data")
+        agent.volume("other")
+        here = await coordinator.back_up(agent, "other", FILES)
+        sound = await coordinator.back_up(agent, "data", OTHERS)
+        await init(coordinator, "second", tmp_path / "second")
+        await assign(coordinator, "data", "second")
+        there = await coordinator.back_up(agent, "data", FILES)
+    [pack, *_] = sorted(
+        (path for path in (allowed.repository / "packs").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_mtime_ns,
+    )
+    content_of_pack = bytearray(pack.read_bytes())
+    content_of_pack[100] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(content_of_pack)
+    (tmp_path / "second").rename(tmp_path / "away")
+    async with serving(allowed) as coordinator:
+        verified = await coordinator.verify(ALL)
+        listed = await coordinator.admin.ListSnapshots(admin_pb2.ListSnapshotsRequest())
+        proven = {each.snapshot_id for each in listed.snapshots if each.HasField("last_proof_at")}
+
+    assert verified.phase == common_pb2.PHASE_FAILED
+    [damaged] = verified.verify.damaged
+    assert list(damaged.snapshots) == [here]
+    assert "1 pack(s) are damaged; 1 snapshot in repository second" in verified.message
+    assert proven == {sound}
+    assert there not in proven
 
 
 async def _open_session(coordinator: Coordinator, agent: FakeAgent) -> Writing:

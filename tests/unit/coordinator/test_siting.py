@@ -10,11 +10,14 @@ from coordinator.errors import ForbiddenError, UsageError
 from coordinator.siting import (
     check_apart,
     check_bucket,
+    check_buckets_apart,
     check_directory,
     check_name,
     directory_of,
     parse_places,
+    plain,
 )
+from repository.store.s3.location import parse_location
 
 PARTS = st.lists(st.sampled_from(["a", "b", "ab", "c d"]), min_size=1, max_size=4)
 
@@ -55,7 +58,9 @@ def test_a_url_is_a_directory_or_a_bucket() -> None:
     assert directory_of("s3://bucket/prefix") is None
 
 
-@pytest.mark.parametrize("url", ["/srv", "file://host/srv", "https://host/", "file:///a%00b", ""])
+@pytest.mark.parametrize(
+    "url", ["/srv", "file://host/srv", "https://host/", "file:///a%00b", "file:///a%ff", ""]
+)
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match="no place"):
         directory_of(url)
@@ -112,3 +117,48 @@ def test_repositories_lie_beside_each_other_and_outside_of_volumes() -> None:
             check_apart(mine, [], [PurePosixPath(volume)])
     # A volume within a repository's directory is somebody else's mistake.
     check_apart(mine, [], [PurePosixPath("/srv/mine/volume")])
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("file:///srv/a/", "file:///srv/a"),
+        ("file:///srv//a%20b", "file:///srv/a%20b"),
+        ("file:///srv/%C3%A4", "file:///srv/%C3%A4"),
+        ("s3://bucket/", "s3://bucket"),
+        ("s3://bucket/prefix/", "s3://bucket/prefix"),
+    ],
+)
+def test_a_place_is_written_down_in_one_way(url: str, said: str) -> None:
+    assert plain(url) == said
+    assert plain(said) == said
+    assert directory_of(said) == directory_of(url)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("s3://bucket/a", "https://s3.example.com"), "far lies at s3://bucket/a already"),
+        (("s3://bucket/a/", "https://S3.example.com/"), "far lies at s3://bucket/a already"),
+        (("s3://bucket/a/b", "https://s3.example.com"), "lie in one another"),
+        (("s3://bucket", "https://s3.example.com"), "lie in one another"),
+    ],
+)
+def test_prefixes_that_lie_in_one_another_are_refused(asked: tuple[str, str], words: str) -> None:
+    other = parse_location("s3://bucket/a", endpoint="https://s3.example.com")
+    with pytest.raises(UsageError, match=words):
+        check_buckets_apart(parse_location(asked[0], endpoint=asked[1]), [("far", other)])
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("s3://bucket/ab", "https://s3.example.com"),
+        ("s3://other/a", "https://s3.example.com"),
+        ("s3://bucket/a", "https://s3.elsewhere.com"),
+        ("s3://bucket/a", None),
+    ],
+)
+def test_prefixes_beside_one_another_are_not(url: str, endpoint: str | None) -> None:
+    other = parse_location("s3://bucket/a", endpoint="https://s3.example.com")
+    check_buckets_apart(parse_location(url, endpoint=endpoint), [("far", other)])

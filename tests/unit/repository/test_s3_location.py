@@ -86,6 +86,14 @@ def test_an_endpoint_is_a_host_and_maybe_a_port(endpoint: str) -> None:
         "https://host/bucket",
         "https://host?x=y",
         "https://[::1",
+        "https://[::g]",
+        "https://exa mple",
+        "https://exa_mple",
+        "https://-example.com",
+        "https://example..com",
+        "https://b\u00fccher.example",
+        f"https://{'a' * 64}.com",
+        f"https://{'a.' * 130}com",
     ],
 )
 def test_an_endpoint_that_cannot_be_is_refused_with_a_next_step(endpoint: str) -> None:
@@ -117,7 +125,10 @@ def test_the_longest_key_is_within_what_every_store_takes() -> None:
 
 
 def test_credentials_are_those_of_the_profile_and_do_not_show() -> None:
-    default, nightly = parse_credentials(CREDENTIALS), parse_credentials(CREDENTIALS, "nightly")
+    default, nightly = (
+        parse_credentials(CREDENTIALS.encode()),
+        parse_credentials(CREDENTIALS.encode(), "nightly"),
+    )
 
     assert default.access_key == "AKID1"
     assert default.secret_key.reveal() == b"100%/secret+="
@@ -142,7 +153,7 @@ def test_a_credentials_file_that_has_no_key_is_refused_without_quoting_it(
     text: str, words: str
 ) -> None:
     with pytest.raises(UsageError, match=words) as refused:
-        parse_credentials(text)
+        parse_credentials(text.encode())
 
     assert refused.value.hint
     assert "hunter2" not in f"{refused.value.message}{refused.value.hint}"
