@@ -10,7 +10,8 @@ from agent.daemon import SystemClock
 from agent.validity import read_validity
 from tests.e2e.harness import Machine, Up, eventually
 
-LIFE_SECONDS = 3
+# A renewal that comes after two thirds of it has the rest, on a machine that does much else.
+LIFE_SECONDS = 5
 SHORT = {"TIDEMARK_COORDINATOR_CERTIFICATE_LIFE": f"{LIFE_SECONDS}s"}
 
 
@@ -33,7 +34,7 @@ def test_backups_go_on_while_certificates_come_and_go(machine: Machine, tmp_path
     backups: list[str] = []
     with machine.up(tmp_path / "data", volume, environment=SHORT) as up:
         end = time.monotonic() + 4 * LIFE_SECONDS
-        while time.monotonic() < end:
+        while len(seen) < 4 and time.monotonic() < end:
             # Long enough for renewals to fall into some of them.
             (volume / f"{len(backups)}.bin").write_bytes(os.urandom(48 * 1024 * 1024))
             made = up.backup()
@@ -43,7 +44,7 @@ def test_backups_go_on_while_certificates_come_and_go(machine: Machine, tmp_path
         restored = up.restore(backups[-1], tmp_path / "out")
         events = log(up)
 
-    assert len(seen) >= 3
+    assert len(seen) >= 4
     assert restored["phase"] == "Completed"
     assert "not connected" not in events
     assert "certificate not renewed" not in events
