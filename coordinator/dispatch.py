@@ -586,7 +586,9 @@ class Dispatcher:
         detail = "" if task.failure is None else f": {task.failure.message}"
         await self._log(live, level, f"{task.phase}{detail}")
         job = self._jobs[task.job_id]
-        if job.job.phase.ended and all(each.task.phase.ended for each in job.tasks.values()):
+        job.concluded.add(task.task_id)
+        # Several may have ended in one moment: whoever is through with that last, closes.
+        if job.concluded == job.tasks.keys():
             await self._close_job(job)
         await self._pump(task.node_id)
 

@@ -97,6 +97,8 @@ class LiveJob:
     job: Job
     tasks: dict[TaskId, LiveTask]
     lines: list[LogLine] = field(default_factory=list)
+    # Tasks that have ended, and of which all is told.
+    concluded: set[TaskId] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -18,8 +18,18 @@ from coordinator.catalog.jobs import SqlJobs
 from coordinator.catalog.sql import SqlCatalog
 from coordinator.dispatch import Dispatcher
 from coordinator.metrics import Metrics
-from coordinator.model import Job, Phase, Progress, Task, VerifyDepth, VerifyOrder, VerifyResult
-from repository.ids import NodeId
+from coordinator.model import (
+    Job,
+    Origin,
+    Phase,
+    Progress,
+    Task,
+    VerifyDepth,
+    VerifyOrder,
+    VerifyResult,
+    Volume,
+)
+from repository.ids import NodeId, VolumeId
 
 NODE = NodeId(b"n" * 16)
 
@@ -37,9 +47,9 @@ async def _verify(_: VerifyOrder, __: Callable[[Progress], None]) -> VerifyResul
 
 
 @asynccontextmanager
-async def made(path: Path) -> AsyncIterator[Dispatcher]:
+async def made(path: Path, metrics: Metrics | None = None) -> AsyncIterator[Dispatcher]:
     catalog = await open_catalog(path / "catalog.db", 0)
-    yield Dispatcher(catalog, Metrics("0"), clock=lambda: 0, random=os.urandom)
+    yield Dispatcher(catalog, metrics or Metrics("0"), clock=lambda: 0, random=os.urandom)
     await catalog.close()
 
 
@@ -183,3 +193,33 @@ def test_a_verification_that_is_canceled_while_its_beginning_is_kept_ends(
         return phase
 
     assert asyncio.run(scene()) is Phase.CANCELED
+
+
+def test_tasks_that_end_in_one_moment_close_their_job_once(tmp_path: Path) -> None:
+    nodes = [NodeId(bytes([number]) * 16) for number in range(5)]
+
+    async def scene() -> Job:
+        metrics = Metrics("0")
+        async with made(tmp_path, metrics) as dispatcher:
+            try:
+                async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+                    dispatcher.begin(group, _verify)
+                    volumes = [
+                        Volume(VolumeId(node), node, "v", "path", b"/v", "protected", "", 0)
+                        for node in nodes
+                    ]
+                    await dispatcher.create_backup(volumes, Origin.MANUAL)
+                    async with asyncio.TaskGroup() as dropping:
+                        for node in nodes:
+                            dropping.create_task(dispatcher.drop(node), name="drop")
+                    assert dispatcher.running() == []
+                    _stop()
+            except* _StopError:
+                pass
+            [job] = await dispatcher.jobs(kind=None, limit=2)
+            ended = metrics.render().decode().splitlines()
+        assert 'tidemark_jobs_ended_total{kind="backup",phase="Failed"} 1.0' in ended
+        return job
+
+    job = asyncio.run(scene())
+    assert [task.phase for task in job.tasks] == [Phase.FAILED] * 5
