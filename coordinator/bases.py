@@ -73,9 +73,7 @@ class Bases:
         if since_head:
             needed = await self._since_head(session, since_head)
         else:
-            head = await self._catalog.ledger.head(
-                session.volume_id, repository_id=session.repository_id
-            )
+            head = await self._sessions.head(session)
             needed = {} if head is None else await self._catalog.ledger.references(head)
         nonces = list(needed)
         signers = await self._signers(repository)

@@ -8,7 +8,7 @@ import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast, get_args
 from urllib.parse import unquote
 
 import msgspec
@@ -18,7 +18,7 @@ from typing_extensions import override
 from coordinator.errors import ConfigError, UsageError
 from coordinator.siting import parse_places
 from proto.rates import parse_rate
-from repository.store.s3.location import S3Location, parse_location
+from repository.store.s3.location import Addressing, S3Location, parse_location
 
 ENVIRONMENT_PREFIX: Final = "TIDEMARK_COORDINATOR_"
 # The one name that other tools of the family know without the prefix.
@@ -158,10 +158,12 @@ def _repository(text: str) -> Path | str:
     return _absolute(text)
 
 
-def _addressing(text: str) -> str:
-    if text not in ("auto", "path", "virtual"):
-        raise ValueError("needs auto, path or virtual")
-    return text
+def parse_addressing(text: str) -> Addressing:
+    """How a bucket is named in a URL."""
+    for known in get_args(Addressing):
+        if text == known:
+            return cast("Addressing", known)
+    raise ValueError("needs auto, path or virtual")
 
 
 # Each key: the field it sets, and how its text is read.
@@ -170,7 +172,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "repository": ("repository", _repository),
     "repository_endpoint": ("repository_endpoint", str),
     "repository_region": ("repository_region", str),
-    "repository_addressing": ("repository_addressing", _addressing),
+    "repository_addressing": ("repository_addressing", parse_addressing),
     "repository_ca": ("repository_ca", _absolute),
     "repository_credentials": ("repository_credentials", _absolute),
     "repository_lock": ("repository_lock_seconds", parse_lock),

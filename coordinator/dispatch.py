@@ -720,7 +720,7 @@ class Dispatcher:
             with charged(live.tally):
                 result = await self._verify(order, tell)
         except TidemarkError as error:
-            failure = Failure(error.message, error.hint, error.exit_code)
+            failure = Failure.of(error)
             await self._happen(live, Event.WENT_WRONG, failure=failure)
         except asyncio.CancelledError:
             if live.state is not State.STOPPING:

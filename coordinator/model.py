@@ -7,8 +7,9 @@ them; those of nodes, volumes and sessions are the 16 raw bytes that the format 
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, NewType
+from typing import NamedTuple, NewType, Self
 
+from coordinator.errors import TidemarkError
 from repository.ids import NodeId, PackNonce, RepositoryId, SessionId, VolumeId
 from repository.store.counting import Requests
 
@@ -85,6 +86,11 @@ class Failure:
     message: str
     hint: str = ""
     exit_code: int = 1
+
+    @classmethod
+    def of(cls, error: TidemarkError) -> Self:
+        """What an error says."""
+        return cls(error.message, error.hint, error.exit_code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ nothing else from working: it is tried again, and whatever needs it is told why 
 
 import asyncio
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -15,14 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-from typing_extensions import override
-
 from coordinator.catalog import Catalog
-from coordinator.config import Bucket, Where
+from coordinator.config import Where
 from coordinator.custody import Custody, Random
 from coordinator.errors import (
-    FormatError,
     NotFoundError,
     StoreError,
     StoreUnavailableError,
@@ -35,6 +30,7 @@ from coordinator.locks import Locks
 from coordinator.logs import get_logger
 from coordinator.metrics import Metrics
 from coordinator.model import NANOSECONDS
+from coordinator.sites import Secrets, Site, Wish, check_fit, sites_in
 from coordinator.siting import (
     FIRST,
     check_apart,
@@ -42,14 +38,12 @@ from coordinator.siting import (
     check_buckets_apart,
     check_directory,
     check_name,
-    plain,
+    directory_of,
 )
-from coordinator.siting import directory_of as directory_of_url
 from coordinator.stores import Clock, OpenPlace
-from coordinator.vault import read_secret, sync_directory, write_secret
 from repository.ids import RepositoryId
 from repository.layout import RepositoryConfig
-from repository.store.s3.location import Addressing, parse_credentials, parse_location
+from repository.store.s3.location import S3Location
 
 log = get_logger()
 
@@ -59,28 +53,6 @@ _AGAIN_SECONDS: Final = 10.0
 _START_SECONDS: Final = 20.0
 # Shorter beginnings of an id are hardly meant.
 _PREFIX_MIN: Final = 4
-
-
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for: a URL, and what else a bucket needs, as the settings name it."""
-
-    url: str
-    endpoint: str | None = None
-    region: str | None = None
-    addressing: Addressing = "auto"
-    lock_seconds: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Secrets:
-    """What a bucket needs besides, as files hold it; None for what the machine has for all."""
-
-    credentials: bytes | None = None
-    ca: bytes | None = None
-
-    @override
-    def __repr__(self) -> str:
-        return "Secrets(hidden)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,44 +83,6 @@ class Standing:
     def why_absent(self) -> TidemarkError:
         """Why it is not opened, where it is not."""
         return self.problem or StoreError("it was not tried yet", hint="wait some seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """The directory of a later repository."""
-
-    path: Path
-
-    @property
-    def wish(self) -> Path:
-        return self.path / "place"
-
-    @property
-    def keys(self) -> Path:
-        return self.path / "keys"
-
-    @property
-    def credentials(self) -> Path:
-        return self.path / "credentials"
-
-    @property
-    def ca(self) -> Path:
-        return self.path / "ca.pem"
-
-    def where(self, wish: Wish) -> Where:
-        """UsageError for what cannot be."""
-        directory = directory_of_url(wish.url)
-        if directory is not None:
-            return directory
-        location = parse_location(
-            wish.url,
-            endpoint=wish.endpoint,
-            region=wish.region,
-            addressing=wish.addressing,
-            ca_file=self.ca if self.ca.exists() else None,
-        )
-        credentials = self.credentials if self.credentials.exists() else None
-        return Bucket(location, credentials, wish.lock_seconds)
 
 
 def lock_of(where: Where) -> Lock | None:
@@ -258,7 +192,7 @@ class Repositories:
 
     async def open(self) -> None:
         """Open all that were made before; those that cannot be are tried again by `run`."""
-        for site in await asyncio.to_thread(self._sites):
+        for site in await asyncio.to_thread(lambda: list(sites_in(self._directory))):
             try:
                 await asyncio.to_thread(self._recall, site)
             except TidemarkError as error:
@@ -290,26 +224,13 @@ class Repositories:
         """Let go of all but the first."""
         await self._stack.aclose()
 
-    def _sites(self) -> list[_Site]:
-        if not self._directory.exists():
-            return []
-        return [_Site(path) for path in sorted(self._directory.iterdir()) if path.is_dir()]
-
-    def _recall(self, site: _Site) -> None:
+    def _recall(self, site: Site) -> None:
         """Know of one, if its founding ever began."""
-        name, kept = site.path.name, read_secret(site.wish)
         config = founded_config(site.keys)
-        if kept is None or config is None:
-            return
-        try:
-            wish = msgspec.json.decode(kept, type=Wish)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise FormatError(f"{site.wish} is damaged", hint="put it back from a copy") from error
-        # Or it is none that this version can have.
-        self._wishes[name] = wish = _plain(wish)
-        directory = directory_of_url(wish.url)
-        location = wish.url if directory is None else os.fspath(directory)
-        self._standing[name] = Standing(name, config, location)
+        wish = None if config is None else site.read()
+        if config is not None and wish is not None:
+            self._wishes[site.name] = wish
+            self._standing[site.name] = Standing(site.name, config, wish.location)
 
     async def _try(self, standing: Standing) -> None:
         try:
@@ -332,7 +253,7 @@ class Repositories:
 
     async def _open(self, name: str) -> Opened:
         """Found it, if that is not done, and serve it."""
-        wish, site = self._wishes[name], _Site(self._directory / name)
+        wish, site = self._wishes[name], self._site(name)
         try:
             return await self._open_site(name, site, site.where(wish))
         except OSError as error:  # whatever a disk or a file of keys may say
@@ -341,7 +262,7 @@ class Repositories:
                 hint=f"check the place, and the files in {site.path}",
             ) from error
 
-    async def _open_site(self, name: str, site: _Site, where: Where) -> Opened:
+    async def _open_site(self, name: str, site: Site, where: Where) -> Opened:
         async with AsyncExitStack() as stack:
             place = await stack.enter_async_context(self._open_at(where, self._clock))
             repository = await open_repository(
@@ -361,29 +282,33 @@ class Repositories:
         self._metrics.watch_store(opened.name, place.tally, place.breaker)
         self._metrics.repository_opened(opened.name, opened=True)
 
+    def _site(self, name: str) -> Site:
+        return Site(self._directory / name)
+
     # ---- making more ----------------------------------------------------------------------------
 
-    async def make(self, name: str, wish: Wish, secrets: Secrets) -> Standing:
+    async def make(self, name: str, wish: Wish, secrets: Secrets, *, by: str) -> Standing:
         """Make a repository, or go on with making it; the same asked for again changes nothing.
 
         Secrets that are given with it replace those of before. UsageError, ForbiddenError, and
         whatever is wrong with the place.
         """
         check_name(name)
-        wish = _plain(wish)
-        _check_fit(wish, secrets)
+        wish = wish.plain()
+        check_fit(wish, secrets)
         async with self._making, self._opening[name]:
             if name in self._standing:
                 return await self._once_more(name, wish, secrets)
-            await self._check_place(name, wish)
-            site = _Site(self._directory / name)
-            await asyncio.to_thread(_prepare, site, wish, secrets)
+            await self._check_place(wish)
+            site = self._site(name)
+            await asyncio.to_thread(site.prepare, wish, secrets)
             self._wishes[name] = wish
             try:
                 await self._open(name)
             finally:  # whoever asked may have gone away, too
                 if name not in self._standing:
                     self._give_up(site)
+            log.warning("repository made", repository=name, by=by)
             return self._standing[name]
 
     async def _once_more(self, name: str, wish: Wish, secrets: Secrets) -> Standing:
@@ -393,24 +318,23 @@ class Repositories:
                 "other settings than these",
                 hint="see tidemark repo list; choose another name for another place",
             )
-        site = _Site(self._directory / name)
-        await asyncio.to_thread(_keep_secrets, site, secrets)
+        await asyncio.to_thread(self._site(name).keep, secrets)
         if self._standing[name].opened is None:
             await self._open(name)
         return self._standing[name]
 
-    def _give_up(self, site: _Site) -> None:
+    def _give_up(self, site: Site) -> None:
         """Forget what never began; once its keys are drawn, founding goes on by itself."""
         self._recall(site)
-        if site.path.name not in self._standing:
-            del self._wishes[site.path.name]
-            shutil.rmtree(site.path)
+        if site.name not in self._standing:
+            del self._wishes[site.name]
+            site.remove()
 
-    async def _check_place(self, name: str, wish: Wish) -> None:
-        directory = directory_of_url(wish.url)
+    async def _check_place(self, wish: Wish) -> None:
+        directory = directory_of(wish.url)
         if directory is None:
             check_bucket(wish.url, wish.endpoint, self._places)
-            self._check_bucket_apart(name, wish)
+            check_buckets_apart(wish.bucket(), self._buckets())
             return
         try:
             real = await asyncio.to_thread(directory.resolve)
@@ -429,7 +353,7 @@ class Repositories:
     def directories(self) -> list[Path]:
         """The directories that are repositories, all links resolved."""
         first = self.first.repository.place.directory
-        later = (directory_of_url(wish.url) for wish in self._wishes.values())
+        later = (directory_of(wish.url) for wish in self._wishes.values())
         return [each.resolve() for each in (first, *later) if each is not None]
 
     def store_endpoints(self) -> list[str]:
@@ -441,59 +365,15 @@ class Repositories:
         found: dict[str, None] = {}
         for each in self.opened():
             signing = each.repository.signing_store
-            vouched = each is self.first or not _Site(self._directory / each.name).ca.exists()
+            vouched = each is self.first or not self._site(each.name).ca.exists()
             if signing is not None and vouched:
                 found[signing.endpoint] = None
         return list(found)
 
-    def _check_bucket_apart(self, name: str, wish: Wish) -> None:
-        """Founding finds out what else lies there; this says it in the coordinator's words.
-
-        What lies in one another is looked through as one, or would be removed with the other.
-        """
-        asked = _Site(self._directory / name).where(wish)
-        others = {
-            each: _Site(self._directory / each).where(wish) for each, wish in self._wishes.items()
-        }
-        buckets = {
-            each: where.location for each, where in others.items() if isinstance(where, Bucket)
-        }
+    def _buckets(self) -> Iterator[tuple[str, S3Location]]:
+        """The buckets that hold repositories, with the names of these."""
         if (first := self.first.repository.place.bucket) is not None:
-            buckets[FIRST] = first
-        assert isinstance(asked, Bucket)
-        check_buckets_apart(asked.location, buckets.items())
-
-
-def _plain(wish: Wish) -> Wish:
-    """The same, so that it equals what asks for the same in other words."""
-    endpoint = None if wish.endpoint is None else wish.endpoint.rstrip("/")
-    return msgspec.structs.replace(wish, url=plain(wish.url), endpoint=endpoint)
-
-
-def _check_fit(wish: Wish, secrets: Secrets) -> None:
-    """UsageError for what nothing can be done with, before it replaces what works."""
-    if directory_of_url(wish.url) is not None and (
-        wish != Wish(url=wish.url) or secrets != Secrets()
-    ):
-        raise UsageError(
-            "a directory has no endpoint, region, addressing, key, certificates or object lock",
-            hint="leave these options out, or give s3://BUCKET/PREFIX",
-        )
-    if secrets.credentials is not None:
-        parse_credentials(secrets.credentials)
-
-
-def _prepare(site: _Site, wish: Wish, secrets: Secrets) -> None:
-    site.path.parent.mkdir(mode=0o700, exist_ok=True)
-    if site.path.exists() and not site.keys.exists():
-        shutil.rmtree(site.path)  # of one that never began, with a key that is not for this one
-    site.path.mkdir(mode=0o700, exist_ok=True)
-    _keep_secrets(site, secrets)
-    write_secret(site.wish, msgspec.json.encode(wish))
-    sync_directory(site.path.parent)
-
-
-def _keep_secrets(site: _Site, secrets: Secrets) -> None:
-    for path, content in ((site.credentials, secrets.credentials), (site.ca, secrets.ca)):
-        if content is not None:
-            write_secret(path, content)
+            yield FIRST, first
+        for name, wish in self._wishes.items():
+            if directory_of(wish.url) is None:
+                yield name, wish.bucket()

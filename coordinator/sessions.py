@@ -160,7 +160,7 @@ class Sessions:
             )
         )
         failpoint("coordinator.session.opened", CatalogError)
-        head = await self._head(session)
+        head = await self.head(session)
         return OpenedSession(
             session=session,
             writer_keys=repository.writer_keys(),
@@ -175,7 +175,7 @@ class Sessions:
         """What a session's agent is told of its earlier ones. Nothing comes to these any more."""
         return await self._catalog.ledger.packs_since_head(session, PACKS_SINCE_HEAD_MAX)
 
-    async def _head(self, session: Session) -> Snapshot | None:
+    async def head(self, session: Session) -> Snapshot | None:
         """What the session's snapshot follows on: the volume's newest in the same repository."""
         return await self._catalog.ledger.head(
             session.volume_id, repository_id=session.repository_id
@@ -230,8 +230,13 @@ class Sessions:
 
     async def commit(self, request: CommitRequest, node: Node) -> Snapshot:
         """Make the snapshot, or say why not. Asked twice for a session, the answer is the same."""
-        await self._lock_ahead(request, node)
-        async with self._turns[await self._volume_of(request.session_id)]:
+        asked = await self._catalog.ledger.session(request.session_id)
+        if asked is None:
+            raise FencedError("this session may not write any more", hint=_AGAIN)
+        there = self._repositories.standing(asked.repository_id).opened
+        if there is not None and there.locks.lock is not None:
+            await self._lock_ahead(request, node)
+        async with self._turns[asked.volume_id]:
             if (done := await self._answered(request, node)) is not None:
                 return done
             session = await self._allowed(request, node)
@@ -248,12 +253,6 @@ class Sessions:
         await self._dispatcher.committed(session.task_id, snapshot)
         return snapshot
 
-    async def _volume_of(self, session_id: SessionId) -> VolumeId:
-        session = await self._catalog.ledger.session(session_id)
-        if session is None:
-            raise FencedError("this session may not write any more", hint=_AGAIN)
-        return session.volume_id
-
     async def _allowed(self, request: CommitRequest, node: Node) -> Session:
         """The session, if its task runs; FencedError, NotFoundError."""
         session = await self.writing(request.session_id, request.fencing_token, node)
@@ -264,8 +263,6 @@ class Sessions:
         """Lock what the snapshot needs, which may be much, while other commits go on."""
         if await self._catalog.ledger.snapshot_of_session(request.session_id) is None:
             session = await self._allowed(request, node)
-            if self.of(session).locks.lock is None:
-                return
             plan, refs = await self._plan(request, session, node)
             with charged(self.tally(session)):
                 await self._hold(plan, refs, session)
@@ -299,7 +296,9 @@ class Sessions:
         """Everything that can be told from the request alone is checked here."""
         if len(request.refs_object) > REFS_BYTES_MAX:
             raise RejectedError("the refs are larger than refs may be")
-        head = await self._head(session)
+        newest = await self._catalog.ledger.head(session.volume_id)
+        is_elsewhere = newest is not None and newest.repository_id != session.repository_id
+        head = await self.head(session) if is_elsewhere else newest
         refs, body = await asyncio.to_thread(_checked, request, node.signing_public_key, session)
         parent = b"" if head is None else root_hash(head.root_object)
         if body.parent != parent:
@@ -311,7 +310,6 @@ class Sessions:
         statistics = request.statistics
         whole = not body.errors_total and not statistics.errors_total
         # A clock that was set back must not reorder a volume's history, nor shorten a lock.
-        newest = await self._catalog.ledger.head(session.volume_id)
         now = max(self._clock(), 0 if newest is None else newest.committed_at + 1)
         plan = CommitPlan(
             session_id=session.session_id,

@@ -15,7 +15,6 @@ from coordinator.browse import Browser, Listed
 from coordinator.dispatch import Dispatcher
 from coordinator.doctor import Doctor
 from coordinator.limits import Limit, Scope
-from coordinator.logs import get_logger
 from coordinator.model import JobId, Snapshot
 from coordinator.moves import Moves
 from coordinator.orders import Orders
@@ -24,8 +23,6 @@ from coordinator.repositories import Standing
 from coordinator.selection import Selection
 from proto.tidemark.v1 import admin_pb2, admin_pb2_grpc
 from repository.ids import VolumeId
-
-log = get_logger()
 
 T = TypeVar("T")
 
@@ -113,8 +110,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.InitRepositoryRequest, context: Context
     ) -> admin_pb2.InitRepositoryResponse:
         wish, secrets = repositories.wish_back(request)
-        made = await self._parts.overview.repositories.make(request.name, wish, secrets)
-        log.warning("repository made", repository=made.name, by=identity_of(context).name)
+        made = await self._parts.overview.repositories.make(
+            request.name, wish, secrets, by=identity_of(context).name
+        )
         return admin_pb2.InitRepositoryResponse(repository=await self._repository(made))
 
     @override

@@ -192,9 +192,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             response = self._run_task(task)
         except StoreError as error:
             # Of a repository that is not known: the node's other tasks are none the worse for it.
-            failure = Failure(error.message, error.hint, error.exit_code)
             await self._parts.dispatcher.finished(
-                task.task_id, node.node_id, failure=failure, canceled=False, result=None
+                task.task_id, node.node_id, failure=Failure.of(error), canceled=False, result=None
             )
         else:
             await context.write(response)

@@ -1,14 +1,17 @@
 """Repositories to messages and back. Pure."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from coordinator.api import translate
-from coordinator.config import parse_lock
+from coordinator.config import parse_addressing, parse_lock
 from coordinator.errors import UsageError
 from coordinator.model import Totals
-from coordinator.repositories import Secrets, Standing, Wish
+from coordinator.repositories import Standing
+from coordinator.sites import Secrets, Wish
 from proto.tidemark.v1 import admin_pb2
-from repository.store.s3.location import Addressing
 
-_ADDRESSING: dict[str, Addressing] = {"auto": "auto", "path": "path", "virtual": "virtual"}
+T = TypeVar("T")
 
 
 def repository(
@@ -41,24 +44,24 @@ def absent(standing: Standing) -> admin_pb2.AbsentRepository:
     return admin_pb2.AbsentRepository(name=standing.name, message=why.message, hint=why.hint)
 
 
-def _lock_back(text: str) -> int | None:
+def _read(parse: Callable[[str], T], text: str) -> T:
+    """As the settings are read."""
     try:
-        return parse_lock(text)
+        return parse(text)
     except ValueError as error:
-        raise UsageError(f"{text!r} {error}", hint="say --lock 30d") from error
+        raise UsageError(f"{text!r} {error}", hint="see tidemark repo init --help") from error
 
 
 def wish_back(request: admin_pb2.InitRepositoryRequest) -> tuple[Wish, Secrets]:
     """What is asked for; UsageError."""
-    addressing = request.addressing if request.HasField("addressing") else "auto"
-    if addressing not in _ADDRESSING:
-        raise UsageError(f"{addressing!r} is no addressing", hint="say auto, path or virtual")
     wish = Wish(
         url=request.url,
         endpoint=request.endpoint if request.HasField("endpoint") else None,
         region=request.region if request.HasField("region") else None,
-        addressing=_ADDRESSING[addressing],
-        lock_seconds=_lock_back(request.lock) if request.HasField("lock") else None,
+        addressing=_read(
+            parse_addressing, request.addressing if request.HasField("addressing") else "auto"
+        ),
+        lock_seconds=_read(parse_lock, request.lock if request.HasField("lock") else "off"),
     )
     secrets = Secrets(
         credentials=request.credentials if request.HasField("credentials") else None,

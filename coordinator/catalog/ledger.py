@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy import and_, delete, desc, func, insert, or_, select, update
+from sqlalchemy import and_, delete, desc, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 from typing_extensions import override
 
@@ -13,6 +13,7 @@ from coordinator.catalog.commit import begin_commit, drop_references, settle_ref
 from coordinator.catalog.connections import Connections, reading, writing
 from coordinator.catalog.interface import CommitPlan, Ledger, PackPlace
 from coordinator.catalog.tables import (
+    nodes,
     pack_origins,
     packs,
     refs,
@@ -444,8 +445,14 @@ class SqlLedger(Ledger):
     @override
     @reading
     def writers(self, connection: Connection, repository_id: RepositoryId) -> list[NodeId]:
-        query = select(sessions.c.node_id).where(sessions.c.repository_id == repository_id)
-        return [NodeId(node_id) for node_id in connection.scalars(query.distinct())]
+        # A look for each node: there are far fewer of them than sessions.
+        wrote = (
+            exists()
+            .where(sessions.c.repository_id == repository_id)
+            .where(sessions.c.node_id == nodes.c.node_id)
+        )
+        query = select(nodes.c.node_id).where(wrote)
+        return [NodeId(node_id) for node_id in connection.scalars(query)]
 
     @override
     @reading

@@ -132,6 +132,7 @@ sessions = Table(
     # Here and below: null in rows from before there could be several, until the next start.
     Column("repository_id", LargeBinary(16)),
     Index("ix_sessions_volume_id_state", "volume_id", "state"),
+    Index("ix_sessions_repository_id_node_id", "repository_id", "node_id"),
 )
 
 packs = Table(

@@ -17,6 +17,7 @@ def upgrade() -> None:
     for table in ("volumes", "sessions", "packs", "snapshots"):
         op.add_column(table, sa.Column("repository_id", sa.LargeBinary(16)))
     op.create_index("ix_packs_repository_id", "packs", ["repository_id"])
+    op.create_index("ix_sessions_repository_id_node_id", "sessions", ["repository_id", "node_id"])
     op.drop_table("locked_objects")
     op.create_table(
         "locked_objects",
