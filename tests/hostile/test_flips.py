@@ -16,7 +16,7 @@ import pytest
 
 from agent.state import State
 from tests.hostile.conftest import Flipper
-from tests.unit.agent.test_restore import Node
+from tests.integration.agent.test_restore import Node
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(3600)]
 

@@ -24,7 +24,7 @@ from repository.frames import Location, PlainChunk
 from repository.ids import ChunkId, ObjectType, PackNonce
 from tests.hostile.forge import DIRECTORY, FILE, Forge, encode, link
 from tests.hostile.test_flips import fill, picture
-from tests.unit.agent.test_restore import Node
+from tests.integration.agent.test_restore import Node
 
 replace = msgspec.structs.replace
 Case = Callable[[Forge, bytes], Pointer]

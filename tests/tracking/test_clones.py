@@ -40,8 +40,8 @@ from repository.needs import drive
 from repository.pack import PackKind
 from repository.tree import decode_pointer
 from tests.faults.disks import fill, loop_disk
-from tests.unit.agent.test_backup import VOLUME_ID, Agent
-from tests.unit.agent.test_rehashing import Calendar
+from tests.integration.agent.test_backup import VOLUME_ID, Agent
+from tests.integration.agent.test_rehashing import Calendar
 
 pytestmark = pytest.mark.asyncio
 

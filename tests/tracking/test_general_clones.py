@@ -17,6 +17,7 @@ from repository.chunking import BLOCK_BYTES
 from repository.content import read_extents
 from repository.entries import ChunkClass
 from repository.needs import drive
+from tests.integration.agent.test_backup import Agent
 from tests.tracking.test_clones import (
     DISKS,
     Site,
@@ -28,7 +29,6 @@ from tests.tracking.test_clones import (
     site_on,
     small_files_are_large,
 )
-from tests.unit.agent.test_backup import Agent
 
 __all__ = ["disks", "small_files_are_large"]  # fixtures of these tests, too
 

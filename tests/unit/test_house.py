@@ -13,9 +13,6 @@ LOCK = (CHECKOUT / "requirements.lock").read_text()
 CI = (CHECKOUT / ".ci/run").read_text()
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 
-# Kinds of tests that need a server the CI machine may lack.
-MAY_SKIP = {"integration"}
-
 
 @pytest.mark.parametrize("package", ["agent", "coordinator", "proto", "repository"])
 def test_no_other_distribution_owns_our_package(package: str) -> None:
@@ -60,7 +57,7 @@ def test_ci_requires_every_kind_of_test_there_is() -> None:
         for path in (CHECKOUT / "tests").glob("*/**/test_*.py")
     }
 
-    assert {kind for kinds in required for kind in kinds.split(",")} == kinds - MAY_SKIP
+    assert {kind for kinds in required for kind in kinds.split(",")} == kinds
     markers = {
         line.partition(":")[0] for line in PROJECT["tool"]["pytest"]["ini_options"]["markers"]
     }

@@ -12,10 +12,10 @@ from collections.abc import Callable, Coroutine, Hashable
 
 import pytest
 
-from agent.throttle import Grant as AgentGrant
 from agent.throttle import Throttles
 from coordinator.grants import LEASE_SECONDS, Flow, Grant, Grants, Report
 from repository.ids import NodeId
+from tests.fakes.throttled import hear, report_of
 from tests.fakes.virtual import VirtualClock, busiest_second, run_virtually
 
 CAP = 20_000_000
@@ -96,21 +96,13 @@ class Node:
         self.tasks: list[asyncio.Task[None]] = []
 
     def hear(self, grant: Grant | None) -> None:
-        if not self.connected:
-            return
-        if grant is None:
-            self.throttles.on_grant(None)
-        else:
-            number, backup, restore, floor, lease = grant
-            self.throttles.on_grant(AgentGrant(number, backup, restore, floor, lease))
+        if self.connected:
+            hear(self.throttles, grant)
 
     def tell(self) -> None:
-        demand = self.throttles.demand()
-        if demand is None or not self.connected:
-            return
-        backup, restore = (Flow(*flow) for flow in (demand.upload, demand.restore))
-        report = Report(demand.number, demand.seconds, backup, restore)
-        self.fleet.grants.hear(self.node_id, report)
+        report = report_of(self.throttles)
+        if report is not None and self.connected:
+            self.fleet.grants.hear(self.node_id, report)
 
     async def work(self) -> None:
         loop = asyncio.get_running_loop()

@@ -44,6 +44,14 @@ async def init(
     return (await coordinator.admin.InitRepository(request)).repository
 
 
+async def agent_beside_second(coordinator: Coordinator, directory: Path) -> FakeAgent:
+    """An agent with the volume `data`, and a second repository in that directory."""
+    agent = await coordinator.agent()
+    agent.volume("data")
+    await init(coordinator, "second", directory / "second")
+    return agent
+
+
 async def assign(coordinator: Coordinator, volume: str, repository: str) -> admin_pb2.Volume:
     request = admin_pb2.AssignVolumesRequest(volumes=[volume], repository=repository)
     [assigned] = (await coordinator.admin.AssignVolumes(request)).volumes
@@ -504,9 +512,7 @@ async def test_a_task_for_a_repository_that_is_not_known_fails_and_no_other(
     allowed: Config, tmp_path: Path
 ) -> None:
     async with serving(allowed) as coordinator:
-        agent = await coordinator.agent()
-        agent.volume("data")
-        await init(coordinator, "second", tmp_path / "second")
+        agent = await agent_beside_second(coordinator, tmp_path)
         async with agent.connected():
             await assign(coordinator, "data", "second")
     (allowed.data / "repositories/second/place").write_bytes(b"{")
@@ -586,9 +592,7 @@ async def test_a_snapshot_names_nothing_that_lies_in_another_repository(
     allowed: Config, tmp_path: Path
 ) -> None:
     async with serving(allowed) as coordinator:
-        agent = await coordinator.agent()
-        agent.volume("data")
-        await init(coordinator, "second", tmp_path / "second")
+        agent = await agent_beside_second(coordinator, tmp_path)
         async with agent.connected() as connection:
             volume, writing = await begun(coordinator, connection)
             here = await sent(connection, writing, FILES)
@@ -618,9 +622,7 @@ async def test_what_comes_back_to_a_repository_must_name_all_that_it_needs(
     allowed: Config, tmp_path: Path
 ) -> None:
     async with serving(allowed) as coordinator:
-        agent = await coordinator.agent()
-        agent.volume("data")
-        await init(coordinator, "second", tmp_path / "second")
+        agent = await agent_beside_second(coordinator, tmp_path)
         await coordinator.back_up(agent, "data", FILES)
         await assign(coordinator, "data", "second")
         await coordinator.back_up(agent, "data", FILES)
@@ -641,9 +643,7 @@ async def test_what_comes_back_to_a_repository_must_name_all_that_it_needs(
 
 async def test_a_backup_goes_on_where_it_began(allowed: Config, tmp_path: Path) -> None:
     async with serving(allowed) as coordinator:
-        agent = await coordinator.agent()
-        agent.volume("data")
-        await init(coordinator, "second", tmp_path / "second")
+        agent = await agent_beside_second(coordinator, tmp_path)
         async with agent.connected() as connection:
             volume, writing = await begun(coordinator, connection)
             await assign(coordinator, "data", "second")
@@ -658,9 +658,7 @@ async def test_a_commit_that_was_interrupted_there_is_finished_there(
     allowed: Config, tmp_path: Path
 ) -> None:
     async with serving(allowed) as coordinator:
-        agent = await coordinator.agent()
-        agent.volume("data")
-        await init(coordinator, "second", tmp_path / "second")
+        agent = await agent_beside_second(coordinator, tmp_path)
         async with agent.connected() as connection:
             await assign(coordinator, "data", "second")
             volume, writing = await begun(coordinator, connection)
@@ -688,9 +686,7 @@ async def test_a_node_hears_of_a_repositorys_limit_before_it_works_with_it(
     allowed: Config, tmp_path: Path
 ) -> None:
     async with serving(allowed) as coordinator:
-        agent = await coordinator.agent()
-        agent.volume("data")
-        await init(coordinator, "second", tmp_path / "second")
+        agent = await agent_beside_second(coordinator, tmp_path)
         rule = admin_pb2.SetBandwidthRequest(repository="second", bytes_per_second=1_000_000)
         limit = (await coordinator.admin.SetBandwidth(rule)).limit
         async with agent.connected() as connection:

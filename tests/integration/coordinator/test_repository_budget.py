@@ -11,10 +11,10 @@ from functools import partial
 
 import pytest
 
-from agent.throttle import Grant as AgentGrant
 from agent.throttle import Throttle, Throttles
 from coordinator.grants import LEASE_SECONDS, Flow, Grant, Grants, Report
 from repository.ids import NodeId
+from tests.fakes.throttled import hear, report_of
 from tests.fakes.virtual import VirtualClock, busiest_second, run_virtually
 
 MB = 1_000_000
@@ -150,17 +150,11 @@ class Node:
         self.running: list[asyncio.Task[None]] = [self.ends]
 
     def hear(self, grant: Grant | None) -> None:
-        if grant is None:
-            self.throttles.on_grant(None)
-        else:
-            number, backup, restore, floor, lease = grant
-            self.throttles.on_grant(AgentGrant(number, backup, restore, floor, lease))
+        hear(self.throttles, grant)
 
     def tell(self) -> None:
-        demand = self.throttles.demand()
-        if demand is not None:
-            flows = [Flow(*flow) for flow in (demand.upload, demand.restore)]
-            self.fleet.grants.hear(self.node_id, Report(demand.number, demand.seconds, *flows))
+        if (report := report_of(self.throttles)) is not None:
+            self.fleet.grants.hear(self.node_id, report)
 
     def stop(self) -> None:
         """Die."""

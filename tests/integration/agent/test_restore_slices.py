@@ -16,7 +16,7 @@ from repository.entries import ChunkClass, Entry, Extent
 from repository.frames import Location
 from repository.ids import ObjectType
 from tests.hostile.forge import DIRECTORY, FILE, Forge
-from tests.unit.agent.test_restore import Node
+from tests.integration.agent.test_restore import Node
 
 pytestmark = pytest.mark.asyncio
 

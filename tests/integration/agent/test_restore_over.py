@@ -21,7 +21,7 @@ from agent.restore import run_restore
 from agent.services import Phase, RestorePlaces, RestoreStatistics, RestoreTask
 from agent.state import State
 from repository.errors import UsageError
-from tests.unit.agent.test_restore import Node, fill, full_disk, picture
+from tests.integration.agent.test_restore import Node, fill, full_disk, picture
 
 pytestmark = pytest.mark.asyncio
 

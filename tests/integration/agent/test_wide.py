@@ -8,7 +8,7 @@ import pytest
 
 from agent import listing
 from agent.state import State
-from tests.unit.agent.test_restore import Node, picture
+from tests.integration.agent.test_restore import Node, picture
 
 pytestmark = pytest.mark.asyncio
 ENTRIES = 1500

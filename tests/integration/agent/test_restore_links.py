@@ -13,7 +13,7 @@ from typing_extensions import override
 from agent.services import Phase
 from agent.state import State
 from repository.entries import ChunkClass, Entry
-from tests.unit.agent.test_restore import Clock, Node, picture
+from tests.integration.agent.test_restore import Clock, Node, picture
 
 pytestmark = pytest.mark.asyncio
 KIB = 1024

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from agent.services import Phase, RestoreOutcome
 from agent.state import State
-from tests.unit.agent.test_restore import Node, picture
+from tests.integration.agent.test_restore import Node, picture
 
 KIB = 1024
 # Some that sort oddly, one that makes its file paged, one that is the longest there can be.

@@ -18,7 +18,7 @@ from agent.state import State
 from agent.tracking.dirty import Dirty
 from repository.entries import Entry, Flag
 from repository.snapshot import Detection
-from tests.unit.agent.test_backup import VOLUME_ID, Agent, Clock, fill
+from tests.integration.agent.test_backup import VOLUME_ID, Agent, Clock, fill
 from tests.unit.agent.test_sweep import failing_open
 from tests.unit.agent.touching import Toucher
 

@@ -19,8 +19,8 @@ from repository.frames import Location
 from repository.ids import ChunkId, PackNonce
 from tests.fakes.tracking import ToldTracking
 from tests.faults.disks import LoopDisk, loop_disk
+from tests.integration.agent.test_backup import VOLUME_ID, Agent, Clock, fill
 from tests.unit.agent import trees
-from tests.unit.agent.test_backup import VOLUME_ID, Agent, Clock, fill
 from tests.unit.agent.test_rescan import last_of
 
 DAY_NS = 24 * 3600 * 1_000_000_000

@@ -27,7 +27,7 @@ from agent.tracking.tracker import Mode, Tracker
 from repository.errors import StoreFullError
 from repository.snapshot import Detection
 from tests.faults.disks import LoopDisk, loop_disk
-from tests.unit.agent.test_backup import VOLUME_ID, Agent
+from tests.integration.agent.test_backup import VOLUME_ID, Agent
 from tests.unit.agent.touching import Toucher
 
 pytestmark = pytest.mark.asyncio
