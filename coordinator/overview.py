@@ -116,8 +116,11 @@ class Overview:
         names = {node.node_id: node.name for node in nodes}
         known = {each.volume_id: each for each in await self._catalog.fleet.volumes()}
         return [
-            replace(
-                _claim(report, node, held, names.get(held.node_id, held.node_id.hex())),
+            _claim(
+                report,
+                node,
+                held,
+                holder=names.get(held.node_id, held.node_id.hex()),
                 repository=self.repositories.name_of(held.repository_id),
             )
             for node in nodes
@@ -166,7 +169,9 @@ def _why_absent(volume: Volume, node: str) -> str:
     return _GONE if volume.local_id is not None else _REPLACED
 
 
-def _claim(report: VolumeReport, node: Node, held: Volume, holder: str) -> VolumeView:
+def _claim(
+    report: VolumeReport, node: Node, held: Volume, *, holder: str, repository: str
+) -> VolumeView:
     what_to_do = (
         f"node {holder} holds it, and backs it up; if it is on {node.name} now: "
         f"tidemark volume move {held.volume_id.hex()} --to {node.name}"
@@ -192,7 +197,7 @@ def _claim(report: VolumeReport, node: Node, held: Volume, holder: str) -> Volum
         last_proof_at=None,
         last_phase=None,
         last_message="",
-        repository="",
+        repository=repository,
         held_by=holder,
     )
 

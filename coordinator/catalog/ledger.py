@@ -58,6 +58,10 @@ class SqlLedger(Ledger):
     @override
     @writing
     def attribute(self, connection: Connection, repository_id: RepositoryId) -> None:
+        # Each pack and snapshot is of a session, and known with it: a start looks at one index.
+        unknown = select(sessions.c.session_id).where(sessions.c.repository_id.is_(None)).limit(1)
+        if connection.scalar(unknown) is None:
+            return
         for table in (sessions, packs, snapshots):
             connection.execute(
                 update(table)
