@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from agent.ending import to_its_end
 from agent.errors import TargetError, UnreachableError, first_error
@@ -43,8 +43,9 @@ from agent.tally import Tally
 from agent.targets import Place, open_rehearsal, open_target, place_of
 from agent.turn import Turn
 from agent.wholes import WHOLE_BYTES_MAX, FileFrame, Outcomes, Whole, WholeFiles, that_fit
+from agent.windows import WINDOW_EXTENTS, Piece, Window, Windows
 from agent.writing import File, Target
-from repository.entries import ROOT_KEY, Entry, EntryType, Extent
+from repository.entries import ROOT_KEY, Entry, EntryType
 from repository.errors import DamagedError, FormatError, TidemarkError, UsageError
 from repository.failpoints import failpoint
 from repository.frames import FrameIdentity, FrameReader
@@ -54,9 +55,6 @@ from repository.reader import Chunks, SnapshotReader, slice_extent
 
 _T = TypeVar("_T")
 
-# Extents planned at once: 8 GiB of a general file, 16,000 small files, some 10 MiB of memory. One
-# window is written while another is planned.
-_WINDOW_EXTENTS: Final = 16_384
 # Frames that a worker spreads over files at a time, so that no worker has none.
 _FRAMES_SPREAD: Final = 4
 # Descriptors that a worker holds while it spreads one fetch over files.
@@ -92,17 +90,6 @@ async def run_restore(
     return RestoreOutcome(statistics, Phase.FAILED, nothing)
 
 
-class _Piece(NamedTuple):
-    """Where the bytes of one extent belong."""
-
-    file: File
-    offset: int
-    extent: Extent
-    is_small_file: bool = False
-    """Whether it is all of a small file, whose name is free."""
-
-
-_Window = dict[FrameIdentity, list[_Piece]]
 _Fetched = Sequence[tuple[Wanted, memoryview | TidemarkError]]
 
 
@@ -285,29 +272,24 @@ class _Restore:
         target: Target | Rehearsal,
         batches: AsyncIterator[list[File]],
         wholes: WholeFiles | None,
-    ) -> AsyncIterator[_Window]:
+    ) -> AsyncIterator[Window]:
         """What files lack, in portions of a bounded size."""
-        window: _Window = {}
-        planned = 0
+        windows = Windows(self._grant.place, self._fetcher.fetch_bytes, WINDOW_EXTENTS)
         async for pieces in self._lacking(target, batches):
-            for piece in pieces:
-                identity = FrameIdentity(piece.extent.nonce, piece.extent.frame)
-                window.setdefault(identity, []).append(piece)
+            windows.add(pieces)
             if wholes is not None:
                 wholes.expect(sum(piece.is_small_file for piece in pieces))
-            planned += len(pieces)
-            if planned >= _WINDOW_EXTENTS:
-                yield window
-                window, planned = {}, 0
-        yield window
+            if windows.is_full:
+                yield windows.take()
+        yield windows.rest()
 
     async def _lacking(
         self, target: Target | Rehearsal, batches: AsyncIterator[list[File]]
-    ) -> AsyncIterator[list[_Piece]]:
+    ) -> AsyncIterator[list[Piece]]:
         """What files lack, in steps."""
         async for files in batches:
             # Most small files are new and in one piece: no call for each of them.
-            alone: list[_Piece] = []
+            alone: list[Piece] = []
             for file in files:
                 if (piece := _only_piece(file)) is not None:
                     alone.append(piece)
@@ -316,7 +298,7 @@ class _Restore:
                     yield pieces
             yield alone
 
-    async def _plan(self, target: Target | Rehearsal, file: File) -> AsyncIterator[list[_Piece]]:
+    async def _plan(self, target: Target | Rehearsal, file: File) -> AsyncIterator[list[Piece]]:
         """What a file lacks, in steps."""
         content = file.entry.content
         assert content is not None
@@ -334,7 +316,7 @@ class _Restore:
                     if is_there
                 )
                 yield [
-                    _Piece(file, *block)
+                    Piece(file, *block)
                     for block, is_there in zip(blocks, same, strict=True)
                     if not is_there
                 ]
@@ -371,7 +353,7 @@ class _Restore:
         await self._in_worker(self._placing.give_up_unfinished)
 
     async def _write_all(
-        self, target: Target, wholes: WholeFiles, windows: AsyncIterator[_Window]
+        self, target: Target, wholes: WholeFiles, windows: AsyncIterator[Window]
     ) -> None:
         """Write each window while the next one is planned."""
         name = f"restore {self._task.task_id} window"
@@ -385,7 +367,7 @@ class _Restore:
                     # What stands in the target is compared only when nothing is written.
                     await writing
 
-    def _groups(self, window: _Window) -> Iterator[list[Wanted]]:
+    def _groups(self, window: Window) -> Iterator[list[Wanted]]:
         """The frames of a window in the order of packs, each group for one fetch."""
         wanted = []
         for identity, pieces in window.items():
@@ -395,7 +377,7 @@ class _Restore:
                 self._give_up_all(pieces, error)
         return in_pack_order(wanted, self._fetcher.fetch_bytes)
 
-    def _rehearse(self, target: Rehearsal, window: _Window) -> None:
+    def _rehearse(self, target: Rehearsal, window: Window) -> None:
         """Count what would be fetched and written."""
         for group in self._groups(window):
             for wanted in group:
@@ -405,7 +387,7 @@ class _Restore:
                     if target.write(piece.file, piece.extent.length):
                         self._placing.done(piece.file)
 
-    async def _write(self, target: Target, wholes: WholeFiles, window: _Window) -> None:
+    async def _write(self, target: Target, wholes: WholeFiles, window: Window) -> None:
         """Fetch the frames of a window, and write what is in them."""
         groups = self._groups(window)
         async with asyncio.TaskGroup() as group:
@@ -418,7 +400,7 @@ class _Restore:
         self,
         target: Target,
         wholes: WholeFiles,
-        window: _Window,
+        window: Window,
         groups: Iterator[list[Wanted]],
     ) -> None:
         for group in groups:
@@ -432,7 +414,7 @@ class _Restore:
             self._tally.tell()
 
     async def _spread(
-        self, target: Target, wholes: WholeFiles, window: _Window, fetched: _Fetched
+        self, target: Target, wholes: WholeFiles, window: Window, fetched: _Fetched
     ) -> None:
         """Write what is in frames: by a writer if that is only small files, or else in a worker."""
         loop = asyncio.get_running_loop()
@@ -452,7 +434,7 @@ class _Restore:
             await self._in_worker(partial(write, await self._fetcher.fetch_each(again), None))
 
     def _apart(
-        self, window: _Window, fetched: _Fetched
+        self, window: Window, fetched: _Fetched
     ) -> tuple[list[FileFrame], list[tuple[Wanted, memoryview | TidemarkError]]]:
         """Frames of which only new small files are wanted, and all others."""
         by_writers, others = [], []
@@ -489,7 +471,7 @@ class _Restore:
         self,
         target: Target,
         wholes: WholeFiles,
-        window: _Window,
+        window: Window,
         fetched: _Fetched,
         broken: set[FrameIdentity] | None,
     ) -> None:
@@ -523,7 +505,7 @@ class _Restore:
         self,
         opened: "_OpenFiles",
         wholes: WholeFiles,
-        pieces: Iterable[_Piece],
+        pieces: Iterable[Piece],
         chunks: Chunks,
     ) -> None:
         whole: list[Whole] = []
@@ -563,7 +545,7 @@ class _Restore:
             self._local.reader = reader
         return reader
 
-    def _give_up_all(self, pieces: Iterable[_Piece], error: TidemarkError) -> None:
+    def _give_up_all(self, pieces: Iterable[Piece], error: TidemarkError) -> None:
         for piece in pieces:
             self._placing.give_up(piece.file, error)
 
@@ -573,7 +555,7 @@ class _Restore:
         return await to_its_end(loop.run_in_executor(self._services.workers, work))
 
 
-def _only_piece(file: File) -> _Piece | None:
+def _only_piece(file: File) -> Piece | None:
     """All of a file that is new and in one piece; None for any other one."""
     content = file.entry.content
     if file.standing is not None or content is None or len(content.extents) != 1:
@@ -581,7 +563,7 @@ def _only_piece(file: File) -> _Piece | None:
     [extent] = content.extents
     if content.list is not None or extent.is_hole or extent.length != file.entry.size:
         return None
-    return _Piece(file, 0, extent, file.is_new and extent.length <= WHOLE_BYTES_MAX)
+    return Piece(file, 0, extent, file.is_new and extent.length <= WHOLE_BYTES_MAX)
 
 
 class _OpenFiles:

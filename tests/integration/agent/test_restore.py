@@ -219,7 +219,7 @@ async def test_small_windows_lead_to_the_same_files(
 ) -> None:
     fill(node.source)
     await node.back_up()
-    monkeypatch.setattr(module, "_WINDOW_EXTENTS", 2)
+    monkeypatch.setattr(module, "WINDOW_EXTENTS", 2)
 
     assert (await node.restore()).phase is Phase.COMPLETED
     assert picture(node.target) == picture(node.source)
@@ -232,7 +232,7 @@ async def test_a_file_of_more_than_a_window_comes_back_whole(
     (node.source / "pages.ibd").write_bytes(os.urandom(900 * BLOCK_BYTES + 7))
     (node.source / "small").write_bytes(b"after it")
     await node.back_up()
-    monkeypatch.setattr(module, "_WINDOW_EXTENTS", 100)
+    monkeypatch.setattr(module, "WINDOW_EXTENTS", 100)
     if over is not None:
         node.target.mkdir(parents=True)
         (node.target / "pages.ibd").write_bytes(over)
