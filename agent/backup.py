@@ -370,9 +370,7 @@ class _Backup:
             try:
                 if packs.failure is None:
                     failpoint("agent.pack.sending", UnreachableError)
-                    await self._services.coordinator.upload_pack(
-                        session, pack.name, pack.blake3, pack.buffers, pack.size_bytes
-                    )
+                    await self._services.coordinator.upload_pack(session, pack)
                     failpoint("agent.pack.uploaded", UnreachableError)
                     await known.settle(pack.chunks)
                     failpoint("agent.pack.settled", StateError)

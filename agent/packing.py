@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from typing_extensions import Buffer
+
 from repository.errors import TidemarkError
 from repository.failpoints import failpoint
 from repository.frames import (
@@ -39,6 +41,7 @@ from repository.pack import (
     PackKind,
     PackSeal,
     encode_head,
+    parse_tail,
 )
 
 # One that is filled and one on its way hide each other; memory stays bounded.
@@ -63,8 +66,10 @@ class FinishedPack(NamedTuple):
     name: str
     blake3: bytes
     """Of all of it."""
-    buffers: tuple[memoryview, bytes]
+    buffers: tuple[Buffer, ...]
     size_bytes: int
+    end_bytes: int
+    """Of footer, origins and tail, with which it ends."""
     chunks: list[tuple[ChunkId, Location]]
     release: Callable[[], None]
     """To be called when the buffers are no longer needed, however that came about."""
@@ -245,13 +250,15 @@ class Packs:
         body = memoryview(pack.buffer)[: pack.used]
         trailer, digest = pack.seal.finish(body, pack.frames, secrets.token_bytes(KEY_BYTES))
         failpoint("agent.pack.finished", TidemarkError)
+        size_bytes = pack.used + len(trailer)
         self._deliver(
             FinishedPack(
                 kind=pack.kind,
                 name=pack_name(pack.random, digest),
                 blake3=digest,
                 buffers=(body, trailer),
-                size_bytes=pack.used + len(trailer),
+                size_bytes=size_bytes,
+                end_bytes=size_bytes - parse_tail(trailer, size_bytes).footer_offset,
                 chunks=pack.chunks,
                 release=lambda: self._release(pack),
             )

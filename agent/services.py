@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
-from typing_extensions import Buffer
 
 from agent.beneath import Tree
 from agent.clones import Clones
 from agent.disk import DiskThrottle
 from agent.gate import Gate
+from agent.packing import FinishedPack
 from agent.state import State
 from agent.tracking.tracker import Done, Mode, Since, Taken
 from repository.errors import TidemarkError
@@ -396,18 +396,11 @@ class CoordinatorClient(Protocol):
         """
         ...
 
-    async def upload_pack(
-        self,
-        session: Session,
-        name: str,
-        blake3: bytes,
-        buffers: Sequence[Buffer],
-        size_bytes: int,
-    ) -> None:
-        """Store a pack: the buffers joined, and their hash. Returns once it is durable and checked.
+    async def upload_pack(self, session: Session, pack: FinishedPack) -> None:
+        """Store a pack. Returns once it is durable and checked.
 
         Idempotent: the same name with the same content may be sent again. At most three are in
-        flight at once, over all tasks; more callers wait. The buffers must not change meanwhile.
+        flight at once, over all tasks; more callers wait. Its buffers must not change meanwhile.
         """
         ...
 

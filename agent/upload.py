@@ -24,6 +24,7 @@ from agent.fetching import STORE_FETCH_BYTES
 from agent.identity import Identity
 from agent.line import Line
 from agent.logs import get_logger
+from agent.packing import FinishedPack
 from agent.services import (
     AuditOutcome,
     BackupStatistics,
@@ -288,26 +289,13 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
                 raise translated(error) from error
 
     @override
-    async def upload_pack(
-        self,
-        session: Session,
-        name: str,
-        blake3: bytes,
-        buffers: Sequence[Buffer],
-        size_bytes: int,
-    ) -> None:
-        header = agent_pb2.PackHeader(
-            session_id=session.session_id,
-            fencing_token=session.fencing_token,
-            name=name,
-            size_bytes=size_bytes,
-        )
+    async def upload_pack(self, session: Session, pack: FinishedPack) -> None:
         self.uploads_waiting += 1
         try:
             async with self._uploads:
                 self.uploads_running += 1
                 try:
-                    send = await self._sending(session, header, blake3, buffers)
+                    send = await self._sending(session, pack)
                     await self._persist(send, session.lease_seconds)
                 finally:
                     self.uploads_running -= 1
@@ -317,17 +305,23 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
     async def _sending(
         self,
         session: Session,
-        header: agent_pb2.PackHeader,
-        blake3: bytes,
-        buffers: Sequence[Buffer],
+        pack: FinishedPack,
     ) -> Callable[[NodeChannel], Awaitable[object]]:
         """Say how to send a pack: to the store itself where it may be."""
+        header = agent_pb2.PackHeader(
+            session_id=session.session_id,
+            fencing_token=session.fencing_token,
+            name=pack.name,
+            size_bytes=pack.size_bytes,
+        )
         signed = session.signed_uploads
         if signed is None or not self._store.serves(signed.endpoint):
-            return partial(self._send_through, header=header, buffers=buffers)
-        checksum = await asyncio.to_thread(checksum_of, buffers, signed.checksum)
-        pack = agent_pb2.PackDigest(header=header, checksum=checksum, blake3=blake3)
-        return partial(self._send_directly, pack=pack, buffers=buffers)
+            return partial(self._send_through, header=header, buffers=pack.buffers)
+        checksum = await asyncio.to_thread(checksum_of, pack.buffers, signed.checksum)
+        digest = agent_pb2.PackDigest(
+            header=header, checksum=checksum, blake3=pack.blake3, end_bytes=pack.end_bytes
+        )
+        return partial(self._send_directly, pack=digest, buffers=pack.buffers)
 
     async def _send_through(
         self, line: NodeChannel, header: agent_pb2.PackHeader, buffers: Sequence[Buffer]

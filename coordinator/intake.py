@@ -39,7 +39,7 @@ from coordinator.model import Node, Pack, PackOrigin, Session
 from coordinator.repositories import Opened
 from coordinator.sessions import Sessions
 from repository.failpoints import failpoint
-from repository.footers import read_pack_end
+from repository.footers import END_BYTES, read_pack_end
 from repository.frames import FrameReader
 from repository.ids import ID_BYTES, ChunkId, SessionId
 from repository.keys import frame_key
@@ -58,7 +58,7 @@ from repository.pack import (
 )
 from repository.rereading import read_soundly
 from repository.store.counting import charged
-from repository.store.interface import SignedRequest, Signing, Store
+from repository.store.interface import SignedRequest, Signing, Store, StoredObject
 
 # BLAKE3 of a whole pack; its name holds the first half.
 DIGEST_BYTES: Final = 32
@@ -87,6 +87,8 @@ class PackDigest:
     checksum: bytes
     """Of the kind that the store compares."""
     blake3: bytes
+    end_bytes: int = 0
+    """Of footer, origins and tail, as the agent says; 0 if it does not."""
 
 
 class _Digest:
@@ -188,9 +190,10 @@ class Intake:
             signing = _signing(there)
             _check_said(pack)
             if await self._catalog.ledger.pack(header.name) is None:
-                until = await self._check_stored(signing, pack)
-                index = await self._end(there.repository, header, node)
-                await self._record(header, session, index, pack.blake3, _kind_of(index), until)
+                found = await _stored(signing, pack)
+                index = await self._end(there.repository, header, node, found.part)
+                kind, until = _kind_of(index), nanoseconds(found.locked_until)
+                await self._record(header, session, index, pack.blake3, kind, until)
 
     @contextmanager
     def _counting_refused(self) -> Iterator[None]:
@@ -232,32 +235,16 @@ class Intake:
         failpoint("coordinator.pack.recorded", CatalogError)
         self._metrics.pack_stored(header.size_bytes)
 
-    async def _check_stored(self, signing: Signing, pack: PackDigest) -> int:
-        """Compare what the store says of a pack with what was signed for; until when it is locked.
-
-        Whoever sent it had to send the lock as well, but it is the store that keeps it.
-        """
-        name = pack.header.name
-        try:
-            found = await signing.stored(name)
-        except ObjectMissingError as error:
-            raise StoreUnavailableError(
-                f"{name} did not come to the store", hint="the agent sends it again"
-            ) from error
-        # A store that does not tell has compared it when it took the pack.
-        same = found.checksum is None or found.checksum == pack.checksum
-        if not same or found.size != pack.header.size_bytes:
-            raise DamagedError(
-                f"the repository holds {name}, and with other content than was signed for",
-                hint="run tidemark verify; the next backup stores its data under other names",
-            )
-        return nanoseconds(found.locked_until)
-
-    async def _end(self, repository: Repository, header: PackHeader, node: Node) -> PackIndex:
-        """Footer and origins of a pack in the store, signed by this node."""
+    async def _end(
+        self, repository: Repository, header: PackHeader, node: Node, end: bytes
+    ) -> PackIndex:
+        """Footer and origins of a pack in the store, signed by this node; `end` came already."""
+        came = [end]
 
         async def read() -> PackIndex:
-            tail, end = await read_pack_end(repository.store, header.name, header.size_bytes)
+            tail, end = await read_pack_end(
+                repository.store, header.name, header.size_bytes, came.pop() if came else b""
+            )
             _check_tail(tail, repository, node)
             return await asyncio.to_thread(end.open_with_metadata_key, repository.metadata_key)
 
@@ -367,6 +354,29 @@ def _signing(there: Opened) -> Signing:
     if there.repository.signing_store is None:
         raise RejectedError("this repository's store cannot be signed for")
     return there.repository.signing_store
+
+
+async def _stored(signing: Signing, pack: PackDigest) -> StoredObject:
+    """What the store says of a pack, which is what was signed for, and the pack's end.
+
+    Whoever sent it had to send the lock as well, but it is the store that keeps it.
+    """
+    name, size_bytes = pack.header.name, pack.header.size_bytes
+    end_bytes = min(pack.end_bytes or END_BYTES, END_BYTES, size_bytes)
+    try:
+        found = await signing.stored(name, size_bytes - end_bytes, end_bytes)
+    except ObjectMissingError as error:
+        raise StoreUnavailableError(
+            f"{name} did not come to the store", hint="the agent sends it again"
+        ) from error
+    # A store that does not tell has compared it when it took the pack.
+    same = found.checksum is None or found.checksum == pack.checksum
+    if not same or found.size != size_bytes:
+        raise DamagedError(
+            f"the repository holds {name}, and with other content than was signed for",
+            hint="run tidemark verify; the next backup stores its data under other names",
+        )
+    return found
 
 
 def _check_tail(tail: PackTail, repository: Repository, node: Node) -> None:

@@ -8,15 +8,21 @@ from repository.pack import PackEnd, PackIndex, PackTail, Signers, parse_tail
 from repository.store.interface import Store
 
 # Of a pack's end, in which most footers lie whole.
-_END_BYTES: Final = 1024 * 1024
+END_BYTES: Final = 1024 * 1024
 
 
-async def read_pack_end(store: Store, name: str, size: int) -> tuple[PackTail, PackEnd]:
-    """Tail and sealed footer of a pack of so many bytes; DamagedError, StoreError."""
-    length = min(size, _END_BYTES)
-    end = await store.get_range(name, size - length, length)
+async def read_pack_end(
+    store: Store, name: str, size: int, end: bytes = b""
+) -> tuple[PackTail, PackEnd]:
+    """Tail and sealed footer of a pack of so many bytes; DamagedError, StoreError.
+
+    `end` is what was read of it already, if anything.
+    """
+    if not end:
+        length = min(size, END_BYTES)
+        end = await store.get_range(name, size - length, length)
     tail = parse_tail(end, size)
-    missing = size - length - tail.footer_offset
+    missing = size - len(end) - tail.footer_offset
     if missing > 0:
         end = await store.get_range(name, tail.footer_offset, missing) + end
     footer = end[len(end) - (size - tail.footer_offset) :]

@@ -403,7 +403,7 @@ def _pack_header(header: agent_pb2.PackHeader) -> PackHeader:
 
 
 def _pack_digest(pack: agent_pb2.PackDigest) -> PackDigest:
-    return PackDigest(_pack_header(pack.header), pack.checksum, pack.blake3)
+    return PackDigest(_pack_header(pack.header), pack.checksum, pack.blake3, pack.end_bytes)
 
 
 def _signed_uploads(signing: Signing | None) -> agent_pb2.SignedUploads | None:

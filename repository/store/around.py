@@ -124,5 +124,5 @@ class SigningAround(Signing):
         return await self._inner.sign_get(name, seconds=seconds)
 
     @override
-    async def stored(self, name: str) -> StoredObject:
-        return await self._inner.stored(name)
+    async def stored(self, name: str, offset: int, length: int) -> StoredObject:
+        return await self._inner.stored(name, offset, length)

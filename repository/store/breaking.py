@@ -241,9 +241,9 @@ class BreakingSigning(SigningAround):
         self._wait_seconds = wait_seconds
 
     @override
-    async def stored(self, name: str) -> StoredObject:
+    async def stored(self, name: str, offset: int, length: int) -> StoredObject:
         async with self._breaker.call(self._wait_seconds):
-            return await self._inner.stored(name)
+            return await self._inner.stored(name, offset, length)
 
 
 class _BreakingWriter(WriterAround):

@@ -132,6 +132,8 @@ class StoredObject(NamedTuple):
     """Of the store's own kind; None where it does not tell."""
     locked_until: datetime | None = None
     """None where nothing keeps it, or the store does not tell."""
+    part: bytes = b""
+    """Those of its bytes that were asked for."""
 
 
 class Signing(Protocol):
@@ -174,8 +176,12 @@ class Signing(Protocol):
         """
         ...
 
-    def stored(self, name: str) -> Awaitable[StoredObject]:
-        """Ask what there is by this name; ObjectMissingError where there is nothing."""
+    def stored(self, name: str, offset: int, length: int) -> Awaitable[StoredObject]:
+        """Ask what there is by this name, and for some of its bytes, at least one.
+
+        By one request where the store tells everything along with them. ObjectMissingError where
+        there is nothing, DamagedError where it is shorter.
+        """
         ...
 
 

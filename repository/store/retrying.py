@@ -297,8 +297,10 @@ class RetryingSigning(SigningAround):
         self._persistence = Persistence(patience or Patience(), clock, sleep, draw)
 
     @override
-    async def stored(self, name: str) -> StoredObject:
-        return await self._persistence.call(Operation.HEAD, lambda _: self._inner.stored(name))
+    async def stored(self, name: str, offset: int, length: int) -> StoredObject:
+        return await self._persistence.call(
+            Operation.GET, lambda _: self._inner.stored(name, offset, length)
+        )
 
 
 async def _each(

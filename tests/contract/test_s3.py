@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest_asyncio
 import yarl
 
 from repository.errors import (
+    DamagedError,
     NoRepositoryError,
     ObjectExistsError,
     ObjectMissingError,
@@ -22,7 +24,7 @@ from repository.errors import (
     UsageError,
 )
 from repository.keys import Secret
-from repository.store.interface import SignedRequest
+from repository.store.interface import Checksum, SignedRequest
 from repository.store.s3.capabilities import NONE_KNOWN, Capabilities
 from repository.store.s3.check import check, check_recorded
 from repository.store.s3.location import Credentials, parse_location
@@ -206,6 +208,27 @@ async def test_a_signed_request_replaces_nothing(store: S3Store) -> None:
     assert (await send(request, CONTENT))[0] == 412
     assert (await send(await sign(store, "packs/ab/one", b"other"), b"other"))[0] == 412
     assert await store.get("packs/ab/one") == CONTENT
+
+
+@every
+async def test_what_others_have_sent_is_told_together_with_some_of_it(store: S3Store) -> None:
+    await store.put("packs/a", CONTENT)
+    await store.put("packs/longer", CONTENT + b"!")
+    before = store.requests.copy()
+
+    kind = store.signing.checksum
+    found = await store.signing.stored("packs/a", 4, 5)
+    longer = await store.signing.stored("packs/longer", 4, 5)
+
+    asked = store.requests - before
+    assert (found.size, found.part) == (len(CONTENT), CONTENT[4:9])
+    assert found.checksum in {None, hashlib.new(kind.value, CONTENT).digest()}
+    assert (longer.size, longer.part) == (len(CONTENT) + 1, CONTENT[4:9])
+    assert asked == Counter(get_object=2, head_object=2 * (kind is Checksum.SHA256))
+    with pytest.raises(DamagedError, match="shorter"):
+        await store.signing.stored("packs/a", len(CONTENT) - 2, 3)
+    with pytest.raises(ObjectMissingError):
+        await store.signing.stored("packs/b", 0, 1)
 
 
 @every
@@ -423,7 +446,7 @@ async def test_a_signed_request_may_have_to_lock_what_it_writes(
     assert (await send(request, CONTENT))[0] == 200
 
     assert await keeping.locked_until("packs/a") == TOMORROW
-    assert (await keeping.signing.stored("packs/a")).locked_until == TOMORROW
+    assert (await keeping.signing.stored("packs/a", 0, 1)).locked_until == TOMORROW
 
 
 @keeps
@@ -434,7 +457,7 @@ async def test_a_lock_that_somebody_may_take_away_is_none(keeping: S3Store) -> N
     await keeping.bucket.call("put_object_retention", "packs/a", Key=key, Retention=retention)
 
     assert await keeping.locked_until("packs/a") is None
-    assert (await keeping.signing.stored("packs/a")).locked_until is None
+    assert (await keeping.signing.stored("packs/a", 0, 1)).locked_until is None
 
 
 @gateway

@@ -102,11 +102,11 @@ def test_each_request_of_a_job_is_counted_and_there_are_few(
     by_agent = counted(agent_metrics(up), "tidemark_agent_store_requests_total")
 
     first: dict[str, Any] = backup["store_requests"]
-    # A pack is put once, by the agent; then refs and root. Its length is asked for, its end is
-    # read, and one frame of the first, or of the three that are sent at once.
+    # A pack is put once, by the agent; then refs and root. Its end is read, with which the store
+    # tells the rest, and one frame of the first, or of the three that are sent at once.
     assert len(packs) >= 4
     assert (first["put"], first["list"], first["delete"]) == (len(packs) + 2, 0, 0)
-    assert first["head"] == len(packs)
+    assert first["head"] == 0
     assert len(packs) + 1 <= first["get"] <= len(packs) + 3
     assert first["bytes_in"] >= 5 * 16 * MIB
     assert unchanged["store_requests"]["put"] <= 2

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Final
 
-from typing_extensions import Buffer, override
+from typing_extensions import override
 
 from agent.errors import UnreachableError
+from agent.packing import FinishedPack
 from agent.services import (
     BackupStatistics,
     Committed,
@@ -32,7 +33,7 @@ from repository.keys import (
 )
 from repository.layout import DATA_KEY_INFO, ReaderKeys, WriterKeys
 from repository.needs import drive
-from repository.pack import FrameTable, read_index
+from repository.pack import FrameTable, PackKind, read_index
 from repository.reader import Chunks, FrameSource, SealedFrame, SnapshotReader
 from repository.refs import decode_refs, refs_hash
 from repository.snapshot import (
@@ -139,21 +140,14 @@ class MemoryCoordinator(CoordinatorClient):
             yield StoredChunks(chunks, self.borrowed)
 
     @override
-    async def upload_pack(
-        self,
-        session: Session,
-        name: str,
-        blake3: bytes,
-        buffers: Sequence[Buffer],
-        size_bytes: int,
-    ) -> None:
+    async def upload_pack(self, session: Session, pack: FinishedPack) -> None:
         if self.uploads_left is not None:
             if self.uploads_left == 0:
                 raise StoreFullError("the repository's disk is full")
             self.uploads_left -= 1
-        pack = b"".join(bytes(buffer) for buffer in buffers)
-        assert len(pack) == size_bytes
-        self.since_head += self.store.add(name, pack)
+        content = b"".join(bytes(buffer) for buffer in pack.buffers)
+        assert len(content) == pack.size_bytes
+        self.since_head += self.store.add(pack.name, content)
         if self.answers_left is not None:
             if self.answers_left == 0:
                 raise UnreachableError("the connection was cut")
@@ -257,3 +251,9 @@ class MemoryCoordinator(CoordinatorClient):
         sealed, key = self.store.frame(identity)
         opened = FrameReader(REPOSITORY, self.ids).open(sealed, key, identity, kind)
         return bytes(opened[pointer.chunk].data)
+
+
+def finished_pack(*buffers: bytes) -> FinishedPack:
+    """Some bytes as a pack to be sent, whatever they are."""
+    size = sum(map(len, buffers))
+    return FinishedPack(PackKind.DATA, "packs/x", bytes(32), buffers, size, 0, [], lambda: None)

@@ -15,6 +15,7 @@ from agent.services import Session
 from agent.throttle import Throttles
 from agent.upload import CoordinatorCalls, NodeChannel
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
+from tests.fakes.coordinator import finished_pack
 from tests.fakes.handler import QuietHandler
 from tests.fakes.virtual import busiest_second
 
@@ -91,9 +92,7 @@ async def test_a_coordinator_that_is_killed_under_an_upload_leaves_the_floor_not
         tasks = [group.create_task(handler.stream.run(), name="stream")]
         async with asyncio.timeout(5):
             await handler.granted.wait()
-        upload = calls.upload_pack(
-            SESSION, "packs/x", bytes(32), [bytes(200 * 1024 * 1024)], 200 * 1024 * 1024
-        )
+        upload = calls.upload_pack(SESSION, finished_pack(bytes(200 * 1024 * 1024)))
         tasks.append(group.create_task(upload, name="upload"))
         await asyncio.sleep(1.2)
         before = store.since(time.monotonic() - 1)

@@ -1085,10 +1085,13 @@ class PackDigest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     BLAKE3_FIELD_NUMBER: _builtins.int
+    END_BYTES_FIELD_NUMBER: _builtins.int
     checksum: _builtins.bytes
     """Raw, of the kind that the session told."""
     blake3: _builtins.bytes
     """Of all of its bytes, 32 bytes."""
+    end_bytes: _builtins.int
+    """How many bytes its footer, origins and tail are, so that just they are read back; 0 if unknown."""
     @_builtins.property
     def header(self) -> Global___PackHeader: ...
     def __init__(
@@ -1097,10 +1100,11 @@ class PackDigest(_message.Message):
         header: Global___PackHeader | None = ...,
         checksum: _builtins.bytes = ...,
         blake3: _builtins.bytes = ...,
+        end_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blake3", b"blake3", "checksum", b"checksum", "header", b"header"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blake3", b"blake3", "checksum", b"checksum", "end_bytes", b"end_bytes", "header", b"header"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

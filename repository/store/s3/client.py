@@ -22,7 +22,7 @@ from repository.store.counting import Tally, charge
 from repository.store.interface import Operation, check_name
 from repository.store.patience import Patience
 from repository.store.retrying import persistence
-from repository.store.s3.errors import answer_of, failures, translate
+from repository.store.s3.errors import answer_of, failures, shorter, translate
 from repository.store.s3.location import Credentials, S3Location
 
 _T = TypeVar("_T")
@@ -88,6 +88,23 @@ class Bucket:
 
         return await self.persist(Operation.GET, ask)
 
+    async def read_whole(self, name: str) -> tuple[dict[str, Any], bytes]:
+        """All of an object of ours, and the answer; StoreUnavailableError where it was cut off."""
+        answer, data = await self.read(name, Key=self.key(name))
+        _check_whole(name, data, answer)
+        return answer, data
+
+    async def read_range(self, name: str, offset: int, length: int) -> tuple[dict[str, Any], bytes]:
+        """Some bytes of an object of ours, at least one, and the answer.
+
+        DamagedError where it is shorter, StoreUnavailableError where something else came.
+        """
+        wanted = f"bytes={offset}-{offset + length - 1}"
+        answer, data = await self.read(name, Key=self.key(name), Range=wanted)
+        _check_whole(name, data, answer)
+        _check_range(name, answer, offset, length)
+        return answer, data
+
     async def persist(self, _: Operation, ask: Callable[[], Awaitable[_T]]) -> _T:
         """Ask, once here: whoever calls tries again."""
         return await ask()
@@ -147,6 +164,37 @@ class PatientBucket(Bucket):
                 if not _is_trouble(error):
                     raise
                 await self._persistence.pause(course, error)
+
+
+def _check_whole(name: str, data: bytes, answer: dict[str, Any]) -> None:
+    """StoreUnavailableError where a body was cut off on its way."""
+    if len(data) != answer.get("ContentLength"):
+        raise StoreUnavailableError(
+            f"{name} was cut off on its way here", hint="it is tried again where it can be"
+        )
+
+
+def _check_range(name: str, answer: dict[str, Any], offset: int, length: int) -> None:
+    """Whether it is the range that was asked for, by what the store says of it."""
+    size = answer["ContentLength"]
+    told = str(answer.get("ContentRange", ""))
+    if not told and offset == 0 and size == length:
+        return
+    expected = f"bytes {offset}-{offset + size - 1}/"
+    if not told.startswith(expected):
+        raise StoreUnavailableError(
+            f"the store sent another part of {name} than was asked for: {told or 'all of it'}",
+            hint="it is tried again where it can be; if it lasts, ask who runs the store",
+        )
+    if size == length:
+        return
+    total = told.removeprefix(expected)
+    if total.isdigit() and int(total) < offset + length:
+        raise shorter(name)
+    raise StoreUnavailableError(
+        f"the store sent {size} of {length} bytes of {name}",
+        hint="it is tried again where it can be; if it lasts, ask who runs the store",
+    )
 
 
 def _is_trouble(error: StoreUnavailableError) -> bool:

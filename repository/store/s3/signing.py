@@ -71,12 +71,17 @@ class S3Signing(Signing):
         return SignedRequest("GET", url, {})
 
     @override
-    async def stored(self, name: str) -> StoredObject:
+    async def stored(self, name: str, offset: int, length: int) -> StoredObject:
         """What there is; its tag is taken for its MD5 where it looks like one."""
-        asked = {"ChecksumMode": "ENABLED"} if self.checksum is Checksum.SHA256 else {}
-        key = self._bucket.key(name)
-        answer = await self._bucket.call("head_object", name, Key=key, **asked)
-        return StoredObject(int(answer["ContentLength"]), self._told(answer), lock_of(answer))
+        answer, part = await self._bucket.read_range(name, offset, length)
+        size = _whole_size(answer)
+        if size is None or self.checksum is Checksum.SHA256:
+            # Beside a part of it no store tells the checksum of the whole.
+            asked = {"ChecksumMode": "ENABLED"} if self.checksum is Checksum.SHA256 else {}
+            key = self._bucket.key(name)
+            answer = await self._bucket.call("head_object", name, Key=key, **asked)
+            size = int(answer["ContentLength"])
+        return StoredObject(size, self._told(answer), lock_of(answer), part)
 
     def _told(self, answer: Mapping[str, Any]) -> bytes | None:
         if self.checksum is Checksum.SHA256:
@@ -139,6 +144,15 @@ def check_lock(until: datetime, capabilities: Capabilities) -> None:
             "this bucket cannot lock objects",
             hint="make a bucket with object lock, which most stores allow for new ones only",
         )
+
+
+def _whole_size(answer: Mapping[str, Any]) -> int | None:
+    """The size of an object of which a part was read; None where that is not told."""
+    told = str(answer.get("ContentRange", ""))
+    if not told:
+        return int(answer["ContentLength"])
+    total = told.rpartition("/")[2]
+    return int(total) if total.isdecimal() else None
 
 
 def _headers(parameters: dict[str, Any]) -> dict[str, str]:

@@ -31,7 +31,7 @@ from repository.store.interface import ObjectInfo, ObjectWriter, Store, check_pr
 from repository.store.patience import Patience
 from repository.store.s3.capabilities import NONE_KNOWN, Capabilities
 from repository.store.s3.client import Bucket
-from repository.store.s3.errors import answer_of, no_bucket, shorter
+from repository.store.s3.errors import answer_of, no_bucket
 from repository.store.s3.listing import Listing
 from repository.store.s3.signing import (
     LOCK_MODE,
@@ -103,21 +103,16 @@ class S3Store(Store):
 
     @override
     async def get(self, name: str) -> bytes:
-        answer, data = await self.bucket.read(name, Key=self.bucket.key(name))
-        _check_whole(name, data, answer)
+        _, data = await self.bucket.read_whole(name)
         return data
 
     @override
     async def get_range(self, name: str, offset: int, length: int) -> bytes:
-        key = self.bucket.key(name)
         if length == 0:
             # No range of a request is empty.
             await self.head(name)
             return b""
-        wanted = f"bytes={offset}-{offset + length - 1}"
-        answer, data = await self.bucket.read(name, Key=key, Range=wanted)
-        _check_whole(name, data, answer)
-        _check_range(name, answer, offset, length)
+        _, data = await self.bucket.read_range(name, offset, length)
         return data
 
     @override
@@ -305,34 +300,3 @@ class _S3Writer(ObjectWriter):
         trace: TracebackType | None,
     ) -> None:
         self._data = io.BytesIO()
-
-
-def _check_whole(name: str, data: bytes, answer: dict[str, Any]) -> None:
-    """StoreUnavailableError where a body was cut off on its way."""
-    if len(data) != answer.get("ContentLength"):
-        raise StoreUnavailableError(
-            f"{name} was cut off on its way here", hint="it is tried again where it can be"
-        )
-
-
-def _check_range(name: str, answer: dict[str, Any], offset: int, length: int) -> None:
-    """Whether it is the range that was asked for, by what the store says of it."""
-    size = answer["ContentLength"]
-    told = str(answer.get("ContentRange", ""))
-    if not told and offset == 0 and size == length:
-        return
-    expected = f"bytes {offset}-{offset + size - 1}/"
-    if not told.startswith(expected):
-        raise StoreUnavailableError(
-            f"the store sent another part of {name} than was asked for: {told or 'all of it'}",
-            hint="it is tried again where it can be; if it lasts, ask who runs the store",
-        )
-    if size == length:
-        return
-    total = told.removeprefix(expected)
-    if total.isdigit() and int(total) < offset + length:
-        raise shorter(name)
-    raise StoreUnavailableError(
-        f"the store sent {size} of {length} bytes of {name}",
-        hint="it is tried again where it can be; if it lasts, ask who runs the store",
-    )

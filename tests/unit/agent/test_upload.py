@@ -48,6 +48,7 @@ from repository.errors import (
     UsageError,
 )
 from repository.failpoints import VARIABLE, arm
+from tests.fakes.coordinator import finished_pack
 
 
 @given(st.lists(st.binary(max_size=9)), st.lists(st.integers(0, 12)))
@@ -271,7 +272,7 @@ async def test_an_error_while_a_pack_is_streamed_is_its_error() -> None:
     try:
         async with _calls(_Refuses()) as calls:  # type: ignore[abstract]
             with pytest.raises(UnreachableError, match="half_sent"):
-                await calls.upload_pack(SESSION, "packs/x", bytes(32), [b"content"], 7)
+                await calls.upload_pack(SESSION, finished_pack(b"content"))
     finally:
         arm({})
 
@@ -300,9 +301,7 @@ async def test_under_a_limit_a_pack_is_sent_whole_in_small_pieces_in_its_time() 
     store = _Store()  # type: ignore[abstract]  # two calls are enough
     async with _calls(store, rate=2_000_000) as calls:
         began = asyncio.get_running_loop().time()
-        await calls.upload_pack(
-            SESSION, "packs/x", bytes(32), [pack[:1000], pack[1000:]], len(pack)
-        )
+        await calls.upload_pack(SESSION, finished_pack(pack[:1000], pack[1000:]))
         seconds = asyncio.get_running_loop().time() - began
 
     assert b"".join(store.taken) == pack

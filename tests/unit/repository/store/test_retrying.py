@@ -175,7 +175,7 @@ class Forgetful(SigningAround):
         self.asked = 0
 
     @override
-    async def stored(self, name: str) -> StoredObject:
+    async def stored(self, name: str, offset: int, length: int) -> StoredObject:
         self.asked += 1
         if self.asked < 3:
             raise StoreUnavailableError("it does not know just now")
@@ -189,14 +189,14 @@ def test_what_was_sent_by_others_is_asked_for_again() -> None:
         breaker = Breaker(Limits(failures_max=1), clock=clock)
         signing = BreakingSigning(RetryingSigning(forgetful, clock=clock), breaker)
 
-        assert await signing.stored("packs/a") == StoredObject(1, None)
+        assert await signing.stored("packs/a", 0, 1) == StoredObject(1, None)
 
         forgetful.asked = -(1 << 30)
         with pytest.raises(StoreUnavailableError, match="tried"):
-            await signing.stored("packs/a")
+            await signing.stored("packs/a", 0, 1)
         asked = forgetful.asked
         with pytest.raises(StoreUnavailableError, match="it is asked again in"):
-            await signing.stored("packs/a")
+            await signing.stored("packs/a", 0, 1)
         assert forgetful.asked == asked
 
     run(scene)
