@@ -19,6 +19,8 @@ from tests.servers.processes import answers, free_port, run, start, wait_until
 
 _NEEDED = ("ceph-mon", "ceph-osd", "monmaptool", "osdmaptool", "radosgw", "radosgw-admin")
 _STEP_SECONDS = 60.0
+# By this name it serves a bucket as a host of its own; by its address, as the first part of a path.
+HOST = "s3.test"
 
 # No authentication between its parts: all of them end with the tests, and listen on loopback.
 # The gateway asks its monitor in "secure" mode unless told otherwise, which needs keys.
@@ -59,7 +61,7 @@ rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw data = {directory}/rgw
 rgw run sync thread = false
 rgw enable usage log = false
-rgw dns name =
+rgw dns name = {host}
 """
 
 
@@ -95,6 +97,7 @@ def _configure(directory: Path, port: int) -> list[str]:
         second=free_port(),
         directory=directory,
         port=port,
+        host=HOST,
     )
     path.write_text(text)
     return ["-c", str(path)]
