@@ -18,6 +18,10 @@ _WINDOW_PART: Final = 1.02
 # Two busy cores let a thread wait for some tens of milliseconds.
 _SAVED_SECONDS: Final = 0.25
 _LOWERED_SECONDS: Final = 0.02
+# Late wake-ups of a moment; more than that is gone.
+_ROOM_SECONDS: Final = 0.04
+# What comes later than usual by less fits between what goes here and what is promised.
+_LAG_SECONDS: Final = 0.02
 # What is shorter than this is not worth waiting for.
 _NOW_SECONDS: Final = 1e-6
 
@@ -55,7 +59,12 @@ class Pace:
         if self.rate <= 0:
             return float("inf")
         needed = min(size_bytes, self.rate * _SAVED_SECONDS / 2)
-        wait = max(0.0, (needed - self._saved) / self.rate, self._until_room(size_bytes, now))
+        room = self._until_room(size_bytes, now)
+        if room > 0:
+            # Who waits for the last second to pass saves little: else what went at once in that
+            # second would go at once in each one that follows.
+            self._saved = min(self._saved, max(needed, self.rate * _ROOM_SECONDS))
+        wait = max(0.0, (needed - self._saved) / self.rate, room)
         return 0.0 if wait < _NOW_SECONDS else wait
 
     def spend(self, size_bytes: int, now: float) -> None:
@@ -64,6 +73,20 @@ class Pace:
         self._saved -= size_bytes
         self._sent.append((now, size_bytes))
         self._sent_bytes += size_bytes
+
+    def postpone(self, size_bytes: int, since: float, until: float) -> None:
+        """Count so many bytes, which were to go at `since`, as going at `until`."""
+        kept = deque[tuple[float, int]]()
+        left = size_bytes
+        while self._sent and (self._sent[-1][0] > since or left):
+            at, size = self._sent.pop()
+            part = 0 if at > since else min(size, left)
+            left -= part
+            if size > part:
+                kept.appendleft((at, size - part))
+        # What is left had gone from the last second already.
+        self._sent_bytes += left
+        self._sent = deque(sorted([*self._sent, *kept, (until, size_bytes)]))
 
     def _save(self, now: float) -> None:
         saved = self._saved + (now - self._saved_at) * self.rate
@@ -113,3 +136,27 @@ class Pace:
             total += rate * (end - max(began, since))
             end = max(began, since)
         return total
+
+
+class Lag:
+    """How much later than usual what was asked for comes.
+
+    A line's own delay is the same for all that goes over it, and changes nothing in how much comes
+    in a second. What was held up somewhere comes together with what follows it.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._least = float("inf")
+
+    def begin_anew(self) -> None:
+        """Forget all but what was learned since this was called last: lines change."""
+        self._before, self._least = self._least, float("inf")
+
+    def of(self, delay_seconds: float) -> float:
+        """By how much it came too late, after such a delay; zero for what nobody notices.
+
+        Never less than it was: who knows the shortest delay only roughly counts it somewhat later.
+        """
+        self._least = min(self._least, delay_seconds)
+        lag = delay_seconds - min(self._before, self._least)
+        return 0.0 if lag < _LAG_SECONDS else min(delay_seconds, lag + _LAG_SECONDS)

@@ -132,6 +132,14 @@ class Throttle:
             self._taken_at = self._clock.monotonic()
             self.waited_seconds += self._taken_at - began
 
+    def postpone(self, nbytes: int, since: float, until: float) -> None:
+        """Say that what was taken at `since` was held up, and came as if taken at `until`.
+
+        Somebody on the line sees it go together with what follows, which has to wait for that.
+        """
+        if self._pace is not None and until > since:
+            self._pace.postpone(nbytes, since, until)
+
     def begin_flow(self) -> Stream:
         """Say that many bytes are about to be taken; whoever says so says when it was all."""
         stream = Stream(self._end_flow)

@@ -25,6 +25,7 @@ from agent.identity import Identity
 from agent.line import Line
 from agent.logs import get_logger
 from agent.packing import FinishedPack
+from agent.pacing import Lag
 from agent.services import (
     AuditOutcome,
     BackupStatistics,
@@ -247,6 +248,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         self._store = store or DirectStore(throttles=throttles)
         self._reads = SignedReads(clock.monotonic)
         self._uploads = asyncio.Semaphore(_UPLOADS)
+        self._lag = Lag()
         self.uploads_waiting = 0
         self.uploads_running = 0
 
@@ -426,12 +428,18 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         self, task_id: str, name: str, left: deque[tuple[int, int]]
     ) -> list[memoryview]:
         """Read ranges as fast as they may come, in small calls, however long each takes."""
+        throttle, clock = self._throttles.restore, self._clock.monotonic
         room = asyncio.Semaphore(_READS_IN_FLIGHT)
+        self._lag.begin_anew()
         calls: list[asyncio.Task[list[memoryview]]] = []
 
         async def read(asked: list[tuple[int, int]]) -> list[memoryview]:
+            since = clock()
             try:
-                return await self._read_ranges(task_id, name, asked)
+                arrived = await self._read_ranges(task_id, name, asked)
+                lag = self._lag.of(clock() - since)
+                throttle.postpone(sum(map(len, arrived)), since, since + lag)
+                return arrived
             finally:
                 room.release()
 
@@ -439,7 +447,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             async with asyncio.TaskGroup() as group:
                 while missing := sum(length for _, length in left):
                     await room.acquire()
-                    asked = list(_first_of(left, await self._throttles.restore.take_some(missing)))
+                    asked = list(_first_of(left, await throttle.take_some(missing)))
                     calls.append(group.create_task(read(asked), name=f"read {name} {asked[0][0]}"))
         except ExceptionGroup as errors:  # by except*, Python 3.11.2 would raise a group again
             raise first_error(errors) from None

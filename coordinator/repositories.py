@@ -47,7 +47,9 @@ from repository.store.s3.location import S3Location
 
 log = get_logger()
 
-# One that could not be opened is tried again so often.
+# One that could not be opened is tried again after a second, for a disk that was only late, then
+# after twice as long each time, and so often in the end.
+_AGAIN_SECONDS_MIN: Final = 1.0
 _AGAIN_SECONDS: Final = 10.0
 # A start waits no longer for them: a directory on a server that is away may hang for ever.
 _START_SECONDS: Final = 20.0
@@ -214,8 +216,10 @@ class Repositories:
     async def run(self) -> None:
         """Never returns."""
         async with asyncio.TaskGroup() as group:
+            pause = _AGAIN_SECONDS_MIN
             while True:
-                await asyncio.sleep(_AGAIN_SECONDS)
+                await asyncio.sleep(min(pause, _AGAIN_SECONDS))
+                pause = min(2 * pause, _AGAIN_SECONDS)
                 for each in self.absent():
                     if not self._opening[each.name].locked():
                         group.create_task(self._try(each), name=f"open repository {each.name}")

@@ -40,7 +40,10 @@ class Agent:
 
     def start(self, failpoints: str = "") -> None:
         """Start it, and wait until the coordinator knows it and its volumes."""
+        said = len(self.log())
         self.launch(failpoints)
+        # To ask the coordinator takes a command each time, while both start.
+        eventually(lambda: '"event": "connected"' in self.log()[said:], seconds=30)
         eventually(lambda: self.state() == "connected", seconds=30)
 
     def launch(self, failpoints: str = "") -> None:
@@ -80,7 +83,8 @@ class Agent:
 
     def log(self) -> str:
         """Everything it said."""
-        return (self.directory / "log").read_text()
+        log = self.directory / "log"
+        return log.read_text() if log.exists() else ""
 
 
 @contextmanager

@@ -126,7 +126,7 @@ page, end = b"", 0
 while True:
     page = end.to_bytes(8, "big") * 512
     os.pwrite(growing, page, end)
-    end += 65536
+    end += 8192
     os.ftruncate(growing, end)
     os.ftruncate(flapping, 0)
     os.pwrite(flapping, page * 200, 0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.pacing import Pace
+from agent.pacing import Lag, Pace
 from tests.fakes.virtual import busiest_second
 
 RATE = 20_000_000
@@ -100,3 +100,55 @@ def test_what_is_larger_than_a_rate_saves_for_goes_all_the_same(rate: int) -> No
 
     assert len(sent) == 1
     assert again > 0.4
+
+
+# So many pieces are asked for before the first of them has come.
+IN_FLIGHT = 16
+
+
+def ask(until: float, stalls: list[tuple[float, float]], line: float) -> list[tuple[float, int]]:
+    """Ask for pieces as soon as they may come; when each came over a line that stalls."""
+    pace, lag = Pace(RATE, 0.0), Lag()
+    now, came, asked = 0.0, [], list[tuple[float, float]]()
+    while now < until:
+        while asked and asked[0][0] <= now:
+            at, since = asked.pop(0)
+            late = lag.of(at - since)
+            if late > 0:
+                pace.postpone(PIECE, since, since + late)
+            came.append((at, PIECE))
+        delay = pace.delay(PIECE, now)
+        if delay or len(asked) == IN_FLIGHT:
+            wake = asked[0][0] if asked else math.inf
+            now = min(wake, now + delay) if delay and len(asked) < IN_FLIGHT else wake
+            continue
+        pace.spend(PIECE, now)
+        at = now + line
+        asked.append((max([at, *(end for begin, end in stalls if begin <= at < end)]), now))
+    return came
+
+
+@pytest.mark.parametrize("line", [0.01, 0.05, 0.2])
+def test_what_was_held_up_on_its_way_counts_when_it_goes_on(line: float) -> None:
+    came = ask(12.0, [(3.0, 3.1), (3.4, 3.6), (6.0, 6.3), (8.0, 9.5)], line)
+
+    assert busiest_second(came) <= RATE * 1.05
+    held_up = 0.1 + 0.2 + 0.3 + 1.5
+    assert sum(size for _, size in came) >= (12.0 - held_up - 1.0) * RATE * 0.98
+
+
+@pytest.mark.parametrize("line", [0.05, 0.2])
+def test_a_line_that_is_always_slow_has_all_of_the_rate(line: float) -> None:
+    came = ask(10.0, [], line)
+
+    assert sum(size for _, size in came) >= (10.0 - line) * RATE * 0.99
+
+
+def test_a_line_that_has_become_slower_is_known_before_long() -> None:
+    lag = Lag()
+
+    assert [lag.of(0.1), lag.of(0.11), lag.of(0.3)] == [0.0, 0.0, pytest.approx(0.22)]
+    lag.begin_anew()
+    assert lag.of(0.3) == pytest.approx(0.22)
+    lag.begin_anew()
+    assert lag.of(0.4) == pytest.approx(0.12)
