@@ -24,8 +24,8 @@ from agent.fetching import STORE_FETCH_BYTES
 from agent.identity import Identity
 from agent.line import Line
 from agent.logs import get_logger
-from agent.packing import FinishedPack
 from agent.pacing import Lag
+from agent.packing import FinishedPack
 from agent.services import (
     AuditOutcome,
     BackupStatistics,
