@@ -36,8 +36,9 @@ PIECE_BYTES: Final = 256 * 1024
 # would take the connection for lost.
 _YOUNGER_SHIFT: Final = 3
 _PIECE_BYTES_MIN: Final = 4096
-# Three uploads, and what restores fetch at once.
-_CONNECTIONS: Final = 8
+# Three uploads, and what restores fetch at once: two reads, or under a limit fifty a second, each of
+# which may take 0.3 s.
+_CONNECTIONS: Final = 20
 _CONNECT_SECONDS: Final = 20.0
 # Without a byte for so long a request is as good as lost.
 _SILENCE_SECONDS: Final = 60.0
@@ -176,8 +177,14 @@ class DirectStore:
             self._sending.remove(flow)
             flow.end()
 
-    async def get(self, request: SignedRequest, offset: int, length: int) -> memoryview:
-        """Read a range of the object; DamagedError where it is shorter, else StoreError."""
+    async def get(
+        self, request: SignedRequest, offset: int, length: int, *, is_paced: bool = False
+    ) -> memoryview:
+        """Read a range of the object; DamagedError where it is shorter, else StoreError.
+
+        Under a limit, unless `is_paced` says that all of it may come already, it is read no faster
+        than that; but the store sends some megabytes more, which the kernel keeps.
+        """
         asked = {"Range": f"bytes={offset}-{offset + length - 1}"}
         arrived = bytearray(length)
         filled = 0
@@ -186,7 +193,7 @@ class DirectStore:
             await _check(answer, _READ)
             if not _is_range(answer.status, answer.headers, offset, length):
                 raise StoreUnavailableError("the store sent another range than was asked for")
-            while piece := await self._next_piece(answer, deadline):
+            while piece := await self._next_piece(answer, deadline, is_paced=is_paced):
                 if filled + len(piece) > length:
                     raise StoreUnavailableError("the store sent more than was asked for")
                 charge(self.total, Operation.GET, 0, bytes_out=len(piece))
@@ -199,10 +206,10 @@ class DirectStore:
             )
         return memoryview(arrived)
 
-    async def _next_piece(self, answer: Any, deadline: Deadline) -> bytes:
+    async def _next_piece(self, answer: Any, deadline: Deadline, *, is_paced: bool) -> bytes:
         """Read on, when it may be; what is not read the store holds back before long."""
         throttle = self._throttles.restore
-        if not throttle.is_limited:
+        if is_paced or not throttle.is_limited:
             return bytes(await answer.content.readany())
         piece = bytes(await answer.content.read(throttle.piece_bytes))
         with deadline.halted():
@@ -291,10 +298,11 @@ def _http() -> tuple[Any, Any]:
 
 
 def _open_session(aiohttp: Any, ca_file: Path | None) -> Any:
-    context = ssl.create_default_context()
+    trusted: ssl.SSLContext | bool = True
     if ca_file is not None:
-        context.load_verify_locations(ca_file)
-    connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=context)
+        trusted = ssl.create_default_context()
+        trusted.load_verify_locations(ca_file)
+    connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=trusted)
     # Neither a proxy nor a password of the environment is meant for the store, and a header that
     # nobody has signed may make it refuse.
     skip = ("Content-Type", "User-Agent", "Accept-Encoding")

@@ -104,10 +104,12 @@ class Throttle:
     @property
     def piece_bytes(self) -> int:
         """How much should be asked for at a time."""
-        if self._pace is None:
-            return PIECE_BYTES
-        rate = self._pace.rate or self._floor
-        return min(PIECE_BYTES, max(_PIECE_BYTES_MIN, int(rate * _PIECE_SECONDS)))
+        return PIECE_BYTES if self._pace is None else min(PIECE_BYTES, self._piece())
+
+    def _piece(self) -> int:
+        """What goes at the present rate in a moment that nobody notices."""
+        rate = (self._pace.rate if self._pace is not None else 0) or self._floor
+        return max(_PIECE_BYTES_MIN, int(rate * _PIECE_SECONDS))
 
     async def take(self, nbytes: int) -> float:
         """Wait until so many bytes may go; the seconds that it took."""
@@ -118,7 +120,7 @@ class Throttle:
             nbytes -= await self.take_some(nbytes)
         return self._clock.monotonic() - began
 
-    async def take_some(self, most: int) -> int:
+    async def take_some(self, most: int, piece_max: int = PIECE_BYTES) -> int:
         """Wait until anything may go; how much may, which is a piece at the rate of that moment."""
         if self._pace is None:
             return most
@@ -126,7 +128,7 @@ class Throttle:
         self._begin_taking(began)
         try:
             async with self._turn:
-                return await self._wait_for_piece(most)
+                return await self._wait_for_piece(min(most, piece_max))
         finally:
             self._takers -= 1
             self._taken_at = self._clock.monotonic()
@@ -209,7 +211,7 @@ class Throttle:
             self._changed.clear()
             now = self._clock.monotonic()
             self._fall(now)
-            piece = min(most, self.piece_bytes)
+            piece = min(most, self._piece())
             delay = pace.delay(piece, now)
             if not delay:
                 pace.spend(piece, now)

@@ -415,8 +415,8 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         self, task_id: str, name: str, ranges: Sequence[tuple[int, int]], endpoint: str = ""
     ) -> list[memoryview]:
         if self._store.serves(endpoint):
-            reading = partial(self._read_directly, task_id=task_id, name=name, ranges=ranges)
-            return await self._persist(reading, _PATIENCE_SECONDS)
+            arrived = await self._read_directly(task_id, name, ranges)
+            return cut(arrived, [length for _, length in ranges])
         throttle = self._throttles.restore
         if not throttle.is_limited:
             arrived = await self._read_ranges(task_id, name, ranges)
@@ -428,6 +428,20 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         self, task_id: str, name: str, left: deque[tuple[int, int]]
     ) -> list[memoryview]:
         """Read ranges as fast as they may come, in small calls, however long each takes."""
+        read = partial(self._read_ranges, task_id, name)
+        return await self._in_pieces(left, read, PIECE_BYTES, f"read {name}")
+
+    async def _in_pieces(
+        self,
+        left: deque[tuple[int, int]],
+        read_ranges: Callable[[list[tuple[int, int]]], Awaitable[list[memoryview]]],
+        piece_max: int,
+        about: str,
+    ) -> list[memoryview]:
+        """Read ranges by small calls, each sent when all of its answer may come.
+
+        The other side sends an answer as fast as the line takes it.
+        """
         throttle, clock = self._throttles.restore, self._clock.monotonic
         room = asyncio.Semaphore(_READS_IN_FLIGHT)
         self._lag.begin_anew()
@@ -436,7 +450,7 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
         async def read(asked: list[tuple[int, int]]) -> list[memoryview]:
             since = clock()
             try:
-                arrived = await self._read_ranges(task_id, name, asked)
+                arrived = await read_ranges(asked)
                 lag = self._lag.of(clock() - since)
                 throttle.postpone(sum(map(len, arrived)), since, since + lag)
                 return arrived
@@ -447,8 +461,8 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             async with asyncio.TaskGroup() as group:
                 while missing := sum(length for _, length in left):
                     await room.acquire()
-                    asked = list(_first_of(left, await throttle.take_some(missing)))
-                    calls.append(group.create_task(read(asked), name=f"read {name} {asked[0][0]}"))
+                    asked = list(_first_of(left, await throttle.take_some(missing, piece_max)))
+                    calls.append(group.create_task(read(asked), name=f"{about} {asked[0][0]}"))
         except ExceptionGroup as errors:  # by except*, Python 3.11.2 would raise a group again
             raise first_error(errors) from None
         return [piece for call in calls for piece in call.result()]
@@ -504,11 +518,36 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
             flow.end()
 
     async def _read_directly(
-        self, line: NodeChannel, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
+        self, task_id: str, name: str, ranges: Sequence[tuple[int, int]]
     ) -> list[memoryview]:
         """Read ranges of a pack from the store itself, neighbours by one request."""
         found: list[memoryview] = []
         for read in reads(ranges, gap_bytes=_GAP_BYTES, read_bytes=_READ_BYTES):
+            begin, arrived = read.offset, await self._get(task_id, name, read.offset, read.length)
+            found += [arrived[at - begin : at - begin + length] for at, length in read.wanted]
+        return found
+
+    async def _get(self, task_id: str, name: str, offset: int, length: int) -> memoryview:
+        """Read a part of a pack by one request; under a limit by one for each moment.
+
+        A store sends what it is asked for at once, however slowly it is read: the kernel takes
+        megabytes, which everybody on the line would see.
+        """
+        if not self._throttles.restore.is_limited:
+            return await self._get_signed(task_id, name, offset, length, is_paced=False)
+
+        async def read(asked: list[tuple[int, int]]) -> list[memoryview]:
+            return [
+                await self._get_signed(task_id, name, at, size, is_paced=True) for at, size in asked
+            ]
+
+        left = deque([(offset, length)])
+        return memoryview(b"".join(await self._in_pieces(left, read, _READ_BYTES, f"get {name}")))
+
+    async def _get_signed(
+        self, task_id: str, name: str, offset: int, length: int, *, is_paced: bool
+    ) -> memoryview:
+        async def ask(line: NodeChannel) -> memoryview:
             request = self._reads.find(task_id, name)
             if request is None:
                 asked = agent_pb2.SignReadsRequest(task_id=task_id, names=[name])
@@ -518,13 +557,12 @@ class CoordinatorCalls(CoordinatorClient, RestoreClient):
                 request = _signed_request(answer.requests[0])
                 self._reads.keep(task_id, name, request, answer.requests[0].valid_seconds)
             try:
-                arrived = await self._store.get(request, read.offset, read.length)
+                return await self._store.get(request, offset, length, is_paced=is_paced)
             except StoreUnavailableError:
                 self._reads.forget(task_id, name)  # it may have expired
                 raise
-            begin = read.offset
-            found += [arrived[at - begin : at - begin + length] for at, length in read.wanted]
-        return cut(found, [length for _, length in ranges])
+
+        return await self._persist(ask, _PATIENCE_SECONDS)
 
     async def _persist(
         self, call: Callable[[NodeChannel], Awaitable[_T]], patience_seconds: float

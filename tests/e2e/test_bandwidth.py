@@ -5,9 +5,13 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.agents import Agent, agents, volume
 from tests.e2e.harness import Machine, eventually
+from tests.e2e.test_bucket import new_bucket
 from tests.e2e.wire import Wire, per_second, wires
+from tests.servers.shared import server
 
 CAP = 20_000_000
 MIB = 1024 * 1024
@@ -116,3 +120,31 @@ def test_a_restore_keeps_to_a_limit_and_uses_it(tmp_path: Path) -> None:
     assert whole
     assert max(seconds) <= CAP / 2 * 1.05 * HEADERS
     assert nearly_least(seconds) >= CAP / 2 * 0.95
+
+
+def test_a_restore_from_a_bucket_keeps_to_a_limit_from_its_first_byte(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    machine = Machine(tmp_path / "home")
+    noise = disk_full_of_noise(tmp_path / "noise", 40)
+    bucket = new_bucket(server("radosgw", tmp_path_factory), tmp_path)
+    with wires(bucket.server.url.removeprefix("http://"), 1) as [line]:
+        through = bucket._replace(server=bucket.server._replace(url=f"http://{line.address}"))
+        with machine.up(tmp_path / "data", f"noise={noise}", options=through.options) as up:
+            snapshot = up.backup("noise")["snapshot_id"]
+            up.run("bandwidth", "set", "--fleet", "10MB/s").ok()
+            pause(SETTLING)
+            asked = time.monotonic()
+            made = up.restore(snapshot, tmp_path / "restored")
+            done = time.monotonic()
+        whole = (tmp_path / "restored/noise").read_bytes() == (noise / "noise").read_bytes()
+
+    begun = next(at for at, size in line.down if at > asked and size > MIB / 64)
+    last = [at for at, size in line.down if size > MIB / 64][-1]
+    seconds = per_second([line.down], asked, done)
+    assert whole
+    # A store sends all that it is asked for, whether anybody reads it or not.
+    assert max(seconds) <= CAP / 2 * 1.05 * HEADERS
+    assert nearly_least(per_second([line.down], begun + SETTLING, last)) >= CAP / 2 * 0.95
+    # Fifty requests a second, and some for metadata.
+    assert made["store_requests"]["get"] <= 50 * (done - asked) + 10
