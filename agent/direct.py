@@ -36,8 +36,8 @@ PIECE_BYTES: Final = 256 * 1024
 # would take the connection for lost.
 _YOUNGER_SHIFT: Final = 3
 _PIECE_BYTES_MIN: Final = 4096
-# Three uploads, and what restores fetch at once: two reads, or under a limit fifty a second, each of
-# which may take 0.3 s.
+# Three uploads, and what restores fetch at once: two reads, or under a limit fifty a second, of
+# which each may take 0.3 s.
 _CONNECTIONS: Final = 20
 _CONNECT_SECONDS: Final = 20.0
 # Without a byte for so long a request is as good as lost.
