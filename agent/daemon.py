@@ -28,10 +28,12 @@ import msgspec
 from typing_extensions import override
 
 from agent.backup import run_backup
+from agent.channel import NodeChannel, open_node_channel
 from agent.clones import Clones
 from agent.config import Address, Config
 from agent.direct import DirectStore
 from agent.disk import DiskThrottle
+from agent.download import RestoreCalls
 from agent.endpoint import Endpoint
 from agent.errors import ConfigError, StateError, UnreachableError, VolumeError
 from agent.gate import Gate
@@ -65,7 +67,7 @@ from agent.tasks import Order, Report, Tasks
 from agent.throttle import Demand, Grant, Throttles
 from agent.tracking.opening import open_tracker
 from agent.tracking.tracker import Tracker
-from agent.upload import CoordinatorCalls, NodeChannel, open_node_channel
+from agent.upload import BackupCalls
 from agent.volumes import Volumes, check_readable, excluded, never_read
 from agent.watching import Watching
 from repository.errors import BusyError, CanceledError, TidemarkError
@@ -188,7 +190,8 @@ class _Agent(Handler):
             parts.config.store_endpoint, parts.config.store_ca, throttles=self._throttles
         )
         self._welcomed = asyncio.Event()
-        self._calls = CoordinatorCalls(parts.line, clock, self._throttles, self._store)
+        self._backup_calls = BackupCalls(parts.line, clock, self._throttles, self._store)
+        self._restore_calls = RestoreCalls(parts.line, clock, self._throttles, self._store)
         self._control = ControlStream(parts.line, self, clock)
         self._throttles.tell_with(self._control.send_demand)
         self._renewal = Renewal(
@@ -207,7 +210,7 @@ class _Agent(Handler):
             node_id=node_id,
             signing_key=parts.identity.keys.signing,
             state=parts.state,
-            coordinator=self._calls,
+            coordinator=self._backup_calls,
             workers=parts.pools.backups,
             clock=clock,
             tracking=parts.tracker,
@@ -323,8 +326,8 @@ class _Agent(Handler):
         return Sample(
             tasks=self._tasks.count(),
             connected=self._control.is_connected,
-            uploads_waiting=self._calls.uploads_waiting,
-            uploads_running=self._calls.uploads_running,
+            uploads_waiting=self._backup_calls.uploads_waiting,
+            uploads_running=self._backup_calls.uploads_running,
             volumes=self._volumes.protected(),
             tracking=self._tracking_sample(),
             throttled={
@@ -469,7 +472,7 @@ class _Agent(Handler):
             self._services_of(task.task_id, tally), workers=self._restorers
         )
         with charged(tally):
-            outcome = await run_restore(task, services, self._calls, places)
+            outcome = await run_restore(task, services, self._restore_calls, places)
         return self._restore_ended(task, outcome, tally)
 
     def _volume_path(self, volume_id: bytes) -> bytes | None:

@@ -1,7 +1,7 @@
 """What a task is given to work with: types only, so that backup and restore know no gRPC.
 
-session.py and upload.py fulfil `CoordinatorClient`; daemon.py puts the bundle together. Nothing
-here does anything.
+upload.py fulfils `CoordinatorClient`, download.py `RestoreClient`; daemon.py puts the bundle
+together. Nothing here does anything.
 """
 
 import enum

@@ -21,11 +21,13 @@ import grpc.aio
 import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from agent.channel import NodeChannel, open_channel, translated
 from agent.config import Address
 from agent.errors import ConfigError, CoordinatorError, UnreachableError, first_error
 from agent.identity import Identity, Keys, Membership
 from agent.line import Line
 from agent.logs import get_logger
+from agent.messages import backup_result, path_errors, store_requests
 from agent.services import (
     BackupOutcome,
     BackupTask,
@@ -39,14 +41,6 @@ from agent.services import (
 )
 from agent.throttle import Demand, Flow, Grant
 from agent.tracking.tracker import Mode
-from agent.upload import (
-    NodeChannel,
-    backup_result,
-    open_channel,
-    path_errors,
-    store_requests,
-    translated,
-)
 from agent.validity import read_validity
 from proto.bootstrap import InvalidTokenError, parse_token
 from proto.renewal import RENEWAL_DOMAIN, renewal_statement

@@ -1,5 +1,6 @@
 """Which reads serve which ranges of an object: few, bounded, with little for nothing. Pure."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -32,3 +33,15 @@ def reads(ranges: Iterable[tuple[int, int]], *, gap_bytes: int, read_bytes: int)
             held.append((offset, length))
     if held:
         yield Read(held[0][0], sum(held[-1]) - held[0][0], held)
+
+
+def take_ranges(ranges: deque[tuple[int, int]], room: int) -> list[tuple[int, int]]:
+    """Take so many bytes from the beginning of the ranges, or all there are."""
+    taken = []
+    while ranges and room > 0:
+        offset, length = ranges.popleft()
+        if length > room:
+            ranges.appendleft((offset + room, length - room))
+        taken.append((offset, min(length, room)))
+        room -= length
+    return taken

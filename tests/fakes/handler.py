@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
+from agent.channel import NodeChannel
 from agent.line import Line
 from agent.services import Clock, RestoreTask
 from agent.session import BackupWish, ControlStream, Greeting, Handler
 from agent.throttle import Demand, Grant, Throttles
-from agent.upload import NodeChannel
 
 
 class QuietHandler(Handler):

@@ -2,9 +2,9 @@
 
 import sys
 
-from agent import __main__, session, upload
+from agent import __main__, channel, session
 
 if __name__ == "__main__":
-    upload.KEEPALIVE_SECONDS = 1.0  # type: ignore[misc]
+    channel.KEEPALIVE_SECONDS = 1.0  # type: ignore[misc]
     session._BACKOFF_SECONDS = (0.3, 1.0)  # type: ignore[misc]
     sys.exit(__main__.run(sys.argv[1:]))

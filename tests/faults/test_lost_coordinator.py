@@ -9,11 +9,12 @@ import grpc.aio
 import pytest
 from typing_extensions import override
 
+from agent.channel import NodeChannel
 from agent.daemon import SystemClock
 from agent.line import Line
 from agent.services import Session
 from agent.throttle import Throttles
-from agent.upload import CoordinatorCalls, NodeChannel
+from agent.upload import BackupCalls
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
 from tests.fakes.coordinator import finished_pack
 from tests.fakes.handler import QuietHandler
@@ -88,7 +89,7 @@ async def test_a_coordinator_that_is_killed_under_an_upload_leaves_the_floor_not
         asyncio.TaskGroup() as group,
     ):
         handler = QuietHandler(throttles, Line(NodeChannel(control)), clock)
-        calls = CoordinatorCalls(Line(NodeChannel(line)), clock, throttles)
+        calls = BackupCalls(Line(NodeChannel(line)), clock, throttles)
         tasks = [group.create_task(handler.stream.run(), name="stream")]
         async with asyncio.timeout(5):
             await handler.granted.wait()

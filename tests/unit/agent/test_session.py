@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 from typing_extensions import override
 
+from agent.channel import NodeChannel
 from agent.daemon import SystemClock
 from agent.errors import CoordinatorError
 from agent.line import Line
@@ -22,7 +23,6 @@ from agent.services import (
 )
 from agent.session import BackupWish, ControlStream, Greeting, check_protocol
 from agent.throttle import Demand, Flow, Grant
-from agent.upload import NodeChannel
 from proto.tidemark.v1 import agent_pb2, agent_pb2_grpc
 from proto.versions import PROTOCOL
 from repository.errors import StoreFullError

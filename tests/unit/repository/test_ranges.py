@@ -1,11 +1,12 @@
 """Which reads of the store serve the ranges that a restore asks for."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repository.ranges import Read
+from repository.ranges import Read, take_ranges
 from repository.ranges import reads as reads_of
 
 MIB = 1024 * 1024
@@ -46,3 +47,12 @@ def test_every_byte_that_was_asked_for_comes_once_and_in_order(
                 served.append((offset, length))
 
     assert served == [each for each in ranges if each[1]]
+
+
+def test_what_is_taken_of_ranges_is_missing_from_their_beginning() -> None:
+    ranges = deque([(0, 10), (50, 0), (100, 30), (200, 5)])
+
+    assert take_ranges(ranges, 25) == [(0, 10), (50, 0), (100, 15)]
+    assert list(ranges) == [(115, 15), (200, 5)]
+    assert take_ranges(ranges, 99) == [(115, 15), (200, 5)]
+    assert not ranges
