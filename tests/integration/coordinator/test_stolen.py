@@ -28,6 +28,7 @@ from coordinator.config import Config
 from proto.tidemark.v1 import admin_pb2, agent_pb2, common_pb2
 from repository.keys import UnsealingKey
 from repository.layout import CONFIG_NAME, refs_name, root_name
+from repository.pack import TAIL_BYTES
 from repository.store.s3.location import parse_location
 from tests.e2e.test_bucket import PREFIX, Bucket, new_bucket
 from tests.fakes.agent import Connection, FakeAgent, MadePack, MadeSnapshot, Writing
@@ -69,21 +70,24 @@ class Stolen:
     http: aiohttp.ClientSession
     bucket: Bucket
 
-    def digest(self, pack: MadePack, **instead: Any) -> agent_pb2.PackDigest:
+    def digest(self, pack: MadePack, *, end_bytes: int = 0, **instead: Any) -> agent_pb2.PackDigest:
         said = {"name": pack.name, "size_bytes": len(pack.raw), **instead}
         header = agent_pb2.PackHeader(
             session_id=self.writing.session_id, fencing_token=self.writing.fencing_token, **said
         )
         checksum = hashlib.md5(pack.raw, usedforsecurity=False).digest()
         whole = blake3(pack.raw).digest()
-        return agent_pb2.PackDigest(header=header, checksum=checksum, blake3=whole)
+        return agent_pb2.PackDigest(
+            header=header, checksum=checksum, blake3=whole, end_bytes=end_bytes
+        )
 
     async def sign(self, pack: MadePack, **instead: Any) -> agent_pb2.SignUploadResponse:
         request = agent_pb2.SignUploadRequest(pack=self.digest(pack, **instead))
         return await self.connection.stub.SignUpload(request)
 
-    async def confirm(self, pack: MadePack) -> None:
-        request = agent_pb2.ConfirmUploadRequest(pack=self.digest(pack))
+    async def confirm(self, pack: MadePack, end_bytes: int = 0) -> None:
+        digest = self.digest(pack, end_bytes=end_bytes)
+        request = agent_pb2.ConfirmUploadRequest(pack=digest)
         await self.connection.stub.ConfirmUpload(request)
 
     async def send(
@@ -121,6 +125,26 @@ async def stolen(
 def at(url: str, path: str) -> str:
     """The same request for something else."""
     return urlunsplit(urlsplit(url)._replace(path=path))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("end_bytes", [0, 1, TAIL_BYTES, TAIL_BYTES + 9, 2**32 - 1])
+async def test_a_pack_is_read_back_whatever_its_agent_says_of_its_end(
+    config: Config, bucket: Bucket, end_bytes: int
+) -> None:
+    async with serving(config) as coordinator:
+        agent = await coordinator.agent()
+        volume = agent.volume("data")
+        async with stolen(coordinator, agent, bucket) as honest:
+            for pack in honest.made.packs:
+                assert await honest.put((await honest.sign(pack)).request, pack.raw) == 200
+                await honest.confirm(pack, end_bytes)
+            root = agent.sign(honest.writing, volume, honest.made)
+            await honest.connection.commit(honest.writing, root, honest.made.refs)
+            await honest.connection.finish_backup(honest.task.task_id)
+            job = await coordinator.ended(honest.job_id)
+
+    assert job.phase == common_pb2.PHASE_COMPLETED
 
 
 @pytest.mark.asyncio
