@@ -18,7 +18,7 @@ from typing import Any, Final
 from typing_extensions import Buffer
 
 from agent.endpoints import is_beneath
-from agent.throttle import Deadline, Throttles
+from agent.throttle import BYTES_PER_SECOND_MIN, Deadline, Throttles, transfer_seconds
 from repository.errors import (
     DamagedError,
     ObjectMissingError,
@@ -42,9 +42,6 @@ _CONNECTIONS: Final = 20
 _CONNECT_SECONDS: Final = 20.0
 # Without a byte for so long a request is as good as lost.
 _SILENCE_SECONDS: Final = 60.0
-# The slowest line that a transfer is allowed to be on, beside a minute for the rest.
-_BYTES_PER_SECOND_MIN: Final = 64 * 1024
-_CALL_SECONDS: Final = 60.0
 # What Linux takes at most of a connection without having sent it: by default, net.ipv4.tcp_wmem.
 _KERNEL_BYTES: Final = 4 * 1024 * 1024
 # More packs than restores read at once.
@@ -171,7 +168,7 @@ class DirectStore:
                     sent += min(size, len(rest))
                     rest = rest[size:]
             # The kernel may have most of it still.
-            rest_seconds = min(sent, _KERNEL_BYTES) / _BYTES_PER_SECOND_MIN
+            rest_seconds = min(sent, _KERNEL_BYTES) / BYTES_PER_SECOND_MIN
             _end_after(silence, self._silence_seconds + rest_seconds)
         finally:
             self._sending.remove(flow)
@@ -219,9 +216,8 @@ class DirectStore:
     @asynccontextmanager
     async def _deadline(self, size_bytes: int) -> AsyncIterator[Deadline]:
         """As long as so many bytes may take on the slowest line that is one."""
-        seconds = _CALL_SECONDS + size_bytes / _BYTES_PER_SECOND_MIN
         try:
-            deadline = Deadline(seconds)
+            deadline = Deadline(transfer_seconds(size_bytes))
             async with deadline.timeout:
                 yield deadline
         except TimeoutError as error:

@@ -21,9 +21,9 @@ from agent.fetching import STORE_FETCH_BYTES
 from agent.line import Line
 from agent.messages import granted_frame, granted_pack, signed_request
 from agent.pacing import Lag
-from agent.retrying import CALL_SECONDS, PATIENCE_SECONDS, Persistence, transfer_seconds
+from agent.retrying import PATIENCE_SECONDS, Persistence
 from agent.services import Clock, Grant, RestoreClient
-from agent.throttle import PIECE_BYTES, Throttles
+from agent.throttle import CALL_SECONDS, PIECE_BYTES, Throttles, transfer_seconds
 from proto.tidemark.v1 import agent_pb2
 from repository.errors import StoreUnavailableError
 from repository.ranges import reads, take_ranges

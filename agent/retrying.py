@@ -1,4 +1,4 @@
-"""Calls made again while the coordinator or the store is away, and how long each may take.
+"""Calls made again while the coordinator or the store is away, and for how long.
 
 Every call of a task may be repeated: an upload by its name, a commit by its session. Each try takes
 the line's connection of that moment. What was refused is not asked again.
@@ -18,23 +18,14 @@ from agent.logs import get_logger
 from agent.services import Clock
 from repository.errors import StoreUnavailableError, TidemarkError
 
-# A call without much data; the coordinator syncs files for some of them.
-CALL_SECONDS: Final = 60.0
 # How long a restore waits for a coordinator that went away, and a backup that has no session yet.
 # With one it waits for its lease.
 PATIENCE_SECONDS: Final = 120.0
-# The slowest line that a transfer is allowed to be on, beside CALL_SECONDS.
-_BYTES_PER_SECOND_MIN: Final = 64 * 1024
 _BACKOFF_SECONDS: Final = (0.2, 5.0)
 
 _T = TypeVar("_T")
 _log = get_logger()
 _random = random.SystemRandom()
-
-
-def transfer_seconds(size_bytes: int) -> float:
-    """Return how long a call may take that carries so much of a pack."""
-    return CALL_SECONDS + size_bytes / _BYTES_PER_SECOND_MIN
 
 
 class Persistence:

@@ -17,6 +17,10 @@ from agent.services import Clock
 
 # Pieces when nothing is limited, and the largest there are.
 PIECE_BYTES: Final = 1024 * 1024
+# A call without much data, or a request; the coordinator syncs files for some calls.
+CALL_SECONDS: Final = 60.0
+# The slowest line that a transfer is allowed to be on, beside that.
+BYTES_PER_SECOND_MIN: Final = 64 * 1024
 # A line that stutters faster than 50 times a second is smooth to everybody on it.
 _PIECE_SECONDS: Final = 0.02
 # Smaller pieces would be mostly the headers around them.
@@ -104,12 +108,11 @@ class Throttle:
     @property
     def piece_bytes(self) -> int:
         """How much should be asked for at a time."""
-        return PIECE_BYTES if self._pace is None else min(PIECE_BYTES, self._piece())
+        return PIECE_BYTES if self._pace is None else min(PIECE_BYTES, self._piece_of(self._pace))
 
-    def _piece(self) -> int:
+    def _piece_of(self, pace: Pace) -> int:
         """What goes at the present rate in a moment that nobody notices."""
-        rate = (self._pace.rate if self._pace is not None else 0) or self._floor
-        return max(_PIECE_BYTES_MIN, int(rate * _PIECE_SECONDS))
+        return max(_PIECE_BYTES_MIN, int((pace.rate or self._floor) * _PIECE_SECONDS))
 
     async def take(self, nbytes: int) -> float:
         """Wait until so many bytes may go; the seconds that it took."""
@@ -211,7 +214,7 @@ class Throttle:
             self._changed.clear()
             now = self._clock.monotonic()
             self._fall(now)
-            piece = min(most, self._piece())
+            piece = min(most, self._piece_of(pace))
             delay = pace.delay(piece, now)
             if not delay:
                 pace.spend(piece, now)
@@ -293,6 +296,11 @@ class Throttles:
 
 def _nobody() -> None:
     """Nobody is asked before there is a connection."""
+
+
+def transfer_seconds(size_bytes: int) -> float:
+    """Return how long a call or a request may take that carries so much of a pack."""
+    return CALL_SECONDS + size_bytes / BYTES_PER_SECOND_MIN
 
 
 class Deadline:

@@ -20,7 +20,7 @@ from agent.errors import UnreachableError
 from agent.line import Line
 from agent.messages import backup_result, chunks_of, signed_request, signed_uploads
 from agent.packing import FinishedPack
-from agent.retrying import CALL_SECONDS, PATIENCE_SECONDS, Persistence, transfer_seconds
+from agent.retrying import PATIENCE_SECONDS, Persistence
 from agent.services import (
     BackupStatistics,
     Clock,
@@ -30,7 +30,7 @@ from agent.services import (
     Session,
     StoredChunks,
 )
-from agent.throttle import Deadline, Throttles
+from agent.throttle import CALL_SECONDS, Deadline, Throttles, transfer_seconds
 from proto.payload import encode_bytes_field
 from proto.tidemark.v1 import agent_pb2
 from repository.failpoints import failpoint

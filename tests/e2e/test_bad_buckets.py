@@ -110,8 +110,8 @@ def test_doctor_finds_what_went_wrong_with_a_bucket_later(
     let(gateway, "Get", "List", "Put", "Delete")
     host = gateway.server.url.removeprefix("http://")
     with wires(host, 1) as (wire,):
-        through = gateway._replace(server=gateway.server._replace(url=f"http://{wire.address}"))
-        with machine.up(tmp_path / "data", f"web={tree}", options=through.options) as up:
+        options = gateway.through(wire.address).options
+        with machine.up(tmp_path / "data", f"web={tree}", options=options) as up:
             up.backup()
             well = doctor(up)
             rules = {"Rules": [RULE]}

@@ -42,6 +42,10 @@ class Bucket(NamedTuple):
             *("--repository-credentials", str(self.credentials)),
         )
 
+    def through(self, address: str) -> "Bucket":
+        """The same, reached by way of another address: a wire to its server."""
+        return self._replace(server=self.server._replace(url=f"http://{address}"))
+
     @property
     def endpoint(self) -> str:
         """Where agents may send packs."""

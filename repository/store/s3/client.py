@@ -88,11 +88,11 @@ class Bucket:
 
         return await self.persist(Operation.GET, ask)
 
-    async def read_whole(self, name: str) -> tuple[dict[str, Any], bytes]:
-        """All of an object of ours, and the answer; StoreUnavailableError where it was cut off."""
+    async def read_whole(self, name: str) -> bytes:
+        """All of an object of ours; StoreUnavailableError where it was cut off."""
         answer, data = await self.read(name, Key=self.key(name))
         _check_whole(name, data, answer)
-        return answer, data
+        return data
 
     async def read_range(self, name: str, offset: int, length: int) -> tuple[dict[str, Any], bytes]:
         """Some bytes of an object of ours, at least one, and the answer.

@@ -103,8 +103,7 @@ class S3Store(Store):
 
     @override
     async def get(self, name: str) -> bytes:
-        _, data = await self.bucket.read_whole(name)
-        return data
+        return await self.bucket.read_whole(name)
 
     @override
     async def get_range(self, name: str, offset: int, length: int) -> bytes:
